@@ -7,6 +7,8 @@ import (
 	"syscall"
 	"testing"
 
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/network/nft"
 	"vmnet/internal/network/tool"
 	"vmnet/internal/nstest"
 )
@@ -41,6 +43,7 @@ func TestLiveNetworkWithThePrivilegesOfItsUnit(t *testing.T) {
 		}
 		hear(t, heard, "READY=1\nSTATUS=network lab: guests are answered")
 		ipIn(t, ns.Path(), "link", "show", "lab-srv")
+		reloadMends(t, ns, cmd.Process)
 		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 			t.Error(err)
 		}
@@ -52,4 +55,19 @@ func TestLiveNetworkWithThePrivilegesOfItsUnit(t *testing.T) {
 			t.Error("lab-srv is left")
 		}
 	}
+}
+
+// reloadMends: SIGUSR1, by which the unit is reloaded, has the network made as its file says.
+func reloadMends(t *testing.T, ns *netns.NS, serve *os.Process) {
+	t.Helper()
+	if err := nft.Apply(t.Context(), ns, "flush ruleset\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := serve.Signal(syscall.SIGUSR1); err != nil {
+		t.Fatal(err)
+	}
+	nstest.Eventually(t, patience, "the table is back", func() bool {
+		_, err := nft.ListTable(t.Context(), ns, "inet", "vmnet-lab")
+		return err == nil
+	})
 }

@@ -4,6 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -36,6 +40,34 @@ nothing is left.`,
 		})
 	})
 	return cmd
+}
+
+// errServerDiffers ends a server that is out of date, so that systemd starts it again.
+var errServerDiffers = errors.New("the server is not as the network's file says")
+
+// reapplyOnRequest makes the network as its file says whenever SIGUSR1 comes, and ends the server
+// if that itself differs. The function that it returns undoes this, and waits for what is at work.
+func (a *app) reapplyOnRequest(ctx context.Context, m *network.Manager, name string, end func(error)) (stop func()) {
+	requests := make(chan os.Signal, 1)
+	signal.Notify(requests, syscall.SIGUSR1)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for range requests {
+			if ctx.Err() != nil {
+				continue
+			}
+			_, _, err := m.ApplyUnlocked(ctx, name)
+			c, checkErr := m.Check(ctx, name)
+			if err = errors.Join(err, checkErr); err != nil {
+				a.note(err.Error())
+			}
+			if slices.ContainsFunc(c.Differences, func(d network.Difference) bool { return d.What == "server" }) {
+				end(errServerDiffers)
+			}
+		}
+	}()
+	return func() { signal.Stop(requests); close(requests); <-ended }
 }
 
 // advertiseCommand is run by the server itself, with files that it opens.
@@ -71,6 +103,9 @@ func (a *app) networkServe(ctx context.Context, m *network.Manager, name string)
 			a.note(err.Error())
 		}
 	}
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	defer a.reapplyOnRequest(ctx, m, name, end)()
 	if n.DHCP {
 		err = m.Serve(ctx, n, ready, func(err error) { a.note(err.Error()) })
 	} else {
@@ -79,6 +114,9 @@ func (a *app) networkServe(ctx context.Context, m *network.Manager, name string)
 	}
 	if err := notify("STOPPING=1"); err != nil {
 		a.note(err.Error())
+	}
+	if cause := context.Cause(ctx); errors.Is(cause, errServerDiffers) {
+		err = errors.Join(err, cause)
 	}
 	return errors.Join(err, printed, a.result(networkServed{Network: name, State: "ended"}, "network %s: ended", name))
 }

@@ -13,6 +13,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmnet/internal/kernel/netns"
+	"vmnet/internal/network"
+	"vmnet/internal/network/config"
+	"vmnet/internal/network/dhcp"
 	"vmnet/internal/watch"
 	"vmnet/libvirt"
 	"vmnet/tapmgr"
@@ -22,6 +25,7 @@ import (
 type watchVerb struct {
 	log       string // "text" or "json"
 	noLibvirt bool
+	networks  networkFlags
 }
 
 func (a *app) watchCommand() *cobra.Command {
@@ -32,10 +36,11 @@ func (a *app) watchCommand() *cobra.Command {
 		Long: `Stay in the foreground, and do what libvirt has no hook for: give taps that libvirt
 makes for NICs attached live the port settings that their domain declares; put ports back on a
 bridge that was deleted and recreated; let macvtaps with rx filter mirror accept the multicast
-groups that their guests have joined; remove macvtaps that libvirt guests leave behind; and keep, or
-remove, the entries by which the host answers for routed guests. Each action is logged to stderr as
-a line, with its level for systemd's journal. Nothing breaks without vmnet watch, nor when it ends.
-See vmnet-watch(8).`,
+groups that their guests have joined; remove macvtaps that libvirt guests leave behind; keep, or
+remove, the entries by which the host answers for routed guests; and mend networks that others have
+changed, for example by flushing all rules. Each action is logged to stderr as a line, with its
+level for systemd's journal. Nothing breaks without vmnet watch, nor when it ends. See
+vmnet-watch(8).`,
 		Example: `  vmnet watch
   systemctl enable --now vmnet-watch`,
 		Args: noArgs(),
@@ -44,11 +49,20 @@ See vmnet-watch(8).`,
 	choice(cmd, cmd.Flags(), &o.log, "log", "", "how lines are logged: text for people, json for programs", "text",
 		"json")
 	cmd.Flags().BoolVar(&o.noLibvirt, "no-libvirt", false, "do not look for libvirt")
-	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error { return a.watch(cmd.Context(), &o) })
+	cmd.Flags().StringVar(&o.networks.config, "config-dir", "", "`DIRECTORY` of the files of networks (default "+
+		config.DefaultDir+")")
+	cmd.Flags().StringVar(&o.networks.state, "state-dir", "", "`DIRECTORY` of their servers' lease files (default "+
+		dhcp.DefaultState+")")
+	o.networks.user = userChoice{given: true} // those of users end as a whole
+	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error {
+		return a.withNetworks(cmd.Context(), &o.networks, func(m *network.Manager) error {
+			return a.watch(cmd.Context(), &o, m)
+		})
+	})
 	return cmd
 }
 
-func (a *app) watch(ctx context.Context, o *watchVerb) error {
+func (a *app) watch(ctx context.Context, o *watchVerb, networks *network.Manager) error {
 	ns, err := netns.Open(a.netns)
 	if err != nil {
 		return err
@@ -66,6 +80,7 @@ func (a *app) watch(ctx context.Context, o *watchVerb) error {
 			log.WarnContext(ctx, "cannot notify systemd", "error", err)
 		}
 	}}
+	cfg.Networks = networks
 	if !o.noLibvirt {
 		cfg.Dial, cfg.DialMonitor = dialer(a.libvirt, true), dialer(a.libvirt, false)
 		cfg.MayBeAbsent = a.libvirt == ""

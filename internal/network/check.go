@@ -139,8 +139,11 @@ func (m *Manager) compare(ctx context.Context, networks []*config.Network) (foun
 	return found, nil
 }
 
+// mendByApply is the cure for what apply mends.
+func mendByApply(name string) string { return "vmnet network apply " + name }
+
 func (m *Manager) differences(n *config.Network, st *state) (found []Difference, err error) {
-	mend := "vmnet network apply " + n.Name
+	mend := mendByApply(n.Name)
 	add := func(what, want, is string) { found = append(found, Difference{n.Name, what, want, is, mend}) }
 	switch {
 	case st.bridge == nil:

@@ -3,6 +3,7 @@ package network
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os/exec"
 	"strings"
@@ -77,6 +78,17 @@ func (Systemd) Stop(ctx context.Context, _ *Manager, n *config.Network) error {
 func (Systemd) AtBoot(ctx context.Context, n *config.Network) bool {
 	return systemctl(ctx, "is-enabled", "--quiet", unit(n.Name)) == nil
 }
+
+// Reload has a network that runs made as its file says. One whose unit is stopped is left so.
+func (Systemd) Reload(ctx context.Context, network string) error {
+	if systemctl(ctx, "is-active", "--quiet", unit(network)) != nil {
+		return errStopped
+	}
+	return systemctl(ctx, "reload", unit(network))
+}
+
+// errStopped is the error for a network that somebody has stopped.
+var errStopped = errors.New("its unit is stopped")
 
 // Text implements Service.
 func (Systemd) Text(n *config.Network) string { return "systemctl enable, restart " + unit(n.Name) }

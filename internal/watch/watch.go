@@ -13,11 +13,13 @@ import (
 	"errors"
 	"io/fs"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/network"
 	"vmnet/libvirt"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
@@ -37,6 +39,10 @@ type Config struct {
 	// DialMonitor connects so that monitor commands are allowed. It is used only while a domain has
 	// a NIC whose multicast groups are mirrored.
 	DialMonitor func(ctx context.Context) (*libvirt.Conn, error)
+
+	// Networks are mended when they differ from their files; nil: none is watched. Changes of NS
+	// cause that.
+	Networks *network.Manager
 
 	// Report receives what was done and what failed, from one goroutine at a time.
 	Report func(Report)
@@ -71,10 +77,12 @@ type watcher struct {
 	mirrors *mirrors
 	domains domains
 	left    *leavings // of serve
+
+	changes *rtnl.Changes // nil without Networks
 }
 
 // Run watches until ctx ends, which is no error, or the kernel's events cannot be received.
-func Run(ctx context.Context, cfg Config) error {
+func Run(ctx context.Context, cfg Config) (err error) {
 	events, err := rtnl.OpenEvents(cfg.NS)
 	if err != nil {
 		return err
@@ -85,6 +93,12 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	defer nl.Close()
 	w := &watcher{Config: cfg, nl: nl}
+	if cfg.Networks != nil {
+		if w.changes, err = rtnl.OpenChanges(cfg.NS); err != nil {
+			return errors.Join(err, events.Close())
+		}
+		defer func() { err = errors.Join(err, w.changes.Close()) }()
+	}
 	w.ports = newPorts(cfg.Manager.SetForeignPortOf, w.report)
 	w.macs = newAddresses(cfg.Manager.SetBackAddress, w.report)
 	w.bridges = newBridges(w.putBack)
@@ -106,6 +120,9 @@ func (w *watcher) run(ctx context.Context, events *rtnl.Events) error {
 	all.Go(func() { w.bridges.work(ctx) })
 	all.Go(func() { w.routes.work(ctx) })
 	all.Go(func() { w.mirrors.work(ctx) })
+	if w.changes != nil {
+		all.Go(func() { w.Networks.Watch(ctx, w.changes.C, w.mended) })
+	}
 	if w.Dial != nil {
 		all.Go(func() { w.followLibvirt(ctx) })
 	} else {
@@ -217,6 +234,18 @@ func (w *watcher) did(actions []nic.Action, err error) (failed bool) {
 		w.report(Report{Text: "the state cannot be read", Err: err})
 	}
 	return failed || err != nil
+}
+
+// mended reports a network that was mended, or could not be.
+func (w *watcher) mended(m network.Mended) {
+	text := "network mended: " + strings.Join(m.What, ", ")
+	switch {
+	case m.Network == "":
+		text = "the networks cannot be compared with their files"
+	case m.Err != nil:
+		text = "network not mended: " + strings.Join(m.What, ", ")
+	}
+	w.report(Report{Text: text, Interface: m.Network, Err: m.Err})
 }
 
 func (w *watcher) ready() {

@@ -183,6 +183,7 @@ func (c Config) start(nl *rtnl.Conn, inner *netns.NS, program string, who *sysca
 		return all, err
 	}
 	cmd := exec.Command(self, args...)
+	cmd.Args[0] = os.Args[0]
 	cmd.ExtraFiles = files
 	sender, err := start(inner, cmd, who, nil)
 	for _, f := range files {
