@@ -58,6 +58,16 @@ func buildInitramfs(k Kernel, init []byte, c Config) ([]byte, error) {
 	return w.finish(), nil
 }
 
+// udhcpcScript is what udhcpc(8) runs with the settings that a DHCP server has sent.
+const udhcpcScript = `#!/bin/sh
+[ "$1" = bound ] || exit 0
+ip addr add "$ip/$mask" dev "$interface"
+[ -z "$router" ] || ip route add default via "$router"
+for server in $dns; do echo "nameserver $server"; done >/etc/resolv.conf
+[ -z "$domain" ] || echo "search $domain" >>/etc/resolv.conf
+echo "$interface: $ip"
+`
+
 // addBusybox adds busybox and links for all its applets. The guest works without it.
 func addBusybox(w *cpioWriter) {
 	path, err := exec.LookPath("busybox")
@@ -69,6 +79,8 @@ func addBusybox(w *cpioWriter) {
 		return
 	}
 	w.file("bin/busybox", 0o755, content)
+	w.dir("etc/udhcpc")
+	w.file("etc/udhcpc/default.script", 0o755, []byte(udhcpcScript))
 	names, _ := exec.Command(path, "--list").Output()
 	for name := range strings.FieldsSeq(string(names)) {
 		if name != "busybox" && !strings.Contains(name, "/") {

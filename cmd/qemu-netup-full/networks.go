@@ -8,38 +8,42 @@ import (
 	"time"
 
 	"vmnet/internal/network/userdirs"
+	"vmnet/tapmgr/nic"
 )
 
 // networkPatience bounds the start of a user's network.
 const networkPatience = time.Minute
 
 // ownNetworks puts the NICs that are to be on networks of the caller on their switches, for which
-// no privilege is needed, and returns the names of these networks.
-func (a *app) ownNetworks(o *launchOptions) (names []string, err error) {
+// no privilege is needed, and returns these NICs.
+func (a *app) ownNetworks(o *launchOptions) (own []*nic.Spec, err error) {
 	if a.p.Caller.Root() {
 		return nil, nil
 	}
 	for i := range o.nics {
 		s := &o.nics[i].spec
-		name := s.Network
 		joined, err := userdirs.Join(s, a.p.Getenv)
 		if err != nil {
 			return nil, err
 		}
 		if joined {
-			names = append(names, name)
+			own = append(own, s)
 		}
 	}
-	return names, nil
+	return own, nil
 }
 
 // startNetworks has vmnet start the networks that do not run. It runs as the caller, without any
 // privilege: this process has no ambient capability, and its ids are the caller's.
-func (a *app) startNetworks(names []string, dryRun bool) error {
+func (a *app) startNetworks(own []*nic.Spec, dryRun bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), networkPatience)
 	defer cancel()
-	for _, name := range names {
+	for _, s := range own {
+		name := s.Switch.Name
 		runs, err := userdirs.Runs(ctx, name)
+		if err == nil {
+			err = userdirs.Settle(s, a.p.Getenv)
+		}
 		if err == nil && !runs && !dryRun {
 			err = a.applyNetwork(ctx, name)
 		}

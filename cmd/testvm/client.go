@@ -174,6 +174,33 @@ func addrCommand() *cobra.Command {
 	})
 }
 
+func dhcpCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "dhcp [flags] LINK",
+		Short:   "Wait for a link of the guest, bring it up, and ask a DHCP server for an address and names",
+		Example: "  testvm dhcp --name P2 eth0",
+		Args:    cobra.ExactArgs(1),
+	}
+	return onGuest(cmd, func(ctx context.Context, g *agent.Guest, args []string) error {
+		if err := awaitLink(ctx, g, args[0]); err != nil {
+			return err
+		}
+		if err := g.Up(ctx, args[0]); err != nil {
+			return err
+		}
+		out, err := g.Run(ctx, agent.Command{
+			Argv: []string{"udhcpc", "-f", "-n", "-q", "-t", "10", "-T", "1", "-i", args[0]},
+		})
+		if err == nil && out.Code != 0 {
+			err = errors.New(strings.TrimSpace(out.Stderr))
+		}
+		if err == nil {
+			fmt.Fprint(cmd.OutOrStdout(), out.Stdout)
+		}
+		return err
+	})
+}
+
 // linkWait is how long a guest may take to notice a NIC that has just been plugged.
 const linkWait = 5 * time.Second
 

@@ -66,6 +66,6 @@ func root() *cobra.Command {
 	cmd.SetVersionTemplate("{{.Version}}\n")
 	cmd.CompletionOptions.DisableDefaultCmd = true
 	cmd.AddCommand(runCommand(), domainCommand(), labCommand(), waitCommand(), execCommand(), linksCommand(),
-		addrCommand(), pingCommand(), powerOffCommand())
+		addrCommand(), dhcpCommand(), pingCommand(), powerOffCommand())
 	return cmd
 }

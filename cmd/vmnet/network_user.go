@@ -120,6 +120,9 @@ func (a *app) joinNetwork(ctx context.Context, s *nic.Spec) error {
 	if err != nil || !joined {
 		return err
 	}
+	if err := userdirs.Settle(s, os.Getenv); err != nil {
+		return err
+	}
 	if runs, err := userdirs.Runs(ctx, name); err != nil || runs {
 		return err
 	}

@@ -31,10 +31,10 @@ func Args(n *config.Network, files Files, resolv string) []string {
 
 // UserArgs returns the arguments of the dnsmasq of a network that an ordinary user has in a network
 // namespace of its own, where the network's interface has all addresses. It also sends the router
-// advertisements, and logs to stderr.
-func UserArgs(n *config.Network, leases, resolv string) []string {
+// advertisements, and logs to stderr. names is the directory of files with more names, as hosts(5).
+func UserArgs(n *config.Network, leases, resolv, names string) []string {
 	a := append(args(n, n.Name, leases, resolv),
-		"--log-facility=-", "--dhcp-option=option:dns-server,"+n.Server().Addr().String())
+		"--log-facility=-", "--hostsdir="+names, "--dhcp-option=option:dns-server,"+n.Server().Addr().String())
 	if n.IPv6.IsValid() {
 		a = append(a, routerArgs(n)...)
 	}

@@ -54,6 +54,21 @@ func Join(s *nic.Spec, getenv func(string) string) (joined bool, err error) {
 	return true, nil
 }
 
+// Settle gives a NIC that Join has put on a network what the network's file says of its port. It
+// reads the file.
+func Settle(s *nic.Spec, getenv func(string) string) error {
+	configs, _, err := Of(getenv)
+	if err != nil {
+		return err
+	}
+	n, err := configs.Read(s.Switch.Name)
+	if err != nil {
+		return err
+	}
+	s.Port.Isolated = s.Port.Isolated || n.Isolated
+	return nil
+}
+
 // Runs reports whether the switch of a network of this user answers.
 func Runs(ctx context.Context, name string) (bool, error) {
 	c, err := control.Dial(ctx, name)

@@ -49,6 +49,15 @@ func TestJoin(t *testing.T) {
 	if !joined || err != nil || s.Network != "" || s.Switch == nil || s.Switch.Name != "lab" {
 		t.Errorf("%v, %v, %+v", joined, err, s)
 	}
+	if err := Settle(&s, env); err == nil {
+		t.Error("an empty file was read")
+	}
+	if err := os.WriteFile(file, []byte("subnet: 10.66.0.0/24\nisolated: true\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Settle(&s, env); err != nil || !s.Port.Isolated {
+		t.Errorf("%v, %+v", err, s)
+	}
 	s = nic.Spec{Network: "lab", IP: []netip.Addr{netip.MustParseAddr("10.66.0.20")}}
 	if _, err := Join(&s, env); err == nil {
 		t.Error("an address that the file does not give")

@@ -39,7 +39,8 @@ const agentFD = 3
 
 // order is what the supervisor sends to the agent.
 type order struct {
-	Make *spec `json:"make,omitempty"` // nil: say what there is
+	Make  *spec `json:"make,omitempty"`  // nil: say what there is
+	Rules bool  `json:"rules,omitempty"` // also of the rules, which takes a run of nft
 }
 
 // spec is a network that an agent makes.
@@ -48,6 +49,7 @@ type spec struct {
 	Text   string `json:"text"`   // of its file
 	Leases string `json:"leases"` // the path of the lease file
 	Resolv string `json:"resolv"` // the path of the host's resolv.conf
+	Names  string `json:"names"`  // the directory of the guests' names
 
 	Forwards []forward `json:"forwards"` // the sockets of new ones come with the order
 }
@@ -109,7 +111,7 @@ func agent() error {
 		} else {
 			fdpass.CloseAll(files)
 		}
-		answer, err := json.Marshal(a.report(err))
+		answer, err := json.Marshal(a.report(o.Rules, err))
 		if err == nil {
 			err = sock.Send(answer, port...)
 		}
@@ -253,11 +255,11 @@ func (a *inside) serve(ctx context.Context, n *config.Network, s *spec) error {
 	if err != nil {
 		return err
 	}
-	return a.server.keep(ctx, append([]string{program}, dhcp.UserArgs(n, s.Leases, s.Resolv)...))
+	return a.server.keep(ctx, append([]string{program}, dhcp.UserArgs(n, s.Leases, s.Resolv, s.Names)...))
 }
 
 // report says what there is, after an error or nil.
-func (a *inside) report(err error) report {
+func (a *inside) report(rules bool, err error) report {
 	r := report{Rules: true}
 	if err != nil {
 		r.Error = err.Error()
@@ -268,7 +270,7 @@ func (a *inside) report(err error) report {
 		r.IP4 = slices.Contains(addrs, inside4)
 		r.IP6 = slices.Contains(addrs, inside6)
 	}
-	if a.table != "" {
+	if rules && a.table != "" {
 		now, err := nft.ListTable(context.Background(), a.ns, ruleset.Inet, a.table)
 		r.Rules = err == nil && now == a.rules
 	}

@@ -22,8 +22,15 @@ import (
 // errNotRunning is returned for a network that does not run.
 var errNotRunning = errors.New("it does not run")
 
-// stopTime bounds a supervisor's end, and then its death.
-const stopTime = 10 * time.Second
+// errHangs is returned for a network whose supervisor does not answer.
+var errHangs = errors.New("its process does not answer (is it stopped? vmnet network delete --force ends it)")
+
+// Times of a client: for the state of a network, for a change, and for the end of its processes.
+const (
+	stateTime  = 10 * time.Second
+	changeTime = orderTime + startTime + talkTime
+	stopTime   = 5 * time.Second
+)
 
 // doorOf returns the paths of a network's socket and of its switch's.
 func doorOf(name string) (network, sw string, err error) {
@@ -91,6 +98,8 @@ func tell(ctx context.Context, name string, r request) (w wire, process *pidfd.H
 
 // statusOf returns how a network stands; errNotRunning if it does not run.
 func statusOf(ctx context.Context, name string) (*Status, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, stateTime, errHangs)
+	defer cancel()
 	w, process, err := tell(ctx, name, request{Do: doState})
 	if process != nil {
 		defer process.Close()
@@ -108,6 +117,8 @@ func statusOf(ctx context.Context, name string) (*Status, error) {
 
 // remake makes a network that runs so.
 func remake(ctx context.Context, n *config.Network) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, changeTime, errHangs)
+	defer cancel()
 	_, process, err := tell(ctx, n.Name, request{Do: doMake, Text: string(n.Format())})
 	if process != nil {
 		_ = process.Close()
@@ -118,7 +129,7 @@ func remake(ctx context.Context, n *config.Network) error {
 // stop ends a network, whatever state its processes are in, and removes what killed ones have left.
 // One that does not run is success.
 func stop(ctx context.Context, name string) error {
-	asked, cancel := context.WithTimeout(ctx, stopTime)
+	asked, cancel := context.WithTimeoutCause(ctx, stopTime, errHangs)
 	defer cancel()
 	_, process, err := tell(asked, name, request{Do: doStop})
 	if process != nil {

@@ -105,8 +105,9 @@ func (d *door) close() error {
 	return errors.Join(err, d.ln.Close())
 }
 
-// serve answers clients until stop. end is called for one that wants the network to end.
-func (d *door) serve(s *supervisor, end func()) error {
+// serve answers clients until stop. Their requests end with ctx. end is called for one that wants
+// the network to end.
+func (d *door) serve(ctx context.Context, s *supervisor, end func()) error {
 	places := make(chan struct{}, maxClients)
 	for {
 		conn, err := d.ln.AcceptUnix()
@@ -121,13 +122,13 @@ func (d *door) serve(s *supervisor, end func()) error {
 		d.clients.Go(func() {
 			defer func() { <-places }()
 			defer conn.Close()
-			talk(s, conn, end)
+			talk(ctx, s, conn, end)
 		})
 	}
 }
 
 // talk answers one client.
-func talk(s *supervisor, conn *net.UnixConn, end func()) {
+func talk(ctx context.Context, s *supervisor, conn *net.UnixConn, end func()) {
 	peer, err := fdpass.PeerOf(conn)
 	if err != nil || int(peer.Uid) != os.Geteuid() && peer.Uid != 0 {
 		return
@@ -142,7 +143,7 @@ func talk(s *supervisor, conn *net.UnixConn, end func()) {
 	var r request
 	var w wire
 	if err = json.Unmarshal(data, &r); err == nil {
-		err = s.perform(&r, &w)
+		err = s.perform(ctx, &r, &w)
 	}
 	if err != nil {
 		w.Error = err.Error()
@@ -156,8 +157,8 @@ func talk(s *supervisor, conn *net.UnixConn, end func()) {
 	}
 }
 
-func (s *supervisor) perform(r *request, w *wire) error {
-	ctx, cancel := context.WithTimeout(context.Background(), orderTime+startTime)
+func (s *supervisor) perform(ctx context.Context, r *request, w *wire) error {
+	ctx, cancel := context.WithTimeout(ctx, orderTime+startTime)
 	defer cancel()
 	switch r.Do {
 	case doState:
@@ -187,7 +188,7 @@ func (s *supervisor) status(ctx context.Context) (*Status, error) {
 		}
 		st.Way, st.WayFailure, st.Restarts = s.now.has.String(), s.now.failure, s.now.restarts
 	})
-	r, _, err := s.agent.ask(ctx, order{})
+	r, _, err := s.agent.ask(ctx, order{Rules: true})
 	st.Rules, st.Serving, st.Failure = r.Rules, r.Serving, r.Failure
 	st.Restarts += r.Restarts
 	for _, pid := range childrenOf(st.Agent) {

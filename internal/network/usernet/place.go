@@ -80,6 +80,8 @@ func (p Place) Look(ctx context.Context, n *config.Network) (seen network.Seen, 
 
 // guestsOn returns the ports of a network's switch, without that of its namespace.
 func guestsOn(ctx context.Context, socket string) (names []string, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, stateTime, errHangs)
+	defer cancel()
 	c, err := control.Dial(ctx, socket)
 	if err != nil {
 		return nil, err
@@ -151,7 +153,7 @@ func (p Place) EndSteps(ctx context.Context, name string, force bool) ([]step.St
 				name, strings.Join(guests, ", "))
 		}
 	}
-	left := []string{path, logFile(p.State, name), oldLog(logFile(p.State, name))}
+	left := []string{path, logFile(p.State, name), oldLog(logFile(p.State, name)), namesDir(p.State, name)}
 	if !slices.ContainsFunc(left, func(path string) bool {
 		_, err := os.Lstat(path)
 		return err == nil
@@ -187,7 +189,7 @@ func (p Place) Programs(n *config.Network) (rules string, programs []string, err
 		programs = append(programs, strings.Join(append([]string{program}, args...), " "))
 	}
 	if n.DHCP {
-		add(dhcp.Program, dhcp.UserArgs(n, leaseFile(p.State, n.Name), p.Resolv))
+		add(dhcp.Program, dhcp.UserArgs(n, leaseFile(p.State, n.Name), p.Resolv, namesDir(p.State, n.Name)))
 	}
 	w, wayErr := hostWay()
 	if n.NAT {
@@ -226,9 +228,7 @@ func mayPing() bool {
 func remove(paths []string) error {
 	var errs []error
 	for _, path := range paths {
-		if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
-			errs = append(errs, err)
-		}
+		errs = append(errs, os.RemoveAll(path))
 	}
 	return errors.Join(errs...)
 }

@@ -53,9 +53,6 @@ func Serve(ctx context.Context, c Config, ready func(socket string)) (err error)
 		return err
 	}
 	catch(syscall.SIGPIPE)
-	if err := os.MkdirAll(c.State, 0o700); err != nil {
-		return fmt.Errorf("lease file: %w", err)
-	}
 	place, err := swserver.Prepare(c.Network.Name, os.Geteuid(), os.Getegid())
 	if errors.Is(err, swserver.ErrRunning) {
 		return fmt.Errorf("network %s: %w (vmnet switch stop %[1]s ends it)", c.Network.Name, err)
@@ -63,6 +60,12 @@ func Serve(ctx context.Context, c Config, ready func(socket string)) (err error)
 	if err != nil {
 		return err
 	}
+	names := namesDir(c.State, c.Network.Name)
+	if err := errors.Join(os.RemoveAll(names), os.MkdirAll(names, 0o700)); err != nil {
+		place.Forget()
+		return fmt.Errorf("lease file: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(names)) }()
 	listening := false
 	defer func() {
 		if !listening {
@@ -129,7 +132,7 @@ func (s *supervisor) make(ctx context.Context, n *config.Network) (port []*os.Fi
 	}
 	_, port, err = s.agent.ask(ctx, order{Make: &spec{
 		Name: n.Name, Text: string(n.Format()), Leases: leaseFile(s.State, n.Name), Resolv: s.Resolv,
-		Forwards: forwards,
+		Names: namesDir(s.State, n.Name), Forwards: forwards,
 	}}, sockets...)
 	if err == nil {
 		s.keys = keys
@@ -158,11 +161,20 @@ func (s *supervisor) run(ctx context.Context, l *swserver.Listener, ready func(s
 	switchEnded := make(chan error, 1)
 	go func() { switchEnded <- s.sw.Serve(ctx, l) }()
 	doorEnded := make(chan error, 1)
-	go func() { doorEnded <- door.serve(s, func() { cancel(nil) }) }()
+	go func() { doorEnded <- door.serve(ctx, s, func() { cancel(nil) }) }()
 	defer func() {
 		cancel(nil)
 		door.stop()
 		err = errors.Join(err, <-doorEnded)
+	}()
+	named := make(chan struct{})
+	go func() {
+		s.keepNames(ctx)
+		close(named)
+	}()
+	defer func() {
+		cancel(nil)
+		<-named
 	}()
 	ready(l.Path())
 	select {

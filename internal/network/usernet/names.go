@@ -1,0 +1,155 @@
+package usernet
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/network/config"
+	"vmnet/internal/network/dhcp"
+	"vmnet/tapmgr/nic"
+)
+
+// namesPoll is how often guests and their leases are looked at.
+const namesPoll = 300 * time.Millisecond
+
+// namesDir returns the directory whose files dnsmasq reads as it does hosts(5), also new and
+// changed ones (--hostsdir): the names of guests by which vmnet knows them.
+func namesDir(state, name string) string { return filepath.Join(state, name+".names") }
+
+// keepNames gives guests their own names on the network, beside those that they ask for by DHCP,
+// until ctx ends.
+func (s *supervisor) keepNames(ctx context.Context) {
+	dir := namesDir(s.State, s.Network.Name)
+	written := map[string]string{} // the contents of files, by their names
+	asked := map[string]string{}   // the names that guests have asked for, by their MACs
+	ticker := time.NewTicker(namesPoll)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		ports := s.sw.Ports()
+		n := s.now.network()
+		if n == nil || len(ports) < 2 && len(written) == 0 {
+			continue // there are no guests
+		}
+		leases, err := readLeases(leaseFile(s.State, n.Name))
+		if err != nil {
+			continue // it is being written
+		}
+		if err := update(dir, written, hostsOf(n, ports, leases, asked)); err != nil {
+			s.Notice(fmt.Sprintf("names of guests: %v", err))
+			return
+		}
+	}
+}
+
+func readLeases(path string) ([]dhcp.Lease, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var text bytes.Buffer
+	if _, err := text.ReadFrom(f); err != nil {
+		return nil, err
+	}
+	return dhcp.ParseLeases(text.Bytes())
+}
+
+// hostsOf returns the files of the names of guests: those whose NICs vmnet has attached, and who
+// have a lease. The names of the network's file belong to others. dnsmasq replaces the name that a
+// guest has asked for by that of its file, so asked remembers it, and the file has both.
+func hostsOf(n *config.Network, ports []control.Port, leases []dhcp.Lease, asked map[string]string,
+) map[string]string {
+	owners := map[string]string{} // the MACs of guests, by their names
+	for _, p := range ports {
+		r, ok := nic.ParseRecord(p.Label)
+		name := hostName(r.VM)
+		_, taken := n.Host(name)
+		if _, twice := owners[name]; ok && name != "" && !taken && !twice {
+			owners[name] = r.MAC.String()
+		}
+	}
+	files := map[string]string{}
+	for name, mac := range owners {
+		i := slices.IndexFunc(leases, func(l dhcp.Lease) bool { return l.MAC == mac })
+		if i < 0 {
+			continue
+		}
+		if given := leases[i].Name; given != "" && given != name {
+			asked[mac] = given
+		}
+		names := []string{name}
+		_, fixed := n.Host(asked[mac])
+		if _, ours := owners[asked[mac]]; asked[mac] != "" && !ours && !fixed {
+			names = append(names, asked[mac])
+		}
+		text := leases[i].IP.String()
+		for _, name := range names {
+			text += fmt.Sprintf(" %s.%s %[1]s", name, n.Domain)
+		}
+		files[name] = text + "\n"
+	}
+	return files
+}
+
+// maxHostName bounds a name in bytes (RFC 1035).
+const maxHostName = 63
+
+// hostName returns the name of a guest as a host's: in lower case, with hyphens for what no name of
+// a host has. It is empty if nothing is left.
+func hostName(vm string) string {
+	name := strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'A' && r <= 'Z':
+			return r - 'A' + 'a'
+		case r >= 'a' && r <= 'z', r >= '0' && r <= '9':
+			return r
+		}
+		return '-'
+	}, vm)
+	return strings.Trim(name[:min(len(name), maxHostName)], "-")
+}
+
+// update makes the files those that are wanted. has is what they are.
+func update(dir string, has, want map[string]string) error {
+	for name, text := range want {
+		if has[name] == text {
+			continue
+		}
+		temp := filepath.Join(dir, "."+name) // which dnsmasq does not read
+		err := os.WriteFile(temp, []byte(text), 0o600)
+		if err == nil {
+			err = os.Rename(temp, filepath.Join(dir, name))
+		}
+		if err != nil {
+			return err
+		}
+		has[name] = text
+	}
+	for name := range has {
+		if _, ok := want[name]; ok {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		delete(has, name)
+	}
+	return nil
+}
