@@ -156,6 +156,7 @@ func TestRoutedRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.ip("route", "add", "192.0.2.40/32", "dev", "br0")
+	h.ip("neigh", "add", "proxy", "192.0.2.50", "dev", "eth0")
 	h.ip("link", "add", "port0", "type", "veth", "peer", "name", "port1")
 	h.ip("link", "set", "port0", "master", "br0")
 	on := func(uplink string) func(*nic.Spec) { return func(s *nic.Spec) { s.Routed = uplink } }
@@ -169,6 +170,7 @@ func TestRoutedRefused(t *testing.T) {
 		"127.9.9.9":                       ip("127.9.9.9"),
 		"routes 192.0.2.40 by br0":        ip("192.0.2.40"),
 		"means all of 192.0.2.0/24":       ip("192.0.2.255"),
+		"answers for 192.0.2.50 on eth0":  ip("192.0.2.50"),
 		"link-local addresses":            ip("fe80::11"),
 		"needs an address":                func(s *nic.Spec) { s.IP = nil },
 		"no Ethernet or Wi-Fi":            on("lo"),

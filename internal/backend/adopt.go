@@ -147,12 +147,12 @@ func (s *adoptedTap) adopt(l *rtnl.Link, _ []int) error {
 // steps first set the tap down, which libvirt has set up: so it loses the addresses of the host's
 // IPv6.
 func (s *adoptedTap) steps(w making) []step.Step {
-	list := append(s.ahead(), step.Step{
+	list := append([]step.Step{{
 		Name: "down",
 		Text: fmt.Sprintf("RTM_SETLINK %s: down", s.name),
 		Do:   func(context.Context) error { return s.m.NL.Set(s.link.Index, rtnl.Up(false)) },
-	})
-	return append(append(list, s.linkSteps(w.underWay)...), s.put(&s.hostTap)...)
+	}}, s.linkSteps(w.underWay)...)
+	return append(list, s.put(&s.hostTap)...)
 }
 
 // adoptedMacvtap is a macvtap that libvirt has made. Libvirt removes it.

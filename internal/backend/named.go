@@ -30,8 +30,9 @@ type namedTap struct{ placedTap }
 // and a queue that is open here would receive frames of one of several.
 func (s *namedTap) steps(w making) []step.Step {
 	multi := w.record.Queues > 1
-	list := append(s.ahead(), s.createStep(multi, func(ctx context.Context) error { return s.create(ctx, multi) }))
-	list = append(append(list, s.linkSteps(w.underWay)...), s.put(&s.hostTap)...)
+	list := append([]step.Step{s.createStep(multi, func(ctx context.Context) error { return s.create(ctx, multi) })},
+		s.linkSteps(w.underWay)...)
+	list = append(list, s.put(&s.hostTap)...)
 	return append(list, step.Step{
 		Name: "persist",
 		Text: fmt.Sprintf("TUNSETPERSIST 1 on %s; close it", s.name),

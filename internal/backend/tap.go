@@ -50,8 +50,7 @@ type place interface {
 	// planPlace reads what the steps need and changes nothing. It sets the record's part of the
 	// place, and returns the place's part of the Interface.
 	planPlace(s *hostTap, r *nic.Record) (Interface, error)
-	// ahead returns the steps before the tap is made, and put those that put it there.
-	ahead() []step.Step
+	// put returns the steps that put the tap there, which has its record by then.
 	put(s *hostTap) []step.Step
 	// master returns the link that becomes the tap's master; nil for none.
 	master() *rtnl.Link
@@ -76,8 +75,8 @@ func (s *placedTap) plan(_ context.Context, r *nic.Record) (Interface, error) {
 }
 
 func (s *placedTap) steps(w making) []step.Step {
-	list := append(s.ahead(), s.queueSteps(w.record.Queues)...)
-	return append(append(list, s.linkSteps(w.underWay)...), s.put(&s.hostTap)...)
+	list := append(s.queueSteps(w.record.Queues), s.linkSteps(w.underWay)...)
+	return append(list, s.put(&s.hostTap)...)
 }
 
 func (s *placedTap) verify(_ context.Context, w making) (*inventory.Device, error) {
@@ -117,8 +116,6 @@ func (p *bridgePlace) planPort(s *hostTap, r *nic.Record) (Interface, error) {
 
 func (p *bridgePlace) master() *rtnl.Link { return p.br }
 
-func (p *bridgePlace) ahead() []step.Step { return nil }
-
 func (p *bridgePlace) put(s *hostTap) []step.Step {
 	return []step.Step{{
 		Name: "port",
@@ -149,7 +146,7 @@ func (p *networkPlace) put(s *hostTap) []step.Step {
 }
 
 // uplinkPlace is the host, which routes the guest's addresses and answers for them on an uplink.
-type uplinkPlace struct{ before, then []step.Step }
+type uplinkPlace struct{ steps []step.Step }
 
 func (p *uplinkPlace) planPlace(s *hostTap, r *nic.Record) (i Interface, err error) {
 	h := s.m.Routed()
@@ -166,15 +163,13 @@ func (p *uplinkPlace) planPlace(s *hostTap, r *nic.Record) (i Interface, err err
 		return i, err
 	}
 	r.Type, r.Source, r.At = nic.TypeRouted, uplink.Name, uplink.Index
-	p.before, p.then, err = h.Steps(n, uplink)
+	p.steps, err = h.Steps(n, uplink)
 	return i, err
 }
 
 func (p *uplinkPlace) master() *rtnl.Link { return nil }
 
-func (p *uplinkPlace) ahead() []step.Step { return p.before }
-
-func (p *uplinkPlace) put(*hostTap) []step.Step { return p.then }
+func (p *uplinkPlace) put(*hostTap) []step.Step { return p.steps }
 
 // TidyRouted removes what routed NICs have left on the host that have gone.
 func (m *Maker) TidyRouted(ctx context.Context) error {

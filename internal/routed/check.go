@@ -53,11 +53,21 @@ func (h *Host) Check(n NIC, uplink *rtnl.Link) (notices []string, err error) {
 	if err != nil {
 		return nil, err
 	}
+	entries, err := h.NL.Proxies()
+	if err != nil {
+		return nil, err
+	}
 	for _, a := range n.IPs {
 		for _, other := range nics {
 			if other.Tap != n.Tap && slices.Contains(other.IPs, a) {
 				return nil, fmt.Errorf("%w: %s is that of the routed guest on %s (vmnet list)", ErrTaken, a, other.Tap)
 			}
+		}
+		if slices.ContainsFunc(entries, func(e rtnl.Proxy) bool {
+			return e.Link == uplink.Index && e.Addr == a && e.Protocol != protocol
+		}) {
+			return nil, fmt.Errorf("%w: the host answers for %s on %s already (ip neigh del proxy %[2]s dev %[3]s)",
+				ErrTaken, a, uplink.Name)
 		}
 		if err := h.checkRoutes(a, n, all); err != nil {
 			return nil, err

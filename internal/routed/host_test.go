@@ -150,20 +150,20 @@ func addrs(texts ...string) (all []netip.Addr) {
 func (x *h) steps(tap string, guest *netns.NS, ips ...string) []step.Step {
 	x.Helper()
 	n := NIC{tap, x.link("eth0").Index, addrs(ips...)}
-	ahead, then, err := x.Steps(n, x.link("eth0"))
+	list, err := x.Steps(n, x.link("eth0"))
 	if err != nil {
 		x.Fatal(err)
 	}
-	for i := range then {
-		if then[i].Name == "probe" && !x.probes {
-			then[i].Do = func(context.Context) error { return nil }
+	for i := range list {
+		if list[i].Name == "probe" && !x.probes {
+			list[i].Do = func(context.Context) error { return nil }
 		}
 	}
 	peer := guest
 	if peer == nil {
 		peer = x.lan
 	}
-	return append(append(ahead, step.Step{
+	return append([]step.Step{{
 		Name: "tap",
 		Do: func(context.Context) error {
 			err := x.NL.CreateWithAlias("veth", rtnl.RandomIndex(), "test", rtnl.Name(tap),
@@ -181,7 +181,7 @@ func (x *h) steps(tap string, guest *netns.NS, ips ...string) []step.Step {
 			}
 			return rtnl.IgnoreNotExist(err)
 		},
-	}), then...)
+	}}, list...)
 }
 
 // guest makes a routed guest that is configured as GuestConfig says.

@@ -86,36 +86,37 @@ func gateways(n NIC) (list []netip.Prefix) {
 	return list
 }
 
-// Steps return what makes a tap a routed guest's: ahead comes before the tap is made, and then
-// after. All of it can be done again where it is done already.
-func (h *Host) Steps(n NIC, uplink *rtnl.Link) (ahead, then []step.Step, err error) {
+// Steps return what makes a tap a routed guest's, whose record it has already: so no other process
+// sets back what the guest needs. All of it can be done again where it is done already.
+func (h *Host) Steps(n NIC, uplink *rtnl.Link) ([]step.Step, error) {
 	texts, err := h.uplinkTexts(n)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
+	text := "the host forwards already"
 	if len(texts) > 0 {
-		ahead = append(ahead, step.Step{
-			Name: "forwarding",
-			Text: fmt.Sprintf("sysctl %s, remembered in the alias of %s", strings.Join(texts, ", "), memoryName),
-			Do:   func(ctx context.Context) error { return h.turnOn(ctx, n) },
-			Undo: func(ctx context.Context) error { _, err := h.tidy(ctx, n.Tap, false); return err },
-		})
+		text = fmt.Sprintf("sysctl %s, remembered in the alias of %s", strings.Join(texts, ", "), memoryName)
 	}
-	then = append(then, h.settingsStep(n), step.Step{
+	list := []step.Step{{
+		Name: "forwarding",
+		Text: text,
+		Do:   func(ctx context.Context) error { return h.turnOn(ctx, n) },
+		Undo: func(ctx context.Context) error { _, err := h.tidy(ctx, n.Tap, false); return err },
+	}, h.settingsStep(n), {
 		Name: "probe",
 		Text: fmt.Sprintf("ask %s for %s for %v, that nobody else has them", uplink.Name, Format(n.IPs), ProbeTime),
 		Do:   func(ctx context.Context) error { return h.Probe(ctx, uplink, n.IPs) },
-	}, step.Step{
+	}, {
 		Name: "up",
 		Text: fmt.Sprintf("RTM_SETLINK %s: up", n.Tap),
 		Do:   func(context.Context) error { return h.onTap(n, h.up) },
-	}, step.Step{
+	}, {
 		Name: "gateway",
 		Text: fmt.Sprintf("RTM_NEWADDR %s: %s", n.Tap, Format(gateways(n))),
 		Do:   func(context.Context) error { return h.onTap(n, h.addGateways) },
-	})
+	}}
 	for _, a := range n.IPs {
-		then = append(then, step.Step{
+		list = append(list, step.Step{
 			Name: "route " + a.String(),
 			Text: fmt.Sprintf("RTM_NEWROUTE %s/%d dev %s proto %d", a, a.BitLen(), n.Tap, protocol),
 			Do: func(context.Context) error {
@@ -128,7 +129,7 @@ func (h *Host) Steps(n NIC, uplink *rtnl.Link) (ahead, then []step.Step, err err
 			Undo: func(context.Context) error { return h.NL.DeleteProxy(h.entry(n, a)) },
 		})
 	}
-	return ahead, then, nil
+	return list, nil
 }
 
 func (h *Host) entry(n NIC, a netip.Addr) rtnl.Proxy {
