@@ -88,6 +88,7 @@ type networkServed struct {
 }
 
 func (a *app) networkServe(ctx context.Context, m *network.Manager, name string) error {
+	m.AwaitUplink(ctx, name)
 	n, _, err := m.ApplyUnlocked(ctx, name)
 	if err != nil {
 		return err

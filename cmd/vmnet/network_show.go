@@ -81,6 +81,7 @@ func (a *app) printNetwork(n network.Shown) error {
 		{"state", n.State},
 		{"subnet", orNone(n.Subnet)},
 		{"uplink", orNone(n.Uplink)},
+		{"move address", orNone(n.Move)},
 		{"IPv6", orNone(n.IPv6)},
 		{"NAT", onOff(n.NAT)},
 		{"isolated", onOff(n.Isolated)},

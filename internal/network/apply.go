@@ -164,6 +164,10 @@ func (m *Manager) replaceSteps(ctx context.Context, name string, change func(*co
 	}
 	n := *old
 	n.Hosts, n.Forwards = slices.Clone(old.Hosts), slices.Clone(old.Forwards)
+	if old.Uplink != nil {
+		own := *old.Uplink
+		n.Uplink = &own
+	}
 	if err := change(&n); err != nil {
 		return nil, nil, err
 	}

@@ -90,7 +90,7 @@ func (m *Manager) AwaitConfirm(ctx context.Context, name string, ready func()) (
 			return false, err
 		}
 		if wait == 0 {
-			return m.TakeBack(ctx, name)
+			return m.takeBackForSure(ctx, name)
 		}
 		select {
 		case <-ctx.Done():
@@ -121,14 +121,38 @@ func (m *Manager) remaining(name string) (time.Duration, error) {
 	return max(0, r.deadline-now), err
 }
 
-// TakeBack undoes an unconfirmed move whose time has come. A network that was created with it is
-// deleted, unless guests are on it.
-func (m *Manager) TakeBack(ctx context.Context, name string) (taken bool, err error) {
-	unlock, err := m.lock(ctx)
-	if err != nil {
-		return false, err
+// How long and how often a guard tries to take back.
+const (
+	guardLock  = 5 * time.Second
+	guardPause = time.Second
+	guardTries = 60
+)
+
+func (m *Manager) takeBackForSure(ctx context.Context, name string) (taken bool, err error) {
+	for try := 1; ; try++ {
+		taken, err = m.takeBack(ctx, name)
+		if err == nil || try == guardTries {
+			return taken, err
+		}
+		select {
+		case <-ctx.Done():
+			return taken, errors.Join(err, context.Cause(ctx))
+		case <-time.After(guardPause):
+		}
 	}
-	defer func() { err = errors.Join(err, unlock()) }()
+}
+
+// takeBack undoes an unconfirmed move whose time has come. A network that was created with it is
+// deleted, unless guests are on it. A process that holds the lock and does not go on, such as one
+// that writes to a terminal that is out of reach, does not keep the host's addresses from coming
+// back.
+func (m *Manager) takeBack(ctx context.Context, name string) (taken bool, err error) {
+	lockCtx, cancel := context.WithTimeout(ctx, guardLock)
+	defer cancel()
+	unlock, lockErr := m.lock(lockCtx)
+	if lockErr == nil {
+		defer func() { err = errors.Join(err, unlock()) }()
+	}
 	if wait, err := m.remaining(name); err != nil || wait != 0 {
 		return false, err // somebody has confirmed it while this process waited for the lock
 	}
@@ -144,7 +168,7 @@ func (m *Manager) TakeBack(ctx context.Context, name string) (taken bool, err er
 	if err == nil {
 		err = m.Run.Do(ctx, steps)
 	}
-	if err != nil || saved == nil || !saved.Created {
+	if err != nil || saved == nil || !saved.Created || lockErr != nil {
 		return true, err
 	}
 	// The host is as it was; what follows only tidies up.

@@ -30,6 +30,7 @@ type Info struct {
 	Subnet    string        `json:"subnet,omitempty"`
 	IPv6      string        `json:"ipv6,omitempty"`
 	Uplink    string        `json:"uplink,omitempty"`
+	Move      string        `json:"move_address,omitempty"` // "true", "false" or "unconfirmed"
 	NAT       bool          `json:"nat"`
 	DHCP      bool          `json:"dhcp"`
 	Isolated  bool          `json:"isolated"`
@@ -82,7 +83,7 @@ func Describe(n *config.Network) Info {
 		i.IPv6 = n.IPv6.String()
 	}
 	if n.Uplink != nil {
-		i.Uplink = n.Uplink.Device
+		i.Uplink, i.Move = n.Uplink.Device, n.Uplink.Move.String()
 	}
 	for _, h := range n.Hosts {
 		i.Hosts = append(i.Hosts, HostInfo{h.Name, h.MAC.String(), h.IP})

@@ -12,6 +12,7 @@ import (
 	"vmnet/internal/alias"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/network/config"
+	"vmnet/internal/network/uplink"
 	"vmnet/internal/stablemac"
 )
 
@@ -22,9 +23,10 @@ type record struct {
 	integrated bool // other firewalls may have rules of it
 	memory
 
-	uplink   string        // the port to the LAN; empty for none
-	moved    bool          // the bridge has what the host had on the uplink
-	deadline time.Duration // since boot, until which that has to be confirmed; 0 once it is
+	uplink   string              // the port to the LAN; empty for none
+	joined   []uplink.Membership // of VLANs, which the network has made
+	moved    bool                // the bridge has what the host had on the uplink
+	deadline time.Duration       // since boot, until which that has to be confirmed; 0 once it is
 }
 
 // pending reports whether a move has not been confirmed.
@@ -64,6 +66,7 @@ const (
 	keyAcceptRA   = "accept_ra"
 	keyUplink     = "uplink"
 	keyMoved      = "moved"
+	keyJoined     = "vlans"
 	wasOff        = "0"
 	yes           = "1"
 	confirmed     = "confirmed" // the value of keyMoved, or the deadline in ms
@@ -86,6 +89,9 @@ func (r record) String() string {
 	}
 	if r.uplink != "" {
 		text += " " + keyUplink + "=" + alias.Escape(r.uplink)
+	}
+	if len(r.joined) > 0 {
+		text += " " + keyJoined + "=" + alias.Escape(uplink.FormatMemberships(r.joined))
 	}
 	switch {
 	case r.pending():
@@ -127,6 +133,8 @@ func recordOf(l *rtnl.Link) (r record, ok bool) {
 			r.acceptRA = strings.Split(value, ",")
 		case keyUplink:
 			r.uplink = value
+		case keyJoined:
+			r.joined = uplink.ParseMemberships(value)
 		case keyMoved:
 			ms, _ := strconv.Atoi(value)
 			r.moved, r.deadline = true, time.Duration(ms)*time.Millisecond

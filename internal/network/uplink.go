@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"vmnet/internal/kernel/rtnl"
@@ -64,6 +65,32 @@ func (m *Manager) chooseLAN(n *config.Network) error {
 	return nil
 }
 
+// How long AwaitUplink waits, less than systemd does for a service (DefaultTimeoutStartSec= in
+// systemd-system.conf(5)), and how often it looks.
+const (
+	uplinkPatience = time.Minute
+	uplinkPoll     = 100 * time.Millisecond
+)
+
+// AwaitUplink waits until the interface of a network's uplink is there: at boot, its driver may
+// take longer than this process. It waits for a while only, and leaves errors to Apply.
+func (m *Manager) AwaitUplink(ctx context.Context, name string) {
+	n, err := m.Dir.Read(name)
+	if err != nil || n.Uplink == nil {
+		return
+	}
+	for end := time.Now().Add(uplinkPatience); time.Now().Before(end); {
+		if _, err := uplink.Find(m.nl, name, n.Uplink.Device); !errors.Is(err, fs.ErrNotExist) {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(uplinkPoll):
+		}
+	}
+}
+
 // uplinkSteps put a network's uplink on its bridge, and move the host's addresses where the file
 // wants that. A move that nobody has confirmed in time is taken back.
 func (m *Manager) uplinkSteps(n *config.Network, st *state) (steps []step.Step, err error) {
@@ -98,20 +125,34 @@ func (m *Manager) uplinkSteps(n *config.Network, st *state) (steps []step.Step, 
 	if !move && r.moved {
 		return nil, m.refuseUnmove(n, r, st.bridge)
 	}
-	port, err := u.Steps(m.nl, m.thereFunc(n.Name))
+	join, err := u.Joins(m.nl)
 	if err != nil {
 		return nil, err
 	}
+	want := r
+	want.uplink, want.joined = u.Name, union(r.joined, join)
+	port := u.Steps(m.nl, join, want.joined, m.thereFunc(n.Name))
 	switch {
-	case !move && r.uplink == "":
-		return append(append(steps, m.markStep(n.Name, u.Name)), port...), nil
+	case !move && (r.uplink == "" || len(join) > 0):
+		return append(append(steps, m.markStep(n.Name, r, want)), port...), nil
 	case !move:
 		return append(steps, port...), nil
 	case n.Uplink.Move == config.Unconfirmed && m.Confirm == 0 && !r.moved:
 		return steps, nil // check says so
 	}
-	more, err := m.moveSteps(n, u, st.bridge)
+	more, err := m.moveSteps(n, u, st.bridge, r, want, port)
 	return append(steps, more...), err
+}
+
+// union returns the memberships that are in either list.
+func union(a, b []uplink.Membership) []uplink.Membership {
+	all := slices.Clone(a)
+	for _, m := range b {
+		if !slices.Contains(all, m) {
+			all = append(all, m)
+		}
+	}
+	return all
 }
 
 // refuseUnmove returns the error for a file that wants no move any more: the interface cannot have
@@ -121,60 +162,82 @@ func (m *Manager) refuseUnmove(n *config.Network, r record, bridge *rtnl.Link) e
 		"vmnet network delete %[1]s, which gives it back)", n.Name, uplink.ErrTaken, r.uplink, bridge.Name)
 }
 
-// moveSteps move what the host has on an uplink to the bridge; none if nothing is left there.
-func (m *Manager) moveSteps(n *config.Network, u *uplink.Uplink, bridge *rtnl.Link) ([]step.Step, error) {
+// moveSteps move what the host has on an uplink to the bridge, which gets it as a port by the steps
+// port.
+func (m *Manager) moveSteps(n *config.Network, u *uplink.Uplink, bridge *rtnl.Link, was, want record,
+	port []step.Step,
+) ([]step.Step, error) {
 	needed, err := uplink.Needed(m.nl, bridge, u.Port)
-	if err != nil {
-		return nil, err
-	}
-	if !needed {
-		return u.Steps(m.nl, m.thereFunc(n.Name))
+	if err != nil || !needed {
+		return port, err
 	}
 	if u.Port != nil {
 		if _, err := uplink.CheckMove(m.nl, u.Port); err != nil {
 			return nil, err
 		}
 	}
-	port, err := u.Steps(m.nl, m.thereFunc(n.Name))
-	if err != nil {
-		return nil, err
-	}
 	var steps []step.Step
 	if m.Confirm > 0 {
 		steps = append(steps, m.snapshotStep(n, u))
 	}
-	steps = append(steps, m.moveMarkStep(n.Name, u.Name))
+	want.moved = true
+	steps = append(steps, m.markStep(n.Name, was, want))
 	if m.Confirm > 0 {
 		steps = append(steps, m.guardStep(n.Name))
 	}
-	return append(append(steps, port...), m.mover(n.Name).Step(u)), nil
+	return append(append(steps, port...), m.moveStep(n.Name, u)), nil
 }
 
-// markStep has the bridge remember its uplink.
-func (m *Manager) markStep(name, port string) step.Step {
-	return step.Step{
-		Name: "uplink-alias", Text: fmt.Sprintf("remember uplink %s in the alias of %s", port, name),
-		Do:   func(context.Context) error { return m.record(name, func(r *record) { r.uplink = port }) },
-		Undo: func(context.Context) error { return m.unmark(name) },
-	}
-}
-
-// moveMarkStep has the bridge remember that something is moved, and until when somebody has to
-// confirm that.
-func (m *Manager) moveMarkStep(name, port string) step.Step {
-	s := m.markStep(name, port)
-	s.Do = func(context.Context) error {
-		var deadline time.Duration
-		if m.Confirm > 0 {
-			now, err := uplink.Now()
-			if err != nil {
-				return err
-			}
-			deadline = now + m.Confirm
+// moveStep is that of the mover, unless the guard has taken back already: this process may have
+// been stopped meanwhile.
+func (m *Manager) moveStep(name string, u *uplink.Uplink) step.Step {
+	s := m.mover(name).Step(u)
+	move := s.Do
+	s.Do = func(ctx context.Context) error {
+		_, r, err := m.there(name)
+		if err != nil {
+			return err
 		}
-		return m.record(name, func(r *record) { r.uplink, r.moved, r.deadline = port, true, deadline })
+		now, err := uplink.Now()
+		if err == nil && (!r.moved || r.pending() && now >= r.deadline) {
+			err = errors.New("the time to confirm it has passed (a longer --confirm)")
+		}
+		if err != nil {
+			return err
+		}
+		return move(ctx)
 	}
 	return s
+}
+
+// markStep has the bridge remember its uplink and, if something is moved, until when somebody has
+// to confirm that.
+func (m *Manager) markStep(name string, was, want record) step.Step {
+	set := func(to record) error {
+		return m.record(name, func(r *record) {
+			r.uplink, r.joined, r.moved, r.deadline = to.uplink, to.joined, to.moved, to.deadline
+		})
+	}
+	return step.Step{
+		Name: "uplink-alias", Text: fmt.Sprintf("remember uplink %s in the alias of %s", want.uplink, name),
+		Do: func(context.Context) error {
+			if want.moved && m.Confirm > 0 {
+				now, err := uplink.Now()
+				if err != nil {
+					return err
+				}
+				want.deadline = now + m.Confirm
+			}
+			return set(want)
+		},
+		Undo: func(context.Context) error {
+			br, _, err := m.bridge(name)
+			if err != nil || br == nil {
+				return nil // it was not made, or is somebody else's
+			}
+			return set(was)
+		},
+	}
 }
 
 // unmark has the bridge forget its uplink.
@@ -183,7 +246,7 @@ func (m *Manager) unmark(name string) error {
 	if err != nil || br == nil {
 		return nil // it was not made, or is somebody else's
 	}
-	return m.record(name, func(r *record) { r.uplink, r.moved, r.deadline = "", false, 0 })
+	return m.record(name, func(r *record) { r.uplink, r.joined, r.moved, r.deadline = "", nil, false, 0 })
 }
 
 func (m *Manager) snapshotStep(n *config.Network, u *uplink.Uplink) step.Step {
@@ -249,6 +312,17 @@ func (m *Manager) backSteps(name string, r record) ([]step.Step, error) {
 	}
 	for _, l := range left {
 		steps = append(steps, uplink.DeleteStep(m.nl, l))
+	}
+	if len(r.joined) > 0 {
+		steps = append(steps, step.Step{
+			Name: "vlans", Text: "end memberships of VLANs: " + uplink.FormatMemberships(r.joined),
+			Do: func(context.Context) (err error) {
+				for _, membership := range r.joined {
+					err = errors.Join(err, membership.Leave(m.nl))
+				}
+				return err
+			},
+		})
 	}
 	if port != "" {
 		steps = append(steps, step.Step{

@@ -81,6 +81,35 @@ func withoutLines(text, with string) (kept []string) {
 	return kept
 }
 
+// TestLiveUplinkComesLate: the unit waits for an interface that is not there yet.
+func TestLiveUplinkComesLate(t *testing.T) {
+	x := newHost(t)
+	if err := x.m.Dir.Write(onLAN("late0")); err != nil {
+		t.Fatal(err)
+	}
+	found := make(chan struct{})
+	go func() {
+		defer close(found)
+		x.m.AwaitUplink(x.ctx(), "lan")
+	}()
+	select {
+	case <-found:
+		t.Error("it does not wait")
+	case <-time.After(300 * time.Millisecond):
+	}
+	x.ip(x.host, "link", "add", "late0", "type", "veth", "peer", "name", "late1")
+	select {
+	case <-found:
+	case <-time.After(patience):
+		t.Fatal("it is not found")
+	}
+	if _, _, err := x.m.ApplyUnlocked(x.ctx(), "lan"); err != nil {
+		t.Error(err)
+	}
+	x.deleted("lan")
+	x.consistent()
+}
+
 // TestLiveLANSubnet: the subnet of a DHCP server is the one that the host has on the uplink.
 func TestLiveLANSubnet(t *testing.T) {
 	x := newHost(t)
@@ -182,7 +211,8 @@ func (x *h) hostSide(link string) string {
 		"-o addr show dev " + link, "route show table all", "-6 route show table all", "rule", "-6 rule",
 	} {
 		for line := range strings.Lines(x.ip(x.host, strings.Fields(what)...)) {
-			if !strings.HasPrefix(line, "anycast") && !strings.HasPrefix(line, "multicast ff00") {
+			others := link != "lan" && strings.Contains(line, " dev lan ") // the bridge's own
+			if !others && !strings.HasPrefix(line, "anycast") && !strings.HasPrefix(line, "multicast ff00") {
 				lines = append(lines, volatile.ReplaceAllString(line, ""))
 			}
 		}
@@ -506,6 +536,50 @@ func TestLiveMoveKilled(t *testing.T) {
 	if left, _ := filepath.Glob(filepath.Join(x.m.State, "*")); len(left) > 0 {
 		t.Errorf("left: %q", left)
 	}
+}
+
+// TestLiveMoverHangs: a process that hangs with the networks' lock does not keep the host's
+// addresses from coming back, and does not move them when it goes on.
+func TestLiveMoverHangs(t *testing.T) {
+	x := newHost(t)
+	x.settled()
+	ended := x.guarded(300 * time.Millisecond)
+	host := x.hostSide("up0")
+	for _, in := range []string{"move", "after"} {
+		hang := func(s step.Step) bool { return s.Name == in }
+		x.m.Run = func(ctx context.Context, steps []step.Step) error {
+			if in == "after" {
+				steps = append(steps, step.Step{Name: in, Do: func(context.Context) error { return errBroken }})
+			}
+			return step.Run(ctx, steps, func(ctx context.Context, s step.Step, do func(context.Context) error) error {
+				if hang(s) {
+					ended()
+					x.hasAgain("while the mover hangs in "+in, host)
+				}
+				return do(ctx)
+			})
+		}
+		err := x.m.Create(x.ctx(), moving())
+		if in == "move" && (err == nil || !strings.Contains(err.Error(), "the time to confirm it has passed")) ||
+			in == "after" && !errors.Is(err, errBroken) {
+			t.Errorf("%s: %v", in, err)
+		}
+		x.hasAgain("after all", host)
+	}
+}
+
+// TestLiveNexthopsRefused: routes by nexthop objects are not moved, so nothing is.
+func TestLiveNexthopsRefused(t *testing.T) {
+	x := newHost(t)
+	x.settled()
+	x.ip(x.host, "nexthop", "add", "id", "7", "via", wanIP, "dev", "up0")
+	x.ip(x.host, "route", "add", "10.7.0.0/16", "nhid", "7")
+	before, host := x.left(), x.hostSide("up0")
+	if err := x.m.Create(x.ctx(), moving()); !errors.Is(err, uplink.ErrNexthops) {
+		t.Error(err)
+	}
+	x.wants("left", x.left(), before)
+	x.hasAgain("after all", host)
 }
 
 // TestLiveMoveDeleteCutOff: an interrupted delete is repeated.

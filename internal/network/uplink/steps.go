@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -15,41 +17,70 @@ import (
 	"vmnet/step"
 )
 
-// The alias of a subinterface says which of the VLAN's memberships were made with it.
-const (
-	keySelf   = "self"   // of the bridge on which it is
-	keyMember = "member" // of the port by which that bridge reaches the LAN
-)
+// A Membership is one of a VLAN, which a subinterface of a bridge needs. The aliases of the
+// subinterface and of the network's bridge remember those that were made with it.
+type Membership struct {
+	Link string // a bridge, or its port
+	Self bool   // of the bridge itself
+	VLAN int
+}
 
-// Steps put the uplink on the network's bridge, which there reads.
-func (u *Uplink) Steps(c *rtnl.Conn, there func() (*rtnl.Link, error)) ([]step.Step, error) {
+// String returns the membership as an alias has it.
+func (m Membership) String() string {
+	kind := "port"
+	if m.Self {
+		kind = "self"
+	}
+	return fmt.Sprintf("%s:%d:%s", kind, m.VLAN, m.Link)
+}
+
+// ParseMemberships parses a list of memberships. What is not one is left out.
+func ParseMemberships(list string) (all []Membership) {
+	for text := range strings.SplitSeq(list, ",") {
+		parts := strings.SplitN(text, ":", 3)
+		if len(parts) < 3 || parts[0] != "self" && parts[0] != "port" {
+			continue
+		}
+		vlan, err := strconv.Atoi(parts[1])
+		if err == nil && parts[2] != "" {
+			all = append(all, Membership{parts[2], parts[0] == "self", vlan})
+		}
+	}
+	return all
+}
+
+// FormatMemberships returns a list for ParseMemberships.
+func FormatMemberships(all []Membership) string {
+	var texts []string
+	for _, m := range all {
+		texts = append(texts, m.String())
+	}
+	return strings.Join(texts, ",")
+}
+
+// keyVLANs is the key of the memberships in the alias of a subinterface.
+const keyVLANs = "vlans"
+
+// Steps put the uplink on the network's bridge, which there reads. join are from Joins; joined are
+// these and those that the network has made before.
+func (u *Uplink) Steps(c *rtnl.Conn, join, joined []Membership, there func() (*rtnl.Link, error)) []step.Step {
 	var steps []step.Step
 	if u.Own() && u.Port == nil {
-		join, err := u.joins(c)
-		if err != nil {
-			return nil, err
-		}
-		steps = append(steps, u.subinterfaceStep(c, join))
-		for _, m := range join {
-			steps = append(steps, m.step(c, u.VLAN))
-		}
+		steps = append(steps, u.subinterfaceStep(c, joined))
+	}
+	for _, m := range join {
+		steps = append(steps, m.step(c))
 	}
 	if u.Port == nil || u.Port.Master == 0 || !u.Port.Up {
 		steps = append(steps, u.PortStep(c, there))
 	}
-	return steps, nil
+	return steps
 }
 
-// membership is one of a VLAN, which a subinterface of a bridge needs.
-type membership struct {
-	key  string
-	link *rtnl.Link
-	self bool
-}
-
-// joins returns the memberships that are missing. A bridge that does not filter VLANs needs none.
-func (u *Uplink) joins(c *rtnl.Conn) (join []membership, err error) {
-	if !bridges.Filters(u.Parent) {
+// Joins returns the memberships that a subinterface needs and that are missing. A bridge that does
+// not filter VLANs needs none.
+func (u *Uplink) Joins(c *rtnl.Conn) (join []Membership, err error) {
+	if !u.Own() || !bridges.Filters(u.Parent) {
 		return nil, nil
 	}
 	all, err := c.PortVLANs(0)
@@ -57,57 +88,76 @@ func (u *Uplink) joins(c *rtnl.Conn) (join []membership, err error) {
 		return nil, err
 	}
 	is := func(l *rtnl.Link) bool {
-		for _, v := range all[l.Index] {
-			if v.First <= u.VLAN && u.VLAN <= v.Last {
-				return true
-			}
-		}
-		return false
+		return slices.ContainsFunc(all[l.Index], func(v rtnl.VLANs) bool {
+			return v.First <= u.VLAN && u.VLAN <= v.Last
+		})
 	}
 	if !is(u.Parent) {
-		join = append(join, membership{keySelf, u.Parent, true})
+		join = append(join, Membership{u.Parent.Name, true, u.VLAN})
 	}
 	if u.Member != nil && !is(u.Member) {
-		join = append(join, membership{keyMember, u.Member, false})
+		join = append(join, Membership{u.Member.Name, false, u.VLAN})
 	}
 	return join, nil
 }
 
-func (m membership) step(c *rtnl.Conn, vlan int) step.Step {
-	text := fmt.Sprintf("bridge vlan add vid %d dev %s", vlan, m.link.Name)
-	if m.self {
+func (m Membership) step(c *rtnl.Conn) step.Step {
+	text := fmt.Sprintf("bridge vlan add vid %d dev %s", m.VLAN, m.Link)
+	if m.Self {
 		text += " self"
 	}
-	vlans := []rtnl.VLANs{{First: vlan, Last: vlan}}
 	return step.Step{
-		Name: "vlan of " + m.link.Name, Text: text,
+		Name: "vlan of " + m.Link, Text: text,
 		Do: func(context.Context) error {
-			if m.self {
-				return c.AddBridgeVLANs(m.link.Index, vlans)
+			l, err := c.Link(m.Link)
+			switch {
+			case err != nil:
+				return err
+			case m.Self:
+				return c.AddBridgeVLANs(l.Index, m.vlans())
+			case l.Port == nil:
+				return fmt.Errorf("%s is not a port of a bridge any more", m.Link)
 			}
-			return c.SetPort(m.link.Index, rtnl.PortChange{
-				PortFlags: m.link.Port.PortFlags, From: &m.link.Port.PortFlags, VLANs: vlans,
-			})
+			flags := l.Port.PortFlags
+			return c.SetPort(l.Index, rtnl.PortChange{PortFlags: flags, From: &flags, VLANs: m.vlans()})
 		},
-		Undo: func(context.Context) error { return m.leave(c, vlans) },
+		Undo: func(context.Context) error { return m.Leave(c) },
 	}
 }
 
-func (m membership) leave(c *rtnl.Conn, vlans []rtnl.VLANs) error {
-	if m.self {
-		return rtnl.IgnoreNotExist(c.DeleteBridgeVLANs(m.link.Index, vlans))
+func (m Membership) vlans() []rtnl.VLANs { return []rtnl.VLANs{{First: m.VLAN, Last: m.VLAN}} }
+
+// Leave ends the membership. That it has ended already, or the link has gone, is success.
+func (m Membership) Leave(c *rtnl.Conn) error {
+	l, err := c.Link(m.Link)
+	if err != nil {
+		return rtnl.IgnoreNotExist(err)
 	}
-	return rtnl.IgnoreNotExist(c.DeletePortVLANs(m.link.Index, vlans))
+	switch {
+	case m.Self && l.Bridge != nil:
+		err = c.DeleteBridgeVLANs(l.Index, m.vlans())
+	case !m.Self && l.Port != nil:
+		err = c.DeletePortVLANs(l.Index, m.vlans())
+	}
+	if err := rtnl.IgnoreNotExist(err); err != nil {
+		return fmt.Errorf("leave VLAN %d of %s: %w", m.VLAN, m.Link, err)
+	}
+	return nil
 }
 
-func (u *Uplink) subinterfaceStep(c *rtnl.Conn, join []membership) step.Step {
+func (u *Uplink) subinterfaceStep(c *rtnl.Conn, joined []Membership) step.Step {
 	mark := MarkOf(u.Network) + alias.Escape(u.Name)
-	for _, m := range join {
-		mark += " " + m.key + "=" + alias.Escape(m.link.Name)
+	if len(joined) > 0 {
+		mark += " " + keyVLANs + "=" + alias.Escape(FormatMemberships(joined))
 	}
 	return step.Step{
 		Name: "vlan", Text: fmt.Sprintf("ip link add link %s name %s type vlan id %d", u.Parent.Name, u.Name, u.VLAN),
 		Do: func(context.Context) error {
+			if !u.Parent.Up { // a subinterface is up only if its parent is
+				if err := c.Set(u.Parent.Index, rtnl.Up(true)); err != nil {
+					return fmt.Errorf("bring %s up: %w", u.Parent.Name, err)
+				}
+			}
 			err := c.CreateWithAlias("vlan", rtnl.RandomIndex(), mark, rtnl.Name(u.Name), rtnl.Lower(u.Parent.Index),
 				rtnl.VLANID(u.VLAN))
 			switch {
@@ -197,18 +247,15 @@ func DeleteStep(c *rtnl.Conn, l *rtnl.Link) step.Step {
 	return step.Step{
 		Name: "vlan " + l.Name, Text: "ip link del " + l.Name,
 		Do: func(context.Context) error {
-			vlans := []rtnl.VLANs{{First: l.VLAN, Last: l.VLAN}}
 			for field := range strings.SplitSeq(l.Alias, " ") {
 				key, value, err := alias.Field(field)
-				if err != nil || key != keySelf && key != keyMember {
+				if err != nil || key != keyVLANs {
 					continue
 				}
-				link, err := c.Link(value)
-				if err == nil {
-					err = membership{key, link, key == keySelf}.leave(c, vlans)
-				}
-				if err := rtnl.IgnoreNotExist(err); err != nil {
-					return fmt.Errorf("leave VLAN %d of %s: %w", l.VLAN, value, err)
+				for _, m := range ParseMemberships(value) {
+					if err := m.Leave(c); err != nil {
+						return err
+					}
 				}
 			}
 			return rtnl.IgnoreNotExist(c.Delete(l.Index))

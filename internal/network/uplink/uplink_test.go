@@ -42,6 +42,19 @@ func TestTaken(t *testing.T) {
 	}
 }
 
+func TestMemberships(t *testing.T) {
+	all := []Membership{{"br0", true, 100}, {"a:b", false, 7}}
+	text := FormatMemberships(all)
+	if got := ParseMemberships(text); text != "self:100:br0,port:7:a:b" || !reflect.DeepEqual(got, all) {
+		t.Errorf("%s: %+v", text, got)
+	}
+	for _, odd := range []string{"", ",", "self", "self:x:br0", "other:1:br0", "self:1:", "self:1"} {
+		if got := ParseMemberships(odd); len(got) > 0 {
+			t.Errorf("%q: %+v", odd, got)
+		}
+	}
+}
+
 func TestSnapshot(t *testing.T) {
 	ns, err := netns.Open("")
 	if err != nil {
