@@ -10,7 +10,7 @@ BIN     ?= bin
 FUZZTIME ?= 20s
 SOAK    ?= 3m
 
-.PHONY: all help build programs man setup demo quick test test-packages test-pids test-lab fresh unit live vm lab lint fuzz soak bench bench-setup bench-switch arch release install uninstall clean
+.PHONY: all help build programs man generate setup demo quick test test-packages test-pids test-lab fresh unit live vm lab lint fuzz soak bench bench-setup bench-switch arch release install uninstall clean
 
 all: build
 
@@ -39,6 +39,11 @@ programs:
 man:
 	rm -rf '$(BIN)/man'
 	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null)} $(GO) run -tags mangen ./cmd/vmnet docs/man '$(BIN)/man'
+
+# Needs clang and llvm-strip, which nothing else does, and the kernel's headers. The objects are
+# committed; clang 14 makes the same ones again.
+generate: ## the BPF program of port security, from its C source (seconds; clang, llvm)
+	BPF_CFLAGS="-I/usr/include/$$($(CC) -print-multiarch)" $(GO) generate ./internal/kernel/bpfguard
 
 # Lab hosts need root, so other users get only the kernel of test guests.
 setup: ## Debian packages, as root, and kernels for test guests (minutes, once)

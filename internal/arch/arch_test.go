@@ -36,7 +36,7 @@ var layers = [][]string{
 	},
 	{
 		"internal/kernel/bridges", "internal/kernel/macvlan", "vhost", "qmp", "libvirt", "internal/network/firewall",
-		"internal/network/integrate",
+		"internal/network/integrate", "internal/kernel/bpfguard",
 		"internal/kernel/peers", "internal/routed",
 	},
 	{"internal/kernel/forwarding"},
@@ -53,6 +53,7 @@ var layers = [][]string{
 		"internal/cli/version", "internal/access/privilege", "internal/libvirthook/hookfile", "bridge/vswitch/offload",
 		"internal/rundir", "internal/alias", "internal/cli/fdroom", "bridge/brport", "macvtap/vtap",
 		"internal/kernel/sockopt", "internal/strictyaml", "internal/routed/gateway", "internal/filelock",
+		"bridge/portsec",
 	},
 }
 
@@ -63,7 +64,7 @@ var systemCalls = []string{
 	"internal/kernel/tun",
 	"internal/kernel/netns", "internal/kernel/procfd", "internal/kernel/rtnl", "internal/kernel/fdpass",
 	"internal/kernel/pidfd", "internal/kernel/procview", "internal/kernel/ethtool",
-	"internal/kernel/macvlan", "vhost", "qmp", "internal/network/radv",
+	"internal/kernel/bpfguard", "internal/kernel/macvlan", "vhost", "qmp", "internal/network/radv",
 	"libvirt", "internal/doctor",
 	"internal/cli/fdroom", "testvm", "cmd/testvm",
 }
@@ -77,6 +78,7 @@ var syscallsElsewhere = []string{"Flock"}
 var forTests = []string{
 	"internal/nstest", "internal/leaktest", "internal/vmm/qmptest", "internal/bench", "internal/cli/mangen",
 	"internal/install", "internal/fresh", "internal/release", "testvm", "libvirt/libvirttest",
+	"bridge/portsec/portsectest",
 }
 
 // imports returns the imports of the module's packages, without those of tests.

@@ -21,6 +21,7 @@ var ForbiddenLinks = []ForbiddenLink{
 	{Program: "cmd/qemu-netup", Package: "vmnet/tapmgr/...", Why: "the setuid program is small"},
 	{Program: "cmd/qemu-netup", Package: "vmnet/bridge/vswitch/...", Why: "the setuid program is small"},
 	{Program: "cmd/qemu-netup", Package: "vmnet/libvirt", Why: "the setuid program is small"},
+	{Program: "cmd/qemu-netup", Package: "github.com/cilium/ebpf/...", Why: "the setuid program is small"},
 	{Program: "cmd/qemu-netup-full", Package: "vmnet/libvirt", Why: "libvirt is vmnet's alone"},
 	{
 		Program: "cmd/qemu-netup-full", Package: "github.com/digitalocean/go-libvirt/...",

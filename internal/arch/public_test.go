@@ -11,9 +11,11 @@ import (
 	"testing"
 )
 
-// private are the directories of packages that are no part of the API. libvirttest is for this
-// module's own tests.
-var private = []string{"internal", "cmd", "testvm/guest", "testvm/agent", "libvirt/libvirttest"}
+// private are the directories of packages that are no part of the API. libvirttest and portsectest
+// are for this module's own tests.
+var private = []string{
+	"internal", "cmd", "testvm/guest", "testvm/agent", "libvirt/libvirttest", "bridge/portsec/portsectest",
+}
 
 // documented are the public packages at which other modules begin. Each has an example that runs.
 var documented = []string{

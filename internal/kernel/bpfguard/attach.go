@@ -1,0 +1,188 @@
+// Package bpfguard checks a guest's frames in the kernel, as package portsec (bridge/portsec)
+// describes. A BPF program (guard.c) runs as a tc filter with direct action at the clsact qdisc of
+// the NIC's device: for the ingress of a tap, for the egress of a macvtap or ipvtap in its own
+// netns. Both are the frames that the VMM has written.
+//
+// Of all ways to filter, this one has the lifetime of the device: the filter goes with the device,
+// and its program and maps go with the filter. `nft flush ruleset` does not touch it. The kernel is
+// the only place where the configuration and the counters are; Read returns them.
+//
+// The program needs Linux 5.10. It does not see what does not pass tc: frames that a bridge or
+// another device sends to the guest, and an Open vSwitch datapath of type netdev, which reads a tap
+// by a packet socket.
+package bpfguard
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"vmnet/bridge/portsec"
+	"vmnet/internal/kernel/rtnl"
+)
+
+// filter is the filter's place at its hook. Filters of others run after it, for frames that pass:
+// the program then returns TC_ACT_UNSPEC.
+var filter = rtnl.Filter{Priority: 1, Handle: 1, Kind: "bpf", Name: guardProgVmnetGuard}
+
+// hookOf returns where the guest's frames pass.
+func hookOf(l *rtnl.Link) rtnl.Hook {
+	if l.Kind == "macvtap" || l.Kind == "ipvtap" {
+		return rtnl.Egress
+	}
+	return rtnl.Ingress
+}
+
+// Attach checks the frames of the guest behind a link from now on. c is a socket in the link's
+// netns. If the link has the filter already, Attach replaces the program: each frame passes the old
+// one or the new one, and the counters continue. A configuration that checks nothing detaches.
+func Attach(c *rtnl.Conn, l *rtnl.Link, cfg portsec.Config) error {
+	if err := attach(c, l, cfg); err != nil {
+		return fmt.Errorf("port security of %s: %w", l.Name, err)
+	}
+	return nil
+}
+
+func attach(c *rtnl.Conn, l *rtnl.Link, cfg portsec.Config) error {
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	if cfg.IsZero() {
+		return detach(c, l)
+	}
+	old, err := find(c, l)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	var counters *ebpf.Map
+	if old != nil {
+		defer old.Close()
+		counters = old.counters
+	}
+	p, err := load(cfg, counters)
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	if err := c.AddClsact(l.Index); err != nil {
+		return fmt.Errorf("add a clsact qdisc: %w", explainFilter(err))
+	}
+	if err := c.SetBPFFilter(l.Index, hookOf(l), filter, p.FD()); err != nil {
+		return errors.Join(fmt.Errorf("add the filter: %w", explainFilter(err)), tidy(c, l))
+	}
+	return nil
+}
+
+// explainFilter adds the cure to an error of a request about a qdisc or a filter.
+func explainFilter(err error) error {
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EOPNOTSUPP):
+		const cure = "use a kernel with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF: modprobe -a sch_ingress cls_bpf"
+		return fmt.Errorf("%w: %w (%s)", ErrUnavailable, err, cure)
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EEXIST), errors.Is(err, unix.EBUSY):
+		const cure = "does a filter of another program have its place? tc filter show dev DEVICE ingress, or egress"
+		return fmt.Errorf("%w (%s)", err, cure)
+	}
+	return explain(err)
+}
+
+// Detach removes the filter, and the clsact qdisc if it has no other filters. It is no error if the
+// link has no filter or does not exist.
+func Detach(c *rtnl.Conn, l *rtnl.Link) error {
+	if err := detach(c, l); err != nil {
+		return fmt.Errorf("remove the port security of %s: %w", l.Name, err)
+	}
+	return nil
+}
+
+func detach(c *rtnl.Conn, l *rtnl.Link) error {
+	all, err := c.Filters(l.Index, hookOf(l))
+	if err != nil {
+		return fmt.Errorf("list filters: %w", err)
+	}
+	for _, f := range all {
+		if !ours(f) {
+			continue
+		}
+		if err := c.DeleteFilter(l.Index, hookOf(l), f); rtnl.IgnoreNotExist(err) != nil {
+			return fmt.Errorf("delete the filter: %w", err)
+		}
+		return tidy(c, l)
+	}
+	return nil
+}
+
+// tidy removes a clsact qdisc without filters.
+func tidy(c *rtnl.Conn, l *rtnl.Link) error {
+	for _, hook := range []rtnl.Hook{rtnl.Ingress, rtnl.Egress} {
+		all, err := c.Filters(l.Index, hook)
+		if err != nil {
+			return fmt.Errorf("list filters: %w", err)
+		}
+		if len(all) > 0 {
+			return nil
+		}
+	}
+	if err := c.DeleteClsact(l.Index); err != nil {
+		return fmt.Errorf("delete the clsact qdisc: %w", err)
+	}
+	return nil
+}
+
+// ours reports whether a filter is this package's.
+func ours(f rtnl.Filter) bool {
+	return f.Kind == filter.Kind && f.Name == filter.Name && f.Priority == filter.Priority
+}
+
+// State is what the kernel checks at a link.
+type State struct {
+	// Config is what the program compares with. Its IPs include the link-local address.
+	Config portsec.Config
+
+	// Current reports whether the program is the one of this build.
+	Current bool
+
+	// Drops counts the dropped frames by reason, since the first Attach.
+	Drops [portsec.Reasons]uint64
+}
+
+// Is reports whether the state is that of cfg, by the program of this build.
+func (s State) Is(cfg portsec.Config) bool { return s.Current && s.Config.Equal(cfg) }
+
+// Read reads what the kernel checks at a link. If that is nothing, the error matches fs.ErrNotExist
+// with errors.Is. It needs CAP_SYS_ADMIN.
+func Read(c *rtnl.Conn, l *rtnl.Link) (State, error) {
+	s, err := read(c, l)
+	if err != nil {
+		return State{}, fmt.Errorf("read the port security of %s: %w", l.Name, err)
+	}
+	return s, nil
+}
+
+func read(c *rtnl.Conn, l *rtnl.Link) (s State, err error) {
+	p, err := find(c, l)
+	if err != nil {
+		return State{}, err
+	}
+	defer p.Close()
+	s = State{Config: p.settings.config(), Current: p.current}
+	s.Drops, err = p.drops()
+	return s, err
+}
+
+// find opens the program of a link's filter.
+func find(c *rtnl.Conn, l *rtnl.Link) (*loaded, error) {
+	all, err := c.Filters(l.Index, hookOf(l))
+	if err != nil {
+		return nil, fmt.Errorf("list filters: %w", err)
+	}
+	for _, f := range all {
+		if ours(f) {
+			return open(f.Program)
+		}
+	}
+	return nil, fmt.Errorf("no filter: %w", fs.ErrNotExist)
+}

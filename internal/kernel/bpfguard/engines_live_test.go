@@ -1,0 +1,207 @@
+package bpfguard
+
+import (
+	"encoding/binary"
+	"math"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"vmnet/bridge/portsec"
+	"vmnet/bridge/portsec/portsectest"
+	"vmnet/internal/leaktest"
+	"vmnet/internal/nstest"
+	"vmnet/testvm/lab"
+)
+
+func TestMain(m *testing.M) { leaktest.Main(m) }
+
+// tcNext and tcDrop are TC_ACT_UNSPEC and TC_ACT_SHOT (include/uapi/linux/pkt_cls.h).
+const (
+	tcNext = 0xffffffff
+	tcDrop = 2
+)
+
+// runs reports whether BPF_PROG_TEST_RUN takes the frame: it must have a payload and, by its
+// EtherType, a whole header of IPv4 or IPv6 (bpf_prog_test_run_skb in net/bpf/test_run.c). A tap
+// takes shorter ones: see TestLiveTap.
+func runs(f []byte) bool {
+	if len(f) <= 14 {
+		return false
+	}
+	switch binary.BigEndian.Uint16(f[12:]) {
+	case 0x0800:
+		return len(f) >= 14+20
+	case 0x86dd:
+		return len(f) >= 14+40
+	}
+	return true
+}
+
+// An engine is the program for one configuration, without a device.
+type engine struct {
+	t        testing.TB
+	program  *ebpf.Program
+	counters *ebpf.Map
+	checker  *portsec.Checker
+	last     [portsec.Reasons]uint64
+}
+
+func newEngine(t testing.TB, cfg portsec.Config) *engine {
+	t.Helper()
+	if err := cfg.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	spec, err := object()
+	if err != nil {
+		t.Fatal(err)
+	}
+	counters, err := ebpf.NewMap(spec.Maps[dropsMap])
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { counters.Close() })
+	p, err := load(cfg, counters)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	return &engine{t: t, program: p, counters: counters, checker: portsec.NewChecker(cfg)}
+}
+
+// verdict runs the program for a frame.
+func (e *engine) verdict(frame []byte) portsec.Reason {
+	e.t.Helper()
+	action, err := e.program.Run(&ebpf.RunOptions{Data: frame})
+	if err != nil {
+		e.t.Fatalf("run for %x: %v", frame, err)
+	}
+	why := e.counted()
+	if want := map[bool]uint32{true: tcNext, false: tcDrop}[why == portsec.Pass]; action != want {
+		e.t.Errorf("%x: action %d with reason %s", frame, int32(action), why)
+	}
+	return why
+}
+
+// counted returns the reason whose counter has changed.
+func (e *engine) counted() portsec.Reason {
+	e.t.Helper()
+	l := loaded{counters: e.counters}
+	now, err := l.drops()
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	why := difference(e.t, e.last, now)
+	e.last = now
+	return why
+}
+
+func difference(t testing.TB, before, after [portsec.Reasons]uint64) (why portsec.Reason) {
+	t.Helper()
+	for r := range after {
+		switch n := after[r] - before[r]; {
+		case n == 0:
+		case n == 1 && why == portsec.Pass && r != 0:
+			why = portsec.Reason(r)
+		default:
+			t.Errorf("%d more frames were counted as %s, beside %s", n, portsec.Reason(r), why)
+		}
+	}
+	return why
+}
+
+func TestLiveTable(t *testing.T) {
+	nstest.RequireRoot(t)
+	compareTable(t)
+}
+
+func TestLabTable(t *testing.T) {
+	lab.Inside(t)
+	compareTable(t)
+}
+
+// compareTable runs the program for each named frame.
+func compareTable(t *testing.T) {
+	t.Helper()
+	engines := map[string]*engine{}
+	for _, c := range portsectest.Table() {
+		if !runs(c.Frame) {
+			continue
+		}
+		e := engines[c.Config.String()]
+		if e == nil {
+			e = newEngine(t, c.Config)
+			engines[c.Config.String()] = e
+		}
+		if got := e.verdict(c.Frame); got != c.Want {
+			t.Errorf("%s: %s, want %s", c.Name, got, c.Want)
+		}
+	}
+}
+
+func TestLiveRandomFrames(t *testing.T) {
+	nstest.RequireRoot(t)
+	compareRandom(t, 20_000)
+}
+
+func TestLabRandomFrames(t *testing.T) {
+	lab.Inside(t)
+	compareRandom(t, 10_000)
+}
+
+// compareRandom runs both engines for random frames, and each with its share of the configurations.
+func compareRandom(t *testing.T, frames int) {
+	t.Helper()
+	configs := portsectest.Configs()
+	var seen [portsec.Reasons]int
+	for i, cfg := range configs {
+		e := newEngine(t, cfg)
+		random := portsectest.NewRandom(uint64(i))
+		for n := 0; n < frames/len(configs)+1; {
+			f := random.Next()
+			if !runs(f) {
+				continue
+			}
+			n++
+			want := e.checker.Verdict(f)
+			seen[want]++
+			if got := e.verdict(f); got != want {
+				t.Fatalf("%s: %x: the kernel says %s, Go says %s", cfg, f, got, want)
+			}
+		}
+	}
+	for r, n := range seen {
+		if n == 0 {
+			t.Errorf("no frame was %s", portsec.Reason(r))
+		}
+	}
+	t.Log(seen)
+}
+
+// BenchmarkKernel reports the time of the program for a frame, as the kernel measures it.
+func BenchmarkKernel(b *testing.B) {
+	nstest.RequireRoot(b)
+	for _, c := range portsectest.Table() {
+		switch c.Name {
+		case "mac only", "ipv4", "tcp4", "arp", "ipv6", "tcp6", "nd-ns", "mac-spoof", "ip-spoof", "network v6":
+		default:
+			continue
+		}
+		b.Run(c.Name, func(b *testing.B) {
+			e := newEngine(b, c.Config)
+			// The shortest of many runs, in which no other process has run.
+			opts := &ebpf.RunOptions{Data: c.Frame, Repeat: 20_000}
+			best := time.Duration(math.MaxInt64)
+			for range 100 * b.N {
+				begin := time.Now()
+				if _, err := e.program.Run(opts); err != nil {
+					b.Fatal(err)
+				}
+				best = min(best, time.Since(begin))
+			}
+			b.ReportMetric(float64(best.Nanoseconds())/float64(opts.Repeat), "ns/frame")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
