@@ -64,15 +64,14 @@ func ofTap(n NIC) [][2]string {
 		{in4 + "rp_filter", "1"},
 		{in4 + "accept_redirects", "0"},
 		{in4 + "forwarding", "1"},
+		{in6 + "accept_ra", "0"},
+		{in6 + "accept_redirects", "0"},
 	}
+	disable := "1" // a guest without IPv6 has no business with the host's
 	if n.has(true) {
-		list = append(list, [][2]string{
-			{in6 + "disable_ipv6", "0"},
-			{in6 + "accept_ra", "0"},
-			{in6 + "accept_redirects", "0"},
-		}...)
+		disable = "0"
 	}
-	return list
+	return append(list, [2]string{in6 + "disable_ipv6", disable})
 }
 
 // gateways are the host's addresses on a tap.
@@ -161,8 +160,8 @@ func (h *Host) setTap(n NIC) error {
 		}
 	}
 	for _, s := range list {
-		now, _, err := h.settings().Read(s[0])
-		if err == nil && now != s[1] {
+		now, has, err := h.settings().Read(s[0])
+		if err == nil && has && now != s[1] { // a kernel without IPv6 does not have all
 			err = h.settings().Write(s[0], s[1])
 		}
 		if err != nil {

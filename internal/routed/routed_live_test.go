@@ -70,6 +70,27 @@ func TestLiveReachability(t *testing.T) {
 	}
 }
 
+// TestLiveIPv4Alone: a guest without IPv6 cannot give the host routes by router advertisements: the
+// host has no IPv6 on its tap.
+func TestLiveIPv4Alone(t *testing.T) {
+	x := newHost(t)
+	x.guest("t1", g1)
+	for name, want := range map[string]string{
+		"net/ipv6/conf/t1/disable_ipv6": "1", "net/ipv6/conf/t1/accept_ra": "0", "net/ipv6/conf/eth0/forwarding": "0",
+	} {
+		if got := x.sysctl(name); got != want {
+			t.Errorf("%s=%s, want %s", name, got, want)
+		}
+	}
+	if out := x.run(x.NS, "ip", "-6", "addr", "show", "dev", "t1"); out != "" {
+		t.Errorf("addresses on the tap: %s", out)
+	}
+	if missing, err := x.Missing(x.nics[0]); len(missing) > 0 || err != nil {
+		t.Errorf("%q, %v", missing, err)
+	}
+	x.pings(x.lan, g1)
+}
+
 // TestLiveKilled: a guest whose tap has gone is not answered for, for IPv4 at once and for IPv6
 // once somebody tidies. Its former entries, and then the settings, are taken away, and other
 // people's are not.
