@@ -50,10 +50,11 @@ setup: ## Debian packages, as root, and kernels for test guests (minutes, once)
 	sh testvm/setup.sh $$([ "$$(id -u)" != 0 ] || echo --kernel full)
 
 # The main job, on a real guest, in network and process namespaces of its own; then a switch in
-# userspace and two guests, without any capability.
-demo: setup build ## the main job on a real guest, and a switch without privileges (a minute; root)
+# userspace and two guests, without any capability; then networks of root and of a user.
+demo: setup build ## the main job on a real guest, a switch without privileges, networks (two minutes; root)
 	unshare --net --pid --fork --mount-proc bash docs/demo.sh
 	unshare --net --pid --fork --mount-proc setpriv --bounding-set=-all --inh-caps=-all --ambient-caps=-all bash docs/demo-switch.sh
+	unshare --net --pid --fork --mount-proc bash docs/demo-network.sh
 
 define check_format
 unformatted=$$($(GO) tool gofumpt -l .); if [ -n "$$unformatted" ]; then echo "gofumpt would change:" $$unformatted; exit 1; fi

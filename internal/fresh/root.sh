@@ -13,6 +13,8 @@ lay_out() {
 	mount -t sysfs sysfs sys
 	mount -t tmpfs -o mode=755 run run
 	mount --bind /dev dev
+	# As udev makes it: users' networks need it.
+	[ ! -e dev/net/tun ] || { mknod -m 666 run/tun c 10 200 && mount --bind run/tun dev/net/tun; }
 	mount -t devpts -o newinstance,ptmxmode=666,mode=620,gid=5 devpts dev/pts
 	mount -t tmpfs -o mode=1777 shm dev/shm
 	mkdir -p usr/local/go opt/modules opt/debs root/.cache/go-build home/user/.cache/go-build

@@ -33,7 +33,7 @@ step_setup() {
 step_lint() { as_root 'make lint'; }
 step_demo() { as_root 'make demo'; }
 step_root_sessions() { as_root 'go run ./internal/fresh/sessions -prompt "#" README.md docs/libvirt.md'; }
-step_user_sessions() { as_user 'go run ./internal/fresh/sessions -prompt "$" docs/switch.md'; }
+step_user_sessions() { as_user 'go run ./internal/fresh/sessions -prompt "$" README.md docs/switch.md'; }
 step_quick() { as_user 'make quick'; }
 
 # A user without root gets the same command, and fewer tests.

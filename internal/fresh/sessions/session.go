@@ -81,7 +81,7 @@ var varies = []struct {
 // in the background of its sockets, vmnet of a machine without vhost-net, virsh of one without
 // polkit.
 var beside = regexp.MustCompile(
-	`^(\[[0-9]+\][-+ ]|[^ ]+ runs with pid |(monitor|agent) +/|vmnet: note: vhost-net is not used|Authorization not available)`)
+	`^(\[[0-9]+\][-+ ]|[^ ]+ runs with pid |(monitor|agent) +/|vmnet: note: (vhost-net is not used|network )|Authorization not available)`)
 
 // normal returns the printed lines in a form that is equal in all runs.
 func normal(lines []string) string {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -90,8 +91,12 @@ func tell(ctx context.Context, name string, r request) (w wire, process *pidfd.H
 	if err == nil && w.Error != "" {
 		err = errors.New(w.Error)
 	}
-	if err != nil && context.Cause(ctx) != nil {
+	switch {
+	case err == nil:
+	case context.Cause(ctx) != nil:
 		err = context.Cause(ctx)
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		err = errNotRunning // it has ended meanwhile
 	}
 	return w, process, err
 }
