@@ -13,10 +13,10 @@ import (
 // layers are the packages from top to bottom; packages of one layer do not import each other.
 var layers = [][]string{
 	{"cmd/vmnet", "cmd/qemu-netup", "cmd/qemu-netup-full", "cmd/vmnet-hook"},
-	{"internal/libvirthook/hook", "internal/watch", "internal/network/usernet"},
+	{"internal/libvirthook/hook", "internal/watch", "internal/doctor", "internal/network/usernet"},
 	{"internal/access/bridgehelper"},
 	{"internal/access/gate"},
-	{"tapmgr", "internal/doctor", "internal/network"},
+	{"tapmgr", "internal/network"},
 	{"internal/guest"},
 	{"internal/libvirthook/declared", "internal/network/userdirs"},
 	{"internal/cli/nicflags"},

@@ -40,6 +40,8 @@ type Machine struct {
 	Self string    // the directory of vmnet
 	Path []string  // the directories of $PATH
 	NS   *netns.NS // whose bridges and settings; it stays the caller's
+	// Networks is the directory of the files of networks; empty for config.DefaultDir.
+	Networks string
 }
 
 // Look returns all findings. What cannot be checked is a finding, too.
@@ -49,7 +51,7 @@ func (m Machine) Look(ctx context.Context) []Check {
 		m.tun(), m.vhost(), m.packetPorts(),
 		m.qemu(ctx), m.hook(ctx),
 		m.netfilter(), m.networkManager(), m.networkd(), m.udev(),
-		m.machineID(), m.watch(), m.bridges(), m.routed(ctx),
+		m.machineID(), m.watch(), m.bridges(), m.networks(ctx), m.routed(ctx),
 	)
 }
 
