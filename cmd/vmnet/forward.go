@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -58,6 +61,7 @@ var errSame = errors.New("unchanged")
 
 func (a *app) forwardAddCommand(o *networkFlags) *cobra.Command {
 	var listen string
+	var force bool
 	cmd := &cobra.Command{
 		Use:   "add NETWORK PROTOCOL:PORT[-LAST] GUEST[:PORT]",
 		Short: "Add a forward",
@@ -65,7 +69,10 @@ func (a *app) forwardAddCommand(o *networkFlags) *cobra.Command {
 hosts, by that of a guest that was attached with --network, or by an address. A forward to a guest is
 bound to its NIC: as long as the forward is there, the network's server gives the guest's MAC the
 address that it has now, and no other. The ports of a range stay the same. The same command again
-changes nothing.`,
+changes nothing.
+
+A forward of a port on which a program of the host listens takes its connections from it, which a
+note says. That of SSH is refused without --force.`,
 		Example: `  vmnet forward add lab tcp:8080 web:80
   vmnet forward add lab udp:5000-5010 P2
   vmnet forward add lab tcp:8080 [fd66:1:2:3::11]:80`,
@@ -73,6 +80,7 @@ changes nothing.`,
 		ValidArgsFunction: a.networkNames(o),
 	}
 	cmd.Flags().StringVar(&listen, "listen", "", "the `ADDRESS` of the host to which connections are (default any)")
+	cmd.Flags().BoolVar(&force, "force", false, "also take the port of the host's SSH server")
 	format := outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		f, err := config.ParseForward(args[1], args[2], listen)
@@ -94,11 +102,40 @@ changes nothing.`,
 					return errSame
 				}
 				n.Forwards = append(n.Forwards, f)
-				return nil
+				return a.tellHidden(m, f, force)
 			},
 		)
 	})
 	return cmd
+}
+
+// tellHidden notes the ports that a new forward takes from programs of the host. Without force, that
+// of SSH is an error.
+func (a *app) tellHidden(m *network.Manager, f config.Forward, force bool) error {
+	ports, err := m.Hidden(f)
+	if err != nil {
+		return err
+	}
+	for _, port := range ports {
+		if f.Protocol == "tcp" && !force && slices.Contains(sshPorts(), port) {
+			return fmt.Errorf("forward %s: the host's SSH server listens on port %d: nobody could log in any more "+
+				"(use another port, --listen with another address of the host, or --force)", f.From(), port)
+		}
+		a.note(fmt.Sprintf("forward %s: a program of the host listens on port %d: from now on its connections go to %s",
+			f.From(), port, f.Guest))
+	}
+	return nil
+}
+
+// sshPorts are the usual one, and that by which this user is logged in (ssh(1), SSH_CONNECTION).
+func sshPorts() []uint16 {
+	ports := []uint16{22}
+	if f := strings.Fields(os.Getenv("SSH_CONNECTION")); len(f) == 4 {
+		if port, err := strconv.ParseUint(f[3], 10, 16); err == nil {
+			ports = append(ports, uint16(port))
+		}
+	}
+	return ports
 }
 
 // threeArgs are those of forward add.

@@ -133,6 +133,11 @@ func (s *stepFlags) applyToNetworks(a *app, m *network.Manager, json bool, descr
 			if err != nil {
 				return err
 			}
+			if s.plans != nil && json {
+				plan.Steps = planSteps(steps)
+				*s.plans = append(*s.plans, plan)
+				return nil
+			}
 			return a.printNetworkPlan(plan, steps, json)
 		}
 	case s.verbose:

@@ -67,18 +67,22 @@ takes the rules back.`,
 					return m.Integrate(ctx, name, integrate)
 				}
 			}
-			return a.networkApply(cmd.Context(), m, o, names, &steps, apply)
+			return a.networkApply(cmd.Context(), m, o, names, all, &steps, apply)
 		})
 	})
 	return cmd
 }
 
 // networkApply applies all of the networks, whichever fail.
-func (a *app) networkApply(ctx context.Context, m *network.Manager, o *networkFlags, names []string,
+func (a *app) networkApply(ctx context.Context, m *network.Manager, o *networkFlags, names []string, all bool,
 	steps *stepFlags, apply func(context.Context, string) (*config.Network, bool, error),
 ) error {
 	var errs []error
 	done := []networkChanged{}
+	plans := []*networkPlan{}
+	if all {
+		steps.plans = &plans
+	}
 	for _, name := range names {
 		steps.applyToNetworks(a, m, o.json, func() (*networkPlan, error) {
 			n, err := m.Dir.Read(name)
@@ -101,7 +105,10 @@ func (a *app) networkApply(ctx context.Context, m *network.Manager, o *networkFl
 		}
 		done = append(done, networkChanged{name, changed})
 	}
-	if !steps.planned {
+	switch {
+	case steps.dryRun && all && o.json:
+		errs = append(errs, a.printJSON(plans))
+	case !steps.planned:
 		errs = append(errs, a.printApplied(o, done))
 	}
 	return errors.Join(errs...)

@@ -272,6 +272,9 @@ func withTimeout(ctx context.Context, d time.Duration) (context.Context, context
 type stepFlags struct {
 	dryRun, verbose bool
 	planned         bool // a dry run has printed its steps
+	// plans collects the plans of several networks, which are printed as one JSON document; nil
+	// prints each at once.
+	plans *[]*networkPlan
 }
 
 func (s *stepFlags) add(cmd *cobra.Command) {
