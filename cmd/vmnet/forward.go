@@ -109,8 +109,8 @@ note says. That of SSH is refused without --force.`,
 	return cmd
 }
 
-// tellHidden notes the ports that a new forward takes from programs of the host. Without force, that
-// of SSH is an error.
+// tellHidden notes the ports that a new forward takes from programs of the host. Without force,
+// that of SSH is an error.
 func (a *app) tellHidden(m *network.Manager, f config.Forward, force bool) error {
 	ports, err := m.Hidden(f)
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"vmnet/internal/network/config"
 	"vmnet/internal/network/dhcp"
 	"vmnet/internal/network/firewall"
+	"vmnet/internal/network/nft"
 	"vmnet/internal/network/ruleset"
 	"vmnet/internal/network/server"
 )
@@ -189,7 +190,7 @@ func (m *Manager) differences(n *config.Network, st *state) (found []Difference,
 		return nil, err
 	}
 	found = append(found, differs...)
-	obstacles, err := m.obstacles(n, st)
+	obstacles, err := m.obstacles(n, st.rules)
 	for _, o := range obstacles {
 		if o.Blocks && (n.NAT || len(n.Forwards) > 0 || o.Bridged) {
 			found = append(found, Difference{
@@ -223,17 +224,17 @@ func (m *Manager) Obstacles(ctx context.Context, n *config.Network) ([]firewall.
 	if m.Elsewhere != nil {
 		return []firewall.Obstacle{}, nil // no other program has rules there
 	}
-	st, err := m.read(ctx, n)
+	rules, err := nft.List(ctx, m.NS)
 	if err != nil {
 		return nil, err
 	}
-	return m.obstacles(n, st)
+	return m.obstacles(n, rules)
 }
 
 // tablePrefix begins the names of the tables of all networks.
 var tablePrefix = ruleset.Table("")
 
-func (m *Manager) obstacles(n *config.Network, st *state) ([]firewall.Obstacle, error) {
+func (m *Manager) obstacles(n *config.Network, rules *nft.Ruleset) ([]firewall.Obstacle, error) {
 	filter, _, err := m.settings().Read("net/bridge/bridge-nf-call-iptables")
 	if err != nil {
 		return nil, err
@@ -246,7 +247,7 @@ func (m *Manager) obstacles(n *config.Network, st *state) ([]firewall.Obstacle, 
 	if err != nil {
 		return nil, err
 	}
-	h := firewall.Host{Ruleset: st.rules, BridgeNetfilter: filter == "1", Legacy: legacy, Uplinks: uplinks}
+	h := firewall.Host{Ruleset: rules, BridgeNetfilter: filter == "1", Legacy: legacy, Uplinks: uplinks}
 	found := h.Obstacles(n.Name, tablePrefix)
 	for i, o := range found {
 		if o.Blocks && o.Integrable() && !n.Integrate {

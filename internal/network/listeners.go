@@ -17,7 +17,7 @@ import (
 // from it.
 func (m *Manager) Hidden(f config.Forward) (ports []uint16, err error) {
 	if m.Elsewhere != nil {
-		return nil, nil // sockets of the user's own have these ports, or the forward fails
+		return nil, nil // the user's sockets get these ports, or the forward fails
 	}
 	err = m.NS.Do(func() error {
 		for _, suffix := range []string{"", "6"} {

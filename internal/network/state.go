@@ -43,7 +43,11 @@ func (m *Manager) readAll(ctx context.Context, networks []*config.Network) ([]*s
 	if err != nil {
 		return nil, err
 	}
-	want, err := wanted(ctx, networks)
+	// What has not the right tables differs, whatever is in them.
+	hasTables := func(n *config.Network) bool { return slices.Equal(tables(rules, n.Name), ruleset.Families(n)) }
+	want, err := wanted(ctx, slices.DeleteFunc(slices.Clone(networks), func(n *config.Network) bool {
+		return !hasTables(n)
+	}))
 	if err != nil {
 		return nil, err
 	}
@@ -54,7 +58,7 @@ func (m *Manager) readAll(ctx context.Context, networks []*config.Network) ([]*s
 	others := m.firewalls(rules, legacy)
 	var all []*state
 	for _, n := range networks {
-		st := &state{rules: rules, families: tables(rules, n.Name), sameRules: true, missing: n.Addresses()}
+		st := &state{rules: rules, families: tables(rules, n.Name), sameRules: hasTables(n), missing: n.Addresses()}
 		for _, family := range []string{ruleset.Inet, ruleset.Bridge} {
 			id := nft.TableID{Family: family, Name: ruleset.Table(n.Name)}
 			st.sameRules = st.sameRules && reflect.DeepEqual(rules.Table(id), want.Table(id))
@@ -104,6 +108,9 @@ func wanted(ctx context.Context, networks []*config.Network) (*nft.Ruleset, erro
 			return nil, err
 		}
 		text += t
+	}
+	if text == "" {
+		return &nft.Ruleset{}, nil
 	}
 	empty, err := netns.New()
 	if err != nil {
