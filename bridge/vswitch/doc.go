@@ -70,10 +70,11 @@
 //	          note a result   sender.note          sender.go          Full, Down, Gone,
 //	                                                                  Rejected, TooBig
 //
-// frame.parse and receiver.finish also drop with the reasons of package offload. The kernel counts
-// Overrun, and Port.Stats asks it for the number. A frame for one port is dropped with the reason
-// of between. A flooded frame is dropped only if it may leave by no port at all, and then with
-// NoPort: flood does not report why it left out each port. A capture wraps receiver.input and
+// receiver.accept also drops with the reasons of package portsec, frame.parse and receiver.finish
+// with those of package offload. The kernel counts Overrun, and Port.Stats asks it for the number.
+// A frame for one port is dropped with the reason of between. A flooded frame is dropped only if it
+// may leave by no port at all, and then with NoPort: flood does not report why it left out each
+// port. A capture wraps receiver.input and
 // queue.send (capture.go).
 //
 // # VLAN tags

@@ -3,6 +3,7 @@ package vswitch
 import (
 	"time"
 
+	"vmnet/bridge/portsec"
 	"vmnet/bridge/vswitch/offload"
 )
 
@@ -93,6 +94,12 @@ func (r *receiver) accept(f *frame) Reason {
 		return BadSource
 	case !p.admits(f.src):
 		return Spoofed
+	case p.security != nil:
+		if why := p.security.Verdict(f.ether()); why != portsec.Pass {
+			return securityBase + Reason(why)
+		}
+	}
+	switch {
 	case f.dst == pauseFrame:
 		return LinkLocal
 	case !r.ports.classify(p, f):

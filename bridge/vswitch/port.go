@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"vmnet/bridge/portsec"
 	"vmnet/bridge/vswitch/offload"
 	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/kernel/rtnl"
@@ -18,17 +19,18 @@ const defaultMTU = 1500
 
 // A Port is a port of a Switch.
 type Port struct {
-	sw     *Switch
-	name   string
-	index  int // in the FDB and the switch's table
-	wire   *Wire
-	path   atomic.Pointer[path]
-	cfg    vport.Config
-	limits atomic.Pointer[offload.Limits]
-	link   atomic.Pointer[rtnl.LinkState] // state of the device; nil if it is not followed
-	down   atomic.Bool                    // its device is down, or the port has ended
-	vlans  *vlans
-	macs   []uint64
+	sw       *Switch
+	name     string
+	index    int // in the FDB and the switch's table
+	wire     *Wire
+	path     atomic.Pointer[path]
+	cfg      vport.Config
+	limits   atomic.Pointer[offload.Limits]
+	link     atomic.Pointer[rtnl.LinkState] // state of the device; nil if it is not followed
+	down     atomic.Bool                    // its device is down, or the port has ended
+	vlans    *vlans
+	security *portsec.Checker // nil for none
+	macs     []uint64
 
 	broadcasts, multicasts, unknowns, refused bucket
 	stop                                      stop
@@ -78,6 +80,9 @@ func newPort(sw *Switch, name string, index int, w *Wire, cfg vport.Config) *Por
 	}
 	for _, mac := range cfg.MACs {
 		p.macs = append(p.macs, macWord(mac))
+	}
+	if !cfg.Security.IsZero() {
+		p.security = portsec.NewChecker(cfg.Security)
 	}
 	p.broadcasts.limit(cfg.Storm.Broadcast)
 	p.multicasts.limit(cfg.Storm.Multicast)

@@ -1,12 +1,16 @@
 package vswitch
 
-import "vmnet/bridge/vswitch/offload"
+import (
+	"vmnet/bridge/portsec"
+	"vmnet/bridge/vswitch/offload"
+)
 
 // A Reason says why a frame was dropped.
 type Reason uint8
 
 // The drop reasons. Those before Full are counted at the port on which the frame arrived, the
-// others at the port by which it should have left. The reasons of package offload follow.
+// others at the port by which it should have left. The reasons of package offload follow, then
+// those of package portsec, which are counted at the port on which the frame arrived.
 const (
 	Delivered Reason = iota // not dropped
 
@@ -40,10 +44,12 @@ const (
 	Gone        // the target was removed, or its other end was closed
 	Rejected    // the target's kernel refused the frame
 	offloadBase // the reasons of package offload follow
+
+	securityBase = offloadBase + Reason(offload.Reasons) // those of package portsec follow
 )
 
 // Reasons is the number of reasons.
-const Reasons = int(offloadBase) + int(offload.Reasons)
+const Reasons = int(securityBase) + portsec.Reasons
 
 func fromOffload(r offload.Reason) Reason {
 	if r == offload.OK {
@@ -107,6 +113,9 @@ func (r Reason) String() string {
 		return "port gone"
 	case Rejected:
 		return "refused by the kernel"
+	}
+	if r >= securityBase {
+		return portsec.Reason(r - securityBase).String()
 	}
 	return offload.Reason(r - offloadBase).String()
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"vmnet/bridge/brport"
+	"vmnet/bridge/portsec"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/cli/nicflags"
@@ -48,6 +49,11 @@ const portHelp = `A port is written DEVICE[,OPTION...], with the options
     no-flood               no frames with unknown destinations leave by the port
     no-loop-guard          never stop the port because of a loop
     mac=MAC                accept only frames with this source (repeatable)
+    port-security=LIST     drop forged frames, as vmnet-switch(8) explains; all, or a list of
+                           mac,ip,arp,nd,dhcp,ra,vlan; needs one mac=MAC
+    ip=ADDRESS             with port-security: an address of the guest, or a network (repeatable)
+    ethertype=TYPE         with port-security: one more EtherType that passes, such as 0x88f7
+                           (repeatable)
     max-addresses=N        learn at most N addresses behind the port
     storm=N                flood at most N broadcasts, multicast frames and frames with unknown
                            destinations from the port, each in a second; storm-broadcast=N,
@@ -117,7 +123,7 @@ func parsePort(kind, text string) (wantedPort, error) {
 			return w, fmt.Errorf("a port has no option %q", key)
 		case !has && f.NoOptDefVal == "":
 			return w, fmt.Errorf("option %s: want %s=%s", key, key, strings.ToUpper(f.Value.Type()))
-		case seen[key] && key != "mac":
+		case seen[key] && !repeatable[key]:
 			return w, fmt.Errorf("option %s is given twice", key)
 		case !has:
 			value = f.NoOptDefVal
@@ -127,7 +133,28 @@ func parsePort(kind, text string) (wantedPort, error) {
 			return w, fmt.Errorf("option %s: %w", option, err)
 		}
 	}
+	if err := w.secure(); err != nil {
+		return w, err
+	}
 	return w, w.Validate()
+}
+
+// repeatable are the options that may be given several times.
+var repeatable = map[string]bool{"mac": true, "ip": true, "ethertype": true}
+
+// secure completes the port security by the guest's address.
+func (w *wantedPort) secure() error {
+	s := &w.Config.Security
+	switch {
+	case s.IsZero() && len(s.IPs)+len(s.EtherTypes) > 0:
+		return errors.New("ip and ethertype need port-security")
+	case s.IsZero():
+	case len(w.Config.MACs) != 1:
+		return fmt.Errorf("port-security needs one mac=MAC, the guest's, not %d", len(w.Config.MACs))
+	default:
+		s.MAC = w.Config.MACs[0]
+	}
+	return nil
 }
 
 // continues reports whether a word belongs to the list that an option has begun.
@@ -135,6 +162,9 @@ func continues(option, word string) bool {
 	switch {
 	case strings.HasPrefix(option, "trunk="):
 		return word != "" && word[0] >= '0' && word[0] <= '9'
+	case strings.HasPrefix(option, "port-security="):
+		_, err := portsec.ParseChecks(word)
+		return err == nil
 	case strings.HasPrefix(option, "forward="):
 		_, err := brport.ParseProtocols(word)
 		return err == nil
@@ -165,6 +195,7 @@ func (w *wantedPort) options() *pflag.FlagSet {
 		w.Config.MACs = append(w.Config.MACs, mac)
 		return err
 	}), "mac", "")
+	w.securityOptions(f)
 	if w.Kind == control.Tap {
 		f.Var(nicflags.Value("N", "", func(s string) (err error) {
 			if w.queues, err = strconv.Atoi(s); err != nil || w.queues < 1 || w.queues > control.MaxQueues {
@@ -174,6 +205,24 @@ func (w *wantedPort) options() *pflag.FlagSet {
 		}), "queues", "")
 	}
 	return f
+}
+
+func (w *wantedPort) securityOptions(f *pflag.FlagSet) {
+	s := &w.Config.Security
+	f.Var(nicflags.Value("LIST", "", func(text string) (err error) {
+		s.Checks, err = portsec.ParseChecks(text)
+		return err
+	}), "port-security", "")
+	f.Var(nicflags.Value("ADDRESS", "", func(text string) error {
+		p, err := portsec.ParseIP(text)
+		s.IPs = append(s.IPs, p)
+		return err
+	}), "ip", "")
+	f.Var(nicflags.Value("TYPE", "", func(text string) error {
+		t, err := portsec.ParseEtherType(text)
+		s.EtherTypes = append(s.EtherTypes, t)
+		return err
+	}), "ethertype", "")
 }
 
 // limit adds an option that sets all of to to a number of at least 1.
@@ -362,6 +411,7 @@ func portSettings(cfg vport.Config) string {
 	for _, mac := range cfg.MACs {
 		words = append(words, "mac:"+mac.String())
 	}
+	words = append(words, securityWords(cfg.Security)...)
 	if cfg.NoLoopGuard {
 		words = append(words, "no-loop-guard")
 	}
@@ -386,4 +436,19 @@ func portSettings(cfg vport.Config) string {
 		}
 	}
 	return strings.Join(words, ";")
+}
+
+// securityWords returns port security without the MAC address, which is a setting of the port.
+func securityWords(s portsec.Config) (words []string) {
+	if s.IsZero() {
+		return nil
+	}
+	words = append(words, "port-security:"+s.Checks.String())
+	for _, p := range s.IPs {
+		words = append(words, "ip:"+portsec.FormatIP(p))
+	}
+	for _, t := range s.EtherTypes {
+		words = append(words, "ethertype:"+t.String())
+	}
+	return words
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 
 	"vmnet/bridge/brport"
+	"vmnet/bridge/portsec"
 )
 
 // Config says how a port should be. Its zero value is a port of a plain switch. Each setting is an
@@ -23,6 +24,8 @@ import (
 //	no-flood               NoFlood               forward.go: flood
 //	mtu                    MTU                   port.go: newPort; forward.go: add, finish
 //	mac                    MACs                  forward.go: accept; switch.go: lock
+//	port-security, ip,
+//	ethertype              Security              forward.go: accept
 //	max-addresses          MaxAddresses          switch.go: addPort; fdb_slots.go: replace
 //	no-loop-guard          NoLoopGuard           loop.go: looped
 //	storm, storm-broadcast,
@@ -50,6 +53,9 @@ type Config struct {
 	// the VLAN for untagged frames they are static in the FDB, so that no other port
 	// can attract their frames.
 	MACs []net.HardwareAddr `json:"macs,omitempty"`
+
+	// Security says which frames the port accepts. It is for a port with one guest.
+	Security portsec.Config `json:"security,omitzero"`
 
 	// MaxAddresses limits how many addresses are learned behind the port; 0 means only the
 	// limit of the FDB. Further addresses are reached by flooding.
@@ -103,6 +109,9 @@ func (cfg Config) validate() error {
 		if len(mac) != 6 || mac[0]&1 != 0 {
 			return fmt.Errorf("address %s: want 6 bytes, not multicast", mac)
 		}
+	}
+	if err := cfg.Security.Validate(); err != nil {
+		return err
 	}
 	return cfg.Storm.validate()
 }
