@@ -260,3 +260,23 @@ func TestLiveNetworkFaultAtEveryStep(t *testing.T) {
 		t.Errorf("after an attach the server knows %q", got)
 	}
 }
+
+// TestLiveNetworkAtStart: a guest that libvirt starts gets its address as one that runs does, and
+// the server forgets it if the start comes to nothing.
+func TestLiveNetworkAtStart(t *testing.T) {
+	h := newHost(t)
+	l := h.labNet()
+	spec := nic.Spec{
+		Target: nic.Target{VM: h.name("N5")}, NIC: "net0", Network: "lab", Vhost: nic.VhostOff,
+		IP: []netip.Addr{netip.MustParseAddr("10.66.0.20")},
+	}
+	res, err := h.Host().Prepare(h.context(20*time.Second), spec)
+	if err != nil || res.NIC.Network != "lab" || !strings.Contains(l.knows(), ",10.66.0.20,") {
+		t.Fatalf("%+v, %v, the server knows %q", res, err, l.knows())
+	}
+	if actions, err := h.Host().Release(h.context(20*time.Second), spec.VM); err != nil || len(actions) != 1 {
+		t.Errorf("%+v, %v", actions, err)
+	}
+	h.gone(res.NIC.Interface)
+	nstest.Eventually(t, 30*time.Second, "the server forgets the guest", func() bool { return l.knows() == "" })
+}

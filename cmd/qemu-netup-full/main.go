@@ -28,6 +28,9 @@ import (
 	"vmnet/internal/cli/console"
 	"vmnet/internal/cli/fdroom"
 	"vmnet/internal/cli/version"
+	"vmnet/internal/network/config"
+	"vmnet/internal/network/dhcp"
+	"vmnet/internal/network/roster"
 	"vmnet/internal/vmm/launch"
 	"vmnet/tapmgr/nic"
 )
@@ -154,6 +157,7 @@ func (a *app) manager(do func(*backend.Maker) error) error { return a.managerIn(
 func (a *app) managerIn(netns string, do func(*backend.Maker) error) error {
 	return backend.In(netns, func(m *backend.Maker) error {
 		m.Owner, m.LookInto = a.p.Caller.UID, a.p.With
+		m.Networks = roster.Files{Dir: config.Dir(networksPath), State: leasesPath}
 		return do(m)
 	})
 }
@@ -185,8 +189,10 @@ const profileUsage = "the `NAME` of settings in policy.yaml"
 
 // The paths of the files; a distribution's build may set others with the linker.
 var (
-	aclPath    = bridgeconf.DefaultPath
-	policyPath = policy.DefaultPath
+	aclPath      = bridgeconf.DefaultPath
+	policyPath   = policy.DefaultPath
+	networksPath = config.DefaultDir // directory of the networks' files
+	leasesPath   = dhcp.DefaultState // directory of their leases
 )
 
 func files() gate.Files { return gate.Files{ACL: aclPath, Policy: policyPath} }

@@ -121,8 +121,8 @@ func install(tb testing.TB) *installation {
 // build compiles as the Makefile does.
 func (i *installation) build(to, source string) {
 	i.Helper()
-	flags := fmt.Sprintf("-s -w -X main.aclPath=%s -X main.policyPath=%s -X main.fullPath=%s",
-		i.path("bridge.conf"), i.path("policy.yaml"), i.full)
+	flags := fmt.Sprintf("-s -w -X main.aclPath=%s -X main.policyPath=%s -X main.fullPath=%s -X main.networksPath=%s",
+		i.path("bridge.conf"), i.path("policy.yaml"), i.full, i.path("networks.d"))
 	build := exec.Command("go", "build", "-trimpath", "-ldflags", flags, "-o", to, source)
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {

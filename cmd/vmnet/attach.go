@@ -157,8 +157,10 @@ func (a *app) attach(ctx context.Context, o *attachOptions) error {
 	if err := o.spec.Validate(); err != nil {
 		return err
 	}
-	if err := a.joinNetwork(ctx, &o.spec); err != nil {
-		return err
+	if o.spec.Network != "" {
+		if err := a.joinNetwork(ctx, &o.spec); err != nil {
+			return err
+		}
 	}
 	return a.withManager(func(m *tapmgr.Manager) error {
 		o.steps.apply(a, m, o.json)
