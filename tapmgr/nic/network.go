@@ -76,3 +76,12 @@ func FormatIPs(ips []netip.Addr) string {
 	}
 	return strings.Join(texts, ",")
 }
+
+// GuestConfig returns what the guest must be configured with for a routed NIC; nil for others.
+func (n NIC) GuestConfig() *GuestConfig {
+	if n.Type != TypeRouted {
+		return nil
+	}
+	c := configOf(n.MAC, n.IP)
+	return &c
+}

@@ -37,15 +37,6 @@ type NIC struct {
 	Foreign bool `json:"foreign,omitempty"` // made by libvirt itself; vmnet never changes it
 }
 
-// GuestConfig returns what the guest must be configured with for a routed NIC; nil for others.
-func (n NIC) GuestConfig() *GuestConfig {
-	if n.Type != TypeRouted {
-		return nil
-	}
-	c := configOf(n.MAC, n.IP)
-	return &c
-}
-
 // State is the state of a NIC: that of its bridge port, or one of the following.
 type State string
 
