@@ -121,6 +121,16 @@ func (m *Manager) remaining(name string) (time.Duration, error) {
 	return max(0, r.deadline-now), err
 }
 
+// overdue reports whether a move should have been taken back, and no process will do so.
+func (m *Manager) overdue(name string) bool {
+	_, r, err := m.bridge(name)
+	if err != nil || !r.pending() {
+		return false
+	}
+	now, err := uplink.Now()
+	return err == nil && now >= r.deadline && !m.snapshot(name).Guarded()
+}
+
 // How long and how often a guard tries to take back.
 const (
 	guardLock  = 5 * time.Second

@@ -33,7 +33,8 @@ type Mended struct {
 
 // Watch mends networks that differ from their files, until ctx ends: those that are up, or were
 // when it has looked before. changed announces that something may differ. Networks on an uplink are
-// left to people, since a mistake would disconnect the host.
+// left to people, since a mistake would disconnect the host. But a move that nobody has confirmed,
+// and whose guard was killed, is taken back when its time has come.
 func (m *Manager) Watch(ctx context.Context, changed <-chan struct{}, report func(Mended)) {
 	w := &mender{m: m, report: report, up: map[string]bool{}, differs: map[string]*differing{}}
 	timer := time.NewTimer(0)
@@ -106,9 +107,15 @@ func (w *mender) look(ctx context.Context) time.Duration {
 // compare returns what differs of the networks that Watch mends.
 func (w *mender) compare(ctx context.Context) (map[string][]string, error) {
 	all, _, err := w.m.Dir.All() // a broken file is for check
-	networks := slices.DeleteFunc(all, func(n *config.Network) bool { return n.Uplink != nil })
+	differ := map[string][]string{}
+	networks := slices.DeleteFunc(all, func(n *config.Network) bool {
+		if n.Uplink != nil && w.m.overdue(n.Name) {
+			differ[n.Name] = []string{"move"}
+		}
+		return n.Uplink != nil
+	})
 	if err != nil || len(networks) == 0 {
-		return nil, err
+		return differ, err
 	}
 	records, err := w.m.bridges()
 	if err != nil {
@@ -118,7 +125,6 @@ func (w *mender) compare(ctx context.Context) (map[string][]string, error) {
 		w.up[r.network] = true
 	}
 	found, err := w.m.compare(ctx, networks)
-	differ := map[string][]string{}
 	for _, d := range found {
 		if d.Mend != mendByApply(d.Network) || !w.up[d.Network] || w.leftToSystemd(d) {
 			continue

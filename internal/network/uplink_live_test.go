@@ -468,6 +468,28 @@ func TestLiveGuardKilled(t *testing.T) {
 	}
 }
 
+// TestLiveWatchTakesBack: what nobody has confirmed in time, after its guard was killed.
+func TestLiveWatchTakesBack(t *testing.T) {
+	x := newHost(t)
+	x.settled()
+	host := x.hostSide("up0")
+	x.m.Confirm = time.Second
+	x.m.Guard = func(context.Context, string) error { return nil } // it is killed at once
+	if err := x.m.Create(x.ctx(), moving()); err != nil {
+		t.Fatal(err)
+	}
+	x.deleted("lan")
+	if x.m.overdue("lan") {
+		t.Error("overdue at once")
+	}
+	nstest.Eventually(t, patience, "the time to confirm has passed", func() bool { return x.m.overdue("lan") })
+	w := x.watches()
+	if r := w.next("the move"); r.Network != "lan" || r.Err != nil || fmt.Sprint(r.What) != "[move]" {
+		t.Errorf("%+v", r)
+	}
+	x.hasAgain("again", host)
+}
+
 // TestLiveBridgeDeletedUnderAMove: what was moved to a bridge that somebody deletes comes back from
 // the snapshot.
 func TestLiveBridgeDeletedUnderAMove(t *testing.T) {
