@@ -346,7 +346,7 @@ func (j *job) routeStep(router netip.Addr) step.Step {
 		Name: "route by " + router.String(),
 		Text: fmt.Sprintf("RTM_NEWROUTE in netns %s: default via %s", j.t.name, router),
 		Do: func(context.Context) error {
-			err := j.t.nl.AddDefaultRoute(router)
+			err := j.t.nl.AddDefaultRoute(router, j.end.Index)
 			if errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.EHOSTUNREACH) ||
 				errors.Is(err, syscall.EINVAL) {
 				return fmt.Errorf("%w (no address is in the subnet of the router)", err)

@@ -31,10 +31,13 @@ func TestLiveAttach(t *testing.T) {
 	for name, s := range map[string]Spec{"veth": x.onBridge(), "macvlan": x.onParent()} {
 		t.Run(name, func(*testing.T) {
 			done := x.attach(s)
-			if !done.Changed || done.State != stateOf(name) || done.Interface != "eth0" ||
-				done.Netns.Count != 1 {
+			if !done.Changed || done.Interface != "eth0" || done.Netns.Count != 1 {
 				t.Errorf("%+v", done)
 			}
+			nstest.Eventually(t, patience, "it is up", func() bool { // the kernel notices the carrier later
+				list := x.list()
+				return len(list) == 1 && list[0].State == stateOf(name)
+			})
 			there := x.links()
 			for _, again := range []string{s.Netns, x.path(), x.box.Path()} {
 				s.Netns = again
@@ -345,6 +348,32 @@ func TestLiveMovedOn(t *testing.T) {
 	}
 	if gone := x.detach(Which{Netns: "nosuch"}); len(gone.Removed) != 0 || len(gone.Notices) != 1 {
 		t.Errorf("%+v", gone)
+	}
+}
+
+// TestLiveRouteByItsLink: the default route is by the interface that was attached, also where
+// another one is in the same subnet, and by a router with a link-local address.
+func TestLiveRouteByItsLink(t *testing.T) {
+	x := newHost(t)
+	x.do(x.boxNL.Create("veth", rtnl.Name("lan0"), rtnl.Up(true), rtnl.VethPeer("lan1", x.box)))
+	x.up(x.boxNL, "lan1")
+	x.do(x.boxNL.AddAddr(x.link(x.boxNL, "lan0").Index, netip.MustParsePrefix("10.0.0.9/24")))
+	s := x.onBridge()
+	s.Gateways = append(s.Gateways, netip.MustParseAddr("fe80::1"))
+	x.attach(s)
+	if again := x.attach(s); again.Changed {
+		t.Error("it has changed")
+	}
+	routes, err := x.boxNL.Routes()
+	x.do(err)
+	end, found := x.link(x.boxNL, "eth0").Index, 0
+	for _, r := range routes {
+		if r.Dst.Bits() == 0 && r.Link == end {
+			found++
+		}
+	}
+	if found != 2 {
+		t.Errorf("%d default routes by eth0: %+v", found, routes)
 	}
 }
 

@@ -266,9 +266,8 @@ func (j *job) agrees(ctx context.Context, v *peers.View) error {
 			others[fmt.Sprintf("%s in netns %s", c.Name, c.Space.Name())] = c.Link
 		}
 	}
-	devices, err := j.m.maker.Devices(
-		ctx,
-	) // of an ipvtap elsewhere, the kernel does not report the parent's netns
+	// Of an ipvtap elsewhere, the kernel does not report the netns of the parent device.
+	devices, err := j.m.maker.Devices(ctx)
 	if err != nil {
 		return err
 	}

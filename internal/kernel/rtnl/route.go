@@ -74,14 +74,18 @@ func parseRoute(m []byte) (r Route, ok bool) {
 	return r, r.Dst.IsValid() && !dst.IsMulticast() && !dst.IsLinkLocalUnicast()
 }
 
-// AddDefaultRoute makes a router the one for all addresses of its IP version.
-func (c *Conn) AddDefaultRoute(router netip.Addr) error {
+// AddDefaultRoute makes a router the one for all addresses of its IP version. The route is by the
+// link of that index; if it is 0, by the one whose subnet the router is in.
+func (c *Conn) AddDefaultRoute(router netip.Addr, link int) error {
 	req := c.request(unix.RTM_NEWROUTE, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL)
 	req.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{
 		Family: uint8(family(router)), Table: unix.RT_TABLE_MAIN, Protocol: unix.RTPROT_STATIC,
 		Scope: unix.RT_SCOPE_UNIVERSE, Type: unix.RTN_UNICAST,
 	}})
 	req.AddData(nl.NewRtAttr(unix.RTA_GATEWAY, router.AsSlice()))
+	if link != 0 {
+		req.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(link))))
+	}
 	return c.do(req)
 }
 

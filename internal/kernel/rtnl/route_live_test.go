@@ -31,7 +31,8 @@ func TestLiveVethAndRoutes(t *testing.T) {
 		c.Set(v.Index, Up(true)), peer.Set(eth.Index, Up(true)),
 		peer.AddAddr(eth.Index, netip.MustParsePrefix("10.66.0.2/24")),
 		peer.AddAddr(eth.Index, netip.MustParsePrefix("fd66::2/64")),
-		peer.AddDefaultRoute(netip.MustParseAddr("10.66.0.1")), peer.AddDefaultRoute(netip.MustParseAddr("fd66::1")),
+		peer.AddDefaultRoute(netip.MustParseAddr("10.66.0.1"), 0),
+		peer.AddDefaultRoute(netip.MustParseAddr("fd66::1"), 0),
 	} {
 		if err != nil {
 			t.Fatal(err)
@@ -104,7 +105,10 @@ func TestLiveHostRoutes(t *testing.T) {
 	}
 	for range 2 { // the second time there is nothing to remove
 		for _, a := range []netip.Addr{four, six} {
-			err := errors.Join(c.DeleteHostRoute(a, v.Index, protocol), c.DeleteProxy(Proxy{v.Index, a, protocol}))
+			err := errors.Join(
+				c.DeleteHostRoute(a, v.Index, protocol),
+				c.DeleteProxy(Proxy{v.Index, a, protocol}),
+			)
 			if err != nil {
 				t.Error(err)
 			}

@@ -287,7 +287,7 @@ func (c Config) configure(inner *netns.NS) error {
 		}
 	}
 	for _, router := range c.routers() {
-		if err := nl.AddDefaultRoute(router); err != nil {
+		if err := nl.AddDefaultRoute(router, 0); err != nil {
 			return fmt.Errorf("route by %s: %w", router, err)
 		}
 	}
