@@ -2,11 +2,15 @@ package bpfguard
 
 import (
 	"encoding/binary"
+	"errors"
 	"math"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/portsec"
 	"vmnet/bridge/portsec/portsectest"
@@ -232,5 +236,26 @@ func BenchmarkKernel(b *testing.B) {
 			b.ReportMetric(float64(best.Nanoseconds())/float64(opts.Repeat), "ns/frame")
 			b.ReportMetric(0, "ns/op")
 		})
+	}
+}
+
+// TestLiveForbidden: without privilege for BPF, the error names the cure.
+func TestLiveForbidden(t *testing.T) {
+	nstest.RequireRoot(t)
+	errs := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread, which has lost its capabilities, ends
+		h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var sets [2]unix.CapUserData
+		if err := unix.Capset(&h, &sets[0]); err != nil {
+			errs <- err
+			return
+		}
+		_, err := load(portsectest.Config(), nil)
+		errs <- err
+	}()
+	err := <-errs
+	if !errors.Is(err, ErrUnavailable) || !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "run it as root") {
+		t.Errorf("%v", err)
 	}
 }
