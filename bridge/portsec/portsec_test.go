@@ -200,8 +200,8 @@ func TestReasonsHaveWords(t *testing.T) {
 	}
 }
 
-// FuzzVerdict: no frame makes a checker panic, the frame stays as it is, and a frame that passes also
-// passes with fewer checks.
+// FuzzVerdict: no frame makes a checker panic, the frame stays as it is, and a frame that passes
+// also passes with fewer checks.
 func FuzzVerdict(f *testing.F) {
 	for _, c := range portsectest.Table() {
 		f.Add(c.Frame, uint8(c.Config.Checks))

@@ -255,7 +255,8 @@ func TestLiveForbidden(t *testing.T) {
 		errs <- err
 	}()
 	err := <-errs
-	if !errors.Is(err, ErrUnavailable) || !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "run it as root") {
+	if !errors.Is(err, ErrUnavailable) || !errors.Is(err, unix.EPERM) ||
+		!strings.Contains(err.Error(), "run it as root") {
 		t.Errorf("%v", err)
 	}
 }
