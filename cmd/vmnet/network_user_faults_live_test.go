@@ -125,7 +125,7 @@ func TestLiveUserNetworksOfTwo(t *testing.T) {
 		t.Fatal(err)
 	}
 	nstest.Eventually(t, patience, "there is a way out", func() bool {
-		return strings.Contains(h.ok([]string{"network", "show", "lab"}), "way out:   IPv4")
+		return strings.Contains(h.ok([]string{"network", "show", "lab", "-o", "json"}), `"way": "IPv4"`)
 	})
 	h.ok([]string{"network", "delete", "lab"})
 	h.nothingLeft(pids)
