@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"net"
 	"os"
 	"os/exec"
@@ -67,6 +68,25 @@ func TestLiveUserNetworkRefused(t *testing.T) {
 	h.ok([]string{"network", "delete", "lab", "--force"})
 	h.fails([]string{"network", "delete", "lab"}, "there is no network lab")
 	h.nothingLeft(before)
+}
+
+// TestLiveUserNetworkAfterLogout: a network ends with the directory of its sockets, which the end of
+// the user's session removes.
+func TestLiveUserNetworkAfterLogout(t *testing.T) {
+	h := newUserHost(t)
+	h.ok(createLab)
+	pids := h.pids("lab")
+	if err := errors.Join(os.RemoveAll(h.home+"/run"), os.Mkdir(h.home+"/run", 0o700),
+		os.Chown(h.home+"/run", nobody, nobody)); err != nil {
+		t.Fatal(err)
+	}
+	for name, pid := range pids {
+		nstest.Eventually(t, patience, name+" is gone", func() bool { return syscall.Kill(pid, 0) != nil })
+	}
+	h.ok([]string{"network", "list"}, "absent")
+	h.ok([]string{"network", "apply", "lab"})
+	h.ok([]string{"network", "delete", "lab"})
+	h.nothingLeft(nil)
 }
 
 // TestLiveUserNetworksOfTwo: networks of two users have nothing to do with each other, and one of a

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -176,16 +177,38 @@ func (s *supervisor) run(ctx context.Context, l *swserver.Listener, ready func(s
 		cancel(nil)
 		<-named
 	}()
+	gone := make(chan struct{})
+	go awaitGone(ctx, l.Path(), gone)
 	ready(l.Path())
 	select {
 	case err = <-switchEnded: // also by vmnet switch stop
 		return err
+	case <-gone:
+		err = fmt.Errorf("network %s: %s has gone, as at the end of a session: nobody can reach the network "+
+			"(loginctl enable-linger keeps it)", s.Network.Name, l.Path())
 	case <-s.agent.process.Done():
 		err = fmt.Errorf("network %s: its namespace's process has ended: %w", s.Network.Name, s.agent.process.Failure())
 	case <-ctx.Done():
 	}
 	cancel(nil)
 	return errors.Join(err, <-switchEnded)
+}
+
+// awaitGone closes gone when no client can find the socket any more.
+func awaitGone(ctx context.Context, path string, gone chan<- struct{}) {
+	tick := time.NewTicker(wayPoll)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+				close(gone)
+				return
+			}
+		}
+	}
 }
 
 // A turn is a network that pasta is to serve from now on.
