@@ -70,8 +70,8 @@ func TestLiveUserNetworkRefused(t *testing.T) {
 	h.nothingLeft(before)
 }
 
-// TestLiveUserNetworkAfterLogout: a network ends with the directory of its sockets, which the end of
-// the user's session removes.
+// TestLiveUserNetworkAfterLogout: a network ends with the directory of its sockets, which the end
+// of the user's session removes.
 func TestLiveUserNetworkAfterLogout(t *testing.T) {
 	h := newUserHost(t)
 	h.ok(createLab)

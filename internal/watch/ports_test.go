@@ -180,6 +180,7 @@ func TestEventsReachTheirPart(t *testing.T) {
 	var set *[]string
 	w.ports, set, _ = recorded(&none)
 	w.bridges, w.mirrors, w.macs = newBridges(nil), newMirrors(w, nil), newAddresses(nil, nil)
+	w.routes = newRoutes(nil)
 	w.ports.declare(domain(1), nics(isolated, guestMAC(1)))
 	w.event(rtnl.Event{Link: &rtnl.Link{Index: 3, Name: "br0", Bridge: &rtnl.Bridge{}}})
 	w.event(rtnl.Event{Link: tap(7, tapMAC(1), 3)})
