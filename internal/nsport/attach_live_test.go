@@ -31,7 +31,7 @@ func TestLiveAttach(t *testing.T) {
 	for name, s := range map[string]Spec{"veth": x.onBridge(), "macvlan": x.onParent()} {
 		t.Run(name, func(*testing.T) {
 			done := x.attach(s)
-			if !done.Changed || done.Interface != "eth0" || done.Netns.Count != 1 {
+			if !done.Changed || done.Interface != "eth0" || done.Netns.Count < 1 { // this process may be there too
 				t.Errorf("%+v", done)
 			}
 			nstest.Eventually(t, patience, "it is up", func() bool { // the kernel notices the carrier later
