@@ -219,12 +219,19 @@ func (q *packetQueue) fillQueued(fd uintptr, indices []int) error {
 	return nil
 }
 
-// pending returns the error of the socket, if it has one, as fillFrames does.
+// pending returns the error of the socket, if it has one, as fillFrames does. The system call is a
+// raw one, like those that receive (see read).
 func (q *packetQueue) pending(fd uintptr) (n int, err error) {
-	errno, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
-	if errno == 0 || err != nil {
-		return 0, err
+	var value int32
+	size := uint32(unsafe.Sizeof(value))
+	_, _, errno := unix.RawSyscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_ERROR,
+		uintptr(unsafe.Pointer(&value)), uintptr(unsafe.Pointer(&size)), 0)
+	if errno == 0 {
+		errno = syscall.Errno(value)
 	}
-	q.frames[0], err = q.lost(syscall.Errno(errno))
+	if errno == 0 {
+		return 0, nil
+	}
+	q.frames[0], err = q.lost(errno)
 	return 1, err
 }
