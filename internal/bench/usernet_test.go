@@ -1,0 +1,216 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"vmnet/internal/nstest"
+	"vmnet/testvm"
+)
+
+// nobody is the user that has the networks.
+const nobody = 65534
+
+// asNobody are setpriv's options for a user without any capability, who cannot gain one.
+var asNobody = []string{
+	"--reuid", fmt.Sprint(nobody), "--regid", fmt.Sprint(nobody), "--clear-groups",
+	"--bounding-set=-all", "--inh-caps=-all", "--no-new-privs",
+}
+
+// BenchmarkUserNetwork sends TCP from a guest of an unprivileged user to a machine outside: through
+// the user's network, and through passt, which serves one guest alone. A figure is the time for 8
+// MiB, half in each direction; without KVM the guest's processor is the limit of both.
+func BenchmarkUserNetwork(b *testing.B) {
+	ways := []*Way{
+		{Name: "vmnet network --user", Do: newUserLab(b, (*userLab).network)},
+		{Name: "passt alone", Do: newUserLab(b, (*userLab).passt)},
+	}
+	for _, w := range ways {
+		if _, err := w.Do(0); err != nil {
+			b.Fatalf("%s: %v", w.Name, err)
+		}
+	}
+	Turns(b, 5, ways...)
+	Report(b, ways...)
+}
+
+// userLab is a networkLab with a guest of nobody.
+type userLab struct {
+	*networkLab
+	home string
+	vm   *testvm.VM
+	name string
+}
+
+// newUserLab makes a lab with a guest that connect gives a NIC, and returns what is measured.
+func newUserLab(b *testing.B, connect func(l *userLab) error) func(int) (time.Duration, error) {
+	b.Helper()
+	for program, pkg := range map[string]string{"pasta": "passt", "passt": "passt"} {
+		_, err := exec.LookPath(program)
+		nstest.Require(b, program, err == nil, "apt install "+pkg)
+	}
+	nstest.OpenTun(b)
+	home, err := os.MkdirTemp("", "home") // a short path, for sockets
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = os.RemoveAll(home) })
+	l := &userLab{networkLab: newNetworkLab(b), home: home}
+	l.name = filepath.Base(home)
+	starter := filepath.Join(home, "start")
+	// The script runs in place of QEMU, and changes the owner of the machine's directory to nobody.
+	script := fmt.Sprintf(`#!/bin/bash
+set -e
+for arg; do
+	case $arg in */initramfs) chown -R %[1]d:%[1]d "${arg%%/*}" ;; esac
+done
+cd /
+exec setpriv %[2]s -- qemu-system-x86_64 "$@"
+`, nobody, strings.Join(asNobody, " "))
+	for _, err := range []error{
+		os.Mkdir(home+"/run", 0o700), os.Chown(home+"/run", nobody, nobody),
+		os.WriteFile(starter, []byte(script), 0o755), os.Chmod(home, 0o755), os.Chmod(l.dir, 0o755),
+		os.Mkdir(home+"/cfg", 0o700), os.Chown(home+"/cfg", nobody, nobody),
+	} {
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	kernel, err := testvm.FindKernel()
+	if err == nil {
+		parts := testvm.Parts{Kernel: kernel.Image}
+		err = parts.CopyKernel(home)
+		kernel.Image = parts.Kernel
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	l.vm = testvm.StartT(b, testvm.Config{
+		Name: l.name, Kernel: kernel, QEMU: starter, Netns: l.host.Path(), Logf: func(string, ...any) {},
+	})
+	if err := connect(l); err != nil {
+		b.Fatal(err)
+	}
+	l.tell("until ip link set eth0 up 2>/dev/null; do sleep 0.1; done; " +
+		"udhcpc -f -n -q -i eth0 -t 10 -T 1 && ip link show eth0")
+	return l.exchange
+}
+
+// nobodys prepares a program that nobody runs on the host.
+func (l *userLab) nobodys(argv ...string) *exec.Cmd {
+	args := append([]string{"--net=" + l.host.Path(), "setpriv"}, asNobody...)
+	cmd := exec.Command("nsenter", append(args, argv...)...)
+	cmd.Env = append(os.Environ(), "HOME="+l.home+"/cfg", "XDG_RUNTIME_DIR="+l.home+"/run",
+		"XDG_CONFIG_HOME=", "XDG_STATE_HOME=")
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	return cmd
+}
+
+func (l *userLab) network() error {
+	create := l.nobodys(l.program, "network", "create", "lab", "--nat", "--dhcp", "--ipv6=none")
+	if out, err := create.CombinedOutput(); err != nil {
+		return fmt.Errorf("create: %w: %s", err, out)
+	}
+	l.Cleanup(func() { _ = l.nobodys(l.program, "network", "delete", "lab", "--force").Run() })
+	out, err := l.nobodys(l.program, "attach", "--vm", l.name, "--network", "lab").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("attach: %w: %s", err, out)
+	}
+	return nil
+}
+
+func (l *userLab) passt() error {
+	socket := l.home + "/run/passt"
+	passt := l.nobodys("passt", "--foreground", "--quiet", "--no-map-gw", "--socket", socket)
+	if err := passt.Start(); err != nil {
+		return err
+	}
+	l.Cleanup(func() {
+		_ = passt.Process.Kill()
+		_ = passt.Wait()
+	})
+	nstest.Eventually(l, 20*time.Second, "passt listens", func() bool {
+		_, err := os.Stat(socket)
+		return err == nil
+	})
+	const netdev = `{"execute": "netdev_add", "arguments":
+		{"type": "stream", "id": "n0", "server": false, "addr": {"type": "unix", "path": %q}}}`
+	return monitor(l.vm.QMP, `{"execute": "qmp_capabilities"}`,
+		strings.ReplaceAll(fmt.Sprintf(netdev, socket), "\n", " "),
+		`{"execute": "device_add", "arguments": {"driver": "virtio-net-pci", "id": "d0", "netdev": "n0"}}`)
+}
+
+// tell runs a script in the guest.
+func (l *userLab) tell(script string) string {
+	l.Helper()
+	ctx, cancel := context.WithTimeout(l.Context(), 2*time.Minute)
+	defer cancel()
+	out, err := l.vm.Guest.Exec(ctx, "sh", "-c", script)
+	if err != nil {
+		l.Fatalf("%s: %v: %s", script, err, out)
+	}
+	return out
+}
+
+// exchange has the guest send 4 MiB to a machine outside, and receive as much.
+func (l *userLab) exchange(int) (time.Duration, error) {
+	const size = 4 << 20
+	var listener net.Listener
+	err := l.outside.Do(func() (err error) {
+		listener, err = net.Listen("tcp4", labOutside+":0")
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	defer listener.Close()
+	port := listener.Addr().(*net.TCPAddr).Port
+	took := make(chan time.Duration, 1)
+	failed := make(chan error, 2)
+	go func() {
+		conn, err := listener.Accept()
+		if err != nil {
+			failed <- err
+			return
+		}
+		defer conn.Close()
+		start := time.Now()
+		_, err = io.CopyN(io.Discard, conn, size)
+		if err == nil {
+			_, err = io.CopyN(conn, zeros{}, size)
+		}
+		if err != nil {
+			failed <- err
+			return
+		}
+		took <- time.Since(start)
+	}()
+	// The guest's end stays open, since pasta of Debian 12 forwards nothing to one that has ended.
+	l.tell(fmt.Sprintf("(dd if=/dev/zero bs=64k count=%d; sleep 60) 2>/dev/null | nc %s %d >/dev/null &",
+		size>>16, labOutside, port))
+	defer l.tell("killall nc sleep")
+	select {
+	case d := <-took:
+		return d, nil
+	case err := <-failed:
+		return 0, err
+	case <-time.After(time.Minute):
+		return 0, errors.New("the guest takes more than a minute")
+	}
+}
+
+// zeros reads as zeros without end.
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) { return len(b), nil }
