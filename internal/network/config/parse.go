@@ -112,22 +112,24 @@ func (d *decoder) prefix(n ast.Node, key string, to *netip.Prefix, check func(ne
 	return d.at(n, check(*to))
 }
 
+// text returns a key whose value take parses.
+func (d *decoder) text(key string, take func(string) error) strictyaml.Field {
+	return strictyaml.Key(key, func(n ast.Node) error {
+		text, err := d.Text(n, key)
+		if err != nil {
+			return err
+		}
+		return d.at(n, take(text))
+	})
+}
+
 func (d *decoder) host(node ast.Node) error {
 	var h Host
-	text := func(key string, take func(string) error) strictyaml.Field {
-		return strictyaml.Key(key, func(n ast.Node) error {
-			text, err := d.Text(n, key)
-			if err != nil {
-				return err
-			}
-			return d.at(n, take(text))
-		})
-	}
 	err := d.Mapping(
 		node, "a host",
-		text("name", func(s string) error { h.Name = s; return nil }),
-		text("mac", func(s string) (err error) { h.MAC, err = ParseMAC(s); return err }),
-		text("ip", func(s string) (err error) {
+		d.text("name", func(s string) error { h.Name = s; return nil }),
+		d.text("mac", func(s string) (err error) { h.MAC, err = ParseMAC(s); return err }),
+		d.text("ip", func(s string) (err error) {
 			if h.IP, err = netip.ParseAddr(s); err != nil {
 				return fmt.Errorf("ip %q: want an IPv4 address", s)
 			}

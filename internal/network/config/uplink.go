@@ -180,17 +180,8 @@ func (n *Network) checkIPOnUplink(a netip.Addr) error {
 // uplinkFields are the keys of a file about an uplink.
 func (d *decoder) uplinkFields() []strictyaml.Field {
 	u := &d.uplink
-	text := func(key string, take func(string) error) strictyaml.Field {
-		return strictyaml.Key(key, func(n ast.Node) error {
-			text, err := d.Text(n, key)
-			if err != nil {
-				return err
-			}
-			return d.at(n, take(text))
-		})
-	}
 	return []strictyaml.Field{
-		text("uplink", func(s string) error { u.Device = s; return CheckDevice(s) }),
+		d.text("uplink", func(s string) error { u.Device = s; return CheckDevice(s) }),
 		strictyaml.Key("move-address", func(n ast.Node) error {
 			if text, err := d.Text(n, "move-address"); err == nil && text == Unconfirmed.String() {
 				u.Move = Unconfirmed
@@ -202,8 +193,8 @@ func (d *decoder) uplinkFields() []strictyaml.Field {
 			}
 			return err
 		}),
-		text("dhcp-range", func(s string) (err error) { u.Range, err = ParseRange(s); return err }),
-		text("router", func(s string) (err error) {
+		d.text("dhcp-range", func(s string) (err error) { u.Range, err = ParseRange(s); return err }),
+		d.text("router", func(s string) (err error) {
 			if u.Router, err = netip.ParseAddr(s); err != nil || !u.Router.Is4() {
 				return fmt.Errorf("router %q: want an IPv4 address", s)
 			}
