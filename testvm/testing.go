@@ -2,7 +2,11 @@ package testvm
 
 import (
 	"context"
+	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"vmnet/internal/nstest"
@@ -38,4 +42,41 @@ func StartT(tb testing.TB, c Config) *VM {
 		}
 	})
 	return vm
+}
+
+// OwnedBy returns c with a QEMU that runs as an ordinary user: uid, by setpriv(1) with these
+// options. The kernel is a copy that the user may read.
+func (c Config) OwnedBy(tb testing.TB, uid int, setpriv ...string) Config {
+	tb.Helper()
+	Require(tb)
+	dir := tb.TempDir()
+	for path := dir; len(path) > len(os.TempDir()); path = filepath.Dir(path) {
+		if err := os.Chmod(path, 0o755); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	kernel, err := FindKernel()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	parts := Parts{Kernel: kernel.Image}
+	if err := parts.CopyKernel(dir); err != nil {
+		tb.Fatal(err)
+	}
+	kernel.Image = parts.Kernel
+	// The script runs in place of QEMU, and gives the machine's directory to the user.
+	starter := filepath.Join(dir, "start")
+	script := fmt.Sprintf(`#!/bin/bash
+set -e
+for arg; do
+	case $arg in */initramfs) chown -R %[1]d:%[1]d "${arg%%/*}" ;; esac
+done
+cd /
+exec setpriv %[2]s -- %[3]s "$@"
+`, uid, strings.Join(setpriv, " "), c.withDefaults().QEMU)
+	if err := os.WriteFile(starter, []byte(script), 0o755); err != nil {
+		tb.Fatal(err)
+	}
+	c.Kernel, c.QEMU = kernel, starter
+	return c
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -24,37 +23,9 @@ var asNobody = []string{
 // nobodys is a guest whose QEMU runs as the user nobody, without any capability.
 func nobodys(t *testing.T) (*testvm.VM, string) {
 	t.Helper()
-	testvm.Require(t)
-	dir := t.TempDir()
-	for path := dir; len(path) > len(os.TempDir()); path = filepath.Dir(path) {
-		if err := os.Chmod(path, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	kernel, err := testvm.FindKernel()
-	if err != nil {
-		t.Fatal(err)
-	}
-	parts := testvm.Parts{Kernel: kernel.Image}
-	if err := parts.CopyKernel(dir); err != nil {
-		t.Fatal(err)
-	}
-	kernel.Image = parts.Kernel
-	// The script runs in place of QEMU, and changes the owner of the machine's directory to nobody.
-	starter := filepath.Join(dir, "start")
-	script := fmt.Sprintf(`#!/bin/bash
-set -e
-for arg; do
-	case $arg in */initramfs) chown -R %[1]d:%[1]d "${arg%%/*}" ;; esac
-done
-cd /
-exec setpriv %[2]s -- %[3]s "$@"
-`, nobody, strings.Join(asNobody, " "), qemuProgram)
-	if err := os.WriteFile(starter, []byte(script), 0o755); err != nil {
-		t.Fatal(err)
-	}
 	name := uniqueVM()
-	return testvm.StartT(t, testvm.Config{Name: name, Kernel: kernel, QEMU: starter}), name
+	c := testvm.Config{Name: name, QEMU: qemuProgram}
+	return testvm.StartT(t, c.OwnedBy(t, nobody, asNobody...)), name
 }
 
 // nobodyRuns runs vmnet as nobody.

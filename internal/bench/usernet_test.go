@@ -67,37 +67,17 @@ func newUserLab(b *testing.B, connect func(l *userLab) error) func(int) (time.Du
 	b.Cleanup(func() { _ = os.RemoveAll(home) })
 	l := &userLab{networkLab: newNetworkLab(b), home: home}
 	l.name = filepath.Base(home)
-	starter := filepath.Join(home, "start")
-	// The script runs in place of QEMU, and changes the owner of the machine's directory to nobody.
-	script := fmt.Sprintf(`#!/bin/bash
-set -e
-for arg; do
-	case $arg in */initramfs) chown -R %[1]d:%[1]d "${arg%%/*}" ;; esac
-done
-cd /
-exec setpriv %[2]s -- qemu-system-x86_64 "$@"
-`, nobody, strings.Join(asNobody, " "))
 	for _, err := range []error{
 		os.Mkdir(home+"/run", 0o700), os.Chown(home+"/run", nobody, nobody),
-		os.WriteFile(starter, []byte(script), 0o755), os.Chmod(home, 0o755), os.Chmod(l.dir, 0o755),
+		os.Chmod(home, 0o755), os.Chmod(l.dir, 0o755),
 		os.Mkdir(home+"/cfg", 0o700), os.Chown(home+"/cfg", nobody, nobody),
 	} {
 		if err != nil {
 			b.Fatal(err)
 		}
 	}
-	kernel, err := testvm.FindKernel()
-	if err == nil {
-		parts := testvm.Parts{Kernel: kernel.Image}
-		err = parts.CopyKernel(home)
-		kernel.Image = parts.Kernel
-	}
-	if err != nil {
-		b.Fatal(err)
-	}
-	l.vm = testvm.StartT(b, testvm.Config{
-		Name: l.name, Kernel: kernel, QEMU: starter, Netns: l.host.Path(), Logf: func(string, ...any) {},
-	})
+	c := testvm.Config{Name: l.name, Netns: l.host.Path(), Logf: func(string, ...any) {}}
+	l.vm = testvm.StartT(b, c.OwnedBy(b, nobody, asNobody...))
 	if err := connect(l); err != nil {
 		b.Fatal(err)
 	}
