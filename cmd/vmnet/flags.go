@@ -30,7 +30,7 @@ func outputFlag(cmd *cobra.Command) *string {
 }
 
 func addressFlag(fs *pflag.FlagSet, p *[]netip.Prefix) {
-	fs.Var(nicflags.Value("CIDR", "", func(s string) error {
+	fs.Var(nicflags.Values("CIDR", func(s string) error {
 		a, err := netip.ParsePrefix(s)
 		if err != nil {
 			return fmt.Errorf("want an address with its prefix length, such as 10.0.0.1/24 or fd00::1/64")

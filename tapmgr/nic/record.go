@@ -161,6 +161,35 @@ func (r Record) PortConfig() brport.Settings {
 	return cfg
 }
 
+// Spec returns a request for such a NIC, as far as the record has it: the further options of the
+// request are missing, of which it has only a hash. All else is set, as it was chosen.
+func (r Record) Spec() Spec {
+	s := Spec{
+		Target: Target{VM: r.VM}, NIC: r.NIC, IP: r.IP, Port: r.PortConfig(), MAC: r.MAC, MTU: r.MTU,
+		Queues: r.Queues, Vhost: Vhost(OnOff(r.Vhost)), Model: r.Model, Via: r.Via,
+	}
+	switch {
+	case r.Switch:
+		by := ByTap
+		if r.Type == TypeSocket {
+			by = BySocket
+		}
+		s.Switch = &Switch{
+			Name: r.Source, By: by, LockMAC: r.Limits.LockMAC, Storm: r.Limits.Storm,
+			MaxAddresses: r.Limits.MaxAddresses,
+		}
+	case r.Network != "":
+		s.Network = r.Network
+	case r.Type == TypeRouted:
+		s.Routed = r.Source
+	case r.Type == TypeTap:
+		s.Bridge = r.Source
+	default:
+		s.Lower = &Lower{Kind: vtap.Kind(r.Type), Device: r.Source, Mode: r.Mode, RxFilter: r.RxFilter}
+	}
+	return s
+}
+
 // Encode returns the alias. If it would be too long, defaults are left out; it is an error if it is
 // still too long (IFALIASZ, 256 bytes).
 func (r Record) Encode() (string, error) {

@@ -10,7 +10,7 @@ import (
 
 // addIP adds --ip. An address without a prefix length gets that of one host.
 func addIP(fs *pflag.FlagSet, p *[]netip.Prefix) {
-	fs.Var(Value("ADDR", "", func(s string) error {
+	fs.Var(Values("ADDR", func(s string) error {
 		a, err := parseIP(s)
 		*p = append(*p, a)
 		return err

@@ -119,7 +119,7 @@ func addQueues(fs *pflag.FlagSet, p *int) {
 
 func addOptions(fs *pflag.FlagSet, p *map[string]string) {
 	*p = map[string]string{}
-	fs.Var(Value("KEY=VALUE", "", func(s string) error {
+	fs.Var(Values("KEY=VALUE", func(s string) error {
 		k, v, ok := strings.Cut(s, "=")
 		if !ok || k == "" {
 			return fmt.Errorf("want KEY=VALUE")

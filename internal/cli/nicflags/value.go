@@ -12,11 +12,28 @@ import (
 )
 
 // Value returns a flag value whose text take checks while the command line is parsed.
-func Value(kind, def string, take func(string) error) pflag.Value { return &value{kind, def, take} }
+func Value(kind, def string, take func(string) error) pflag.Value {
+	return &value{kind: kind, text: def, take: take}
+}
+
+// Values is Value for a flag of which each use adds a value.
+func Values(kind string, take func(string) error) pflag.Value {
+	return &value{kind: kind, take: take, repeatable: true}
+}
+
+// Repeatable reports whether each use of a flag adds a value, instead of replacing the last one.
+func Repeatable(f *pflag.Flag) bool {
+	if v, ok := f.Value.(*value); ok {
+		return v.repeatable
+	}
+	_, ok := f.Value.(pflag.SliceValue)
+	return ok
+}
 
 type value struct {
 	kind, text string
 	take       func(string) error
+	repeatable bool
 }
 
 func (v *value) Type() string   { return v.kind }

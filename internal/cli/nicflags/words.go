@@ -1,0 +1,158 @@
+package nicflags
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"vmnet/bridge/brport"
+	"vmnet/macvtap/vtap"
+	"vmnet/tapmgr/nic"
+)
+
+// A Word is a flag with the values that it is given.
+type Word struct {
+	Flag   string
+	Values []string // one, unless the flag is Repeatable
+}
+
+// Words returns the flags that ask for a NIC as s does, the place first, without the NIC's id. What
+// a Spec leaves open has no Word. It is the inverse of [NIC.Spec].
+func Words(s nic.Spec) []Word {
+	var w words
+	w.place(s)
+	w.add("mac", s.MAC.String())
+	w.number("mtu", s.MTU)
+	w.port(s.Port)
+	w.limits(s.Switch)
+	if s.Queues == nic.QueuesAuto {
+		w.add("queues", "auto")
+	} else {
+		w.number("queues", s.Queues)
+	}
+	if s.Vhost != nic.VhostAuto {
+		w.add("vhost", string(s.Vhost))
+	}
+	w.add("model", s.Model)
+	var options []string
+	for _, k := range slices.Sorted(maps.Keys(s.DeviceOptions)) {
+		options = append(options, k+"="+s.DeviceOptions[k])
+	}
+	w.list("device-opt", options)
+	w.add("via", viaWords(s))
+	return w
+}
+
+type words []Word
+
+// add adds a flag, unless its value is empty.
+func (w *words) add(flag, value string) {
+	if value != "" {
+		*w = append(*w, Word{flag, []string{value}})
+	}
+}
+
+func (w *words) number(flag string, n int) {
+	if n != 0 {
+		w.add(flag, strconv.Itoa(n))
+	}
+}
+
+func (w *words) on(flag string, on bool) {
+	if on {
+		w.add(flag, "true")
+	}
+}
+
+func (w *words) list(flag string, values []string) {
+	if len(values) > 0 {
+		*w = append(*w, Word{flag, values})
+	}
+}
+
+func (w *words) place(s nic.Spec) {
+	w.add("bridge", s.Bridge)
+	w.add("network", s.Network)
+	w.add("routed", s.Routed)
+	if s.Switch != nil {
+		w.add("switch", s.Switch.Name)
+	}
+	if l := s.Lower; l != nil {
+		w.lower(l)
+	}
+	w.list("ip", textsOf(s.IP))
+}
+
+func (w *words) lower(l *nic.Lower) {
+	w.add(string(l.Kind), l.Device)
+	w.add("mode", l.Mode)
+	var sources []string
+	for _, mac := range l.Sources {
+		sources = append(sources, mac.String())
+	}
+	w.list("source-mac", sources)
+	w.on("nopromisc", l.NoPromisc)
+	if l.Kind == vtap.IPVtap {
+		w.list("ip", textsOf(l.Addrs))
+		w.add("flag", l.Flag)
+	}
+	w.add("rx-filter", l.RxFilter)
+}
+
+// textsOf returns addresses as text; a prefix of one host is its address.
+func textsOf[T netip.Addr | netip.Prefix](all []T) (texts []string) {
+	for _, a := range all {
+		switch a := any(a).(type) {
+		case netip.Addr:
+			texts = append(texts, a.String())
+		case netip.Prefix:
+			if a.IsSingleIP() {
+				texts = append(texts, a.Addr().String())
+			} else {
+				texts = append(texts, a.String())
+			}
+		}
+	}
+	return texts
+}
+
+func (w *words) port(p brport.Settings) {
+	w.number("vlan", p.VLAN)
+	w.add("trunk", brport.FormatVLANs(p.Trunk))
+	w.number("native", p.Native)
+	w.on("isolated", p.Isolated)
+	w.on("hairpin", p.Hairpin)
+	w.on("no-learning", p.NoLearning)
+	w.on("no-flood", p.NoFlood)
+	w.add("forward", p.Forward.String())
+}
+
+func (w *words) limits(sw *nic.Switch) {
+	if sw == nil {
+		return
+	}
+	w.on("lock-mac", sw.LockMAC)
+	w.limit("storm", sw.Storm)
+	w.limit("max-addresses", sw.MaxAddresses)
+}
+
+func (w *words) limit(flag string, n int) {
+	if n == nic.NoLimit {
+		w.add(flag, "off")
+		return
+	}
+	w.number(flag, n)
+}
+
+func viaWords(s nic.Spec) string {
+	var all []string
+	if s.Via != "" {
+		all = append(all, string(s.Via))
+	}
+	if s.Switch != nil && s.Switch.By != "" {
+		all = append(all, string(s.Switch.By))
+	}
+	return strings.Join(all, ",")
+}
