@@ -350,10 +350,10 @@ func TestRelayedPlugWhileQEMUFallsSilent(t *testing.T) {
 	} {
 		t.Run(tc.mute, func(t *testing.T) {
 			t.Parallel()
-			g := &guestless{mute: tc.mute}
+			g, ctx := silentFrom(t, tc.mute)
 			c := relayedConn(t, g.serve)
 			start := time.Now()
-			if err := c.Plug(within(t, 2*time.Second), testNIC(), testFiles(t)); !errors.Is(err,
+			if err := c.Plug(ctx, testNIC(), testFiles(t)); !errors.Is(err,
 				context.DeadlineExceeded) || !errors.Is(err, ErrUnanswered) {
 				t.Errorf("got %v", err)
 			}
