@@ -59,6 +59,7 @@ var (
 	domainGetXMLDesc        = procedure{remoteProgram, 14, "DOMAIN_GET_XML_DESC", aString}
 	domainIsPersistent      = procedure{remoteProgram, 151, "DOMAIN_IS_PERSISTENT", aNumber}
 	domainAttachDeviceFlags = procedure{remoteProgram, 160, "DOMAIN_ATTACH_DEVICE_FLAGS", nil}
+	domainUpdateDeviceFlags = procedure{remoteProgram, 174, "DOMAIN_UPDATE_DEVICE_FLAGS", nil}
 	domainDetachDeviceAlias = procedure{remoteProgram, 392, "DOMAIN_DETACH_DEVICE_ALIAS", nil}
 )
 
@@ -123,6 +124,14 @@ func (c *Conn) IsPersistent(ctx context.Context, dom Domain) (bool, error) {
 func (c *Conn) AttachDevice(ctx context.Context, dom Domain, xml string, affect Affect) error {
 	return c.call(ctx, domainAttachDeviceFlags, func() error {
 		return c.lib.DomainAttachDeviceFlags(dom.to(), xml, uint32(affect))
+	}, dom.Name, xml)
+}
+
+// UpdateDevice makes a device as xml describes it, which names the same device: of a NIC by its MAC.
+// libvirt refuses what it cannot change; of a NIC that runs it can change the state of its link.
+func (c *Conn) UpdateDevice(ctx context.Context, dom Domain, xml string, affect Affect) error {
+	return c.call(ctx, domainUpdateDeviceFlags, func() error {
+		return c.lib.DomainUpdateDeviceFlags(dom.to(), xml, golibvirt.DomainDeviceModifyFlags(affect))
 	}, dom.Name, xml)
 }
 

@@ -52,7 +52,8 @@ func FuzzDecode(f *testing.F) {
 // procedures are all procedures that the client calls.
 var procedures = []procedure{
 	authList, authAskPolkit, connectOpen, connectClose, connectListAllDomains, domainLookupByName, domainLookupByUUID,
-	domainGetXMLDesc, domainIsPersistent, domainAttachDeviceFlags, domainDetachDeviceAlias, domainSetMetadata,
+	domainGetXMLDesc, domainIsPersistent, domainAttachDeviceFlags, domainUpdateDeviceFlags, domainDetachDeviceAlias,
+	domainSetMetadata,
 	domainGetMetadata, domainMonitorCommand, domainMonitorCommandWithFiles, connectDomainEventCallbackRegisterAny,
 	connectDomainEventCallbackDeregisterAny, connectDomainMonitorEventRegister, connectDomainMonitorEventDeregister,
 }

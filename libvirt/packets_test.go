@@ -211,6 +211,9 @@ func steps(t *testing.T) []step {
 		{"attach", func(ctx context.Context, c *Conn) error {
 			return c.AttachDevice(ctx, guest, "<x1/>", AffectLive|AffectConfig)
 		}},
+		{"update", func(ctx context.Context, c *Conn) error {
+			return c.UpdateDevice(ctx, guest, "<x1/>", AffectLive|AffectConfig)
+		}},
 		{"detach", func(ctx context.Context, c *Conn) error {
 			return c.DetachDeviceAlias(ctx, off, "ua-xyz", AffectConfig)
 		}},

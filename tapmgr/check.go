@@ -129,6 +129,9 @@ func (c *checker) guest(ctx context.Context, nics []inventory.Device) {
 		if dev.Want.Phase == nic.PhaseAttaching || dev.Want.Phase == nic.PhaseStarting {
 			c.add(dev, inventory.Finding{What: "attach", Want: "done", Found: "cut short", Remedy: byReconcile})
 		}
+		if dev.Want.Phase == nic.PhaseChanging {
+			c.add(dev, inventory.Finding{What: "set", Want: "done", Found: "cut short", Remedy: byReconcile})
+		}
 		if !has {
 			c.add(dev, inventory.Finding{
 				What: "device", Want: nic.DeviceOf(dev.Want.NIC, dev.Want.Via),

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"vmnet/internal/change"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/macvlan"
 	"vmnet/step"
@@ -93,8 +94,11 @@ func judge(requested nic.Spec, dev *inventory.Device, plugged, held bool, pid in
 			fmt.Errorf("%w: it is being detached, but the guest has not released it yet (vmnet detach waits for it)",
 				nic.ErrExist)
 	case len(diff) > 0:
-		return existing{}, fmt.Errorf("%w, but not as asked for: %s (detach it first, or use another --nic)",
-			nic.ErrExist, strings.Join(diff, ", "))
+		cure := "detach it first, or use another --nic"
+		if set := change.Command(dev.Want, requested); set != "" {
+			cure = set
+		}
+		return existing{}, fmt.Errorf("%w, but not as asked for: %s (%s)", nic.ErrExist, strings.Join(diff, ", "), cure)
 	}
 	return existing{asRequested, dev}, nil
 }
@@ -125,6 +129,13 @@ func (a *attachment) repaired(ctx context.Context, dev *inventory.Device) (nic.R
 			return nic.Result{}, step.WithStage(nic.ErrLink, err)
 		}
 		dev.Holders = []nic.Holder{{PID: a.guest.PID(), FDs: fds}}
+	}
+	if change.IsUnfinished(dev) {
+		if err := change.Finish(ctx, a.m.host, a.guest, dev); err != nil {
+			return nic.Result{}, err
+		}
+		now, err := a.m.host.Refresh(ctx, *dev)
+		return a.Result(&now, true), err
 	}
 	v, err := a.m.host.View(dev)
 	if err != nil {

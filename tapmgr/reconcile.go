@@ -10,6 +10,7 @@ import (
 
 	"vmnet/internal/access/plaintap"
 	"vmnet/internal/backend"
+	"vmnet/internal/change"
 	"vmnet/internal/guest"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/macvlan"
@@ -136,6 +137,10 @@ func (r *reconciler) nic(ctx, reading context.Context, g *guest.Guest, dev inven
 			r.Do(now, "kept: it is plugged, which its alias did not say yet", func() error {
 				return r.m.host.MarkPlugged(ctx, now)
 			})
+		}
+		if change.IsUnfinished(&now) {
+			r.Do(now, "completed: a set was cut short", func() error { return change.Finish(ctx, r.m.host, g, &now) })
+			return
 		}
 		r.Mend(ctx, now)
 	}

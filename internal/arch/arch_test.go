@@ -17,6 +17,7 @@ var layers = [][]string{
 	{"internal/access/bridgehelper"},
 	{"internal/access/gate"},
 	{"tapmgr", "internal/network"},
+	{"internal/change"},
 	{"internal/guest"},
 	{"internal/libvirthook/declared", "internal/network/userdirs"},
 	{"internal/cli/nicflags"},

@@ -198,9 +198,20 @@ func (m *Maker) Set(dev *inventory.Device, attrs ...rtnl.Attr) error {
 	return m.On(dev, func(nl *rtnl.Conn) error { return nl.Set(dev.Index, attrs...) })
 }
 
-// putOnBridge makes a tap without a master a port of its bridge again, or of the one that was made
-// in its place.
+// putOnBridge makes a tap a port of its bridge again, or of the one that was made in its place. It
+// takes the tap off another bridge first, so that no bridge ever has it with the settings, or the
+// MTU, that it has on the other.
 func (m *Maker) putOnBridge(dev *inventory.Device, br *rtnl.Link) error {
+	if dev.Master != 0 && dev.Master != br.Index {
+		if err := bridges.RemovePort(m.NL, dev.Link); err != nil {
+			return err
+		}
+		free := *dev.Link
+		free.Master, free.Port = 0, nil
+		moved := *dev
+		moved.Link = &free
+		dev = &moved
+	}
 	if err := m.NL.SetQuiet(dev.Index, rtnl.MTU(br.MTU)); err != nil {
 		return err
 	}

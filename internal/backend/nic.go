@@ -115,9 +115,10 @@ type hostInterface interface {
 
 // Interface is what the plan says of a host interface.
 type Interface struct {
-	Name   string     // of the link, or of the port of a switch
-	MaxMTU int        // in bytes
-	Bridge *rtnl.Link // the kernel's bridge that it becomes a port of; nil for none
+	Name   string       // of the link, or of the port of a switch
+	MaxMTU int          // in bytes
+	Bridge *rtnl.Link   // the kernel's bridge that it becomes a port of; nil for none
+	Join   *roster.Join // the network that it becomes one of; nil for none
 
 	Notices []string // for a person
 }

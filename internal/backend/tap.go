@@ -137,7 +137,7 @@ func (p *networkPlace) planPlace(s *hostTap, r *nic.Record) (i Interface, err er
 	}
 	p.br = p.join.Bridge
 	i, err = p.planPort(s, r)
-	i.Notices = p.join.Notices
+	i.Notices, i.Join = p.join.Notices, p.join
 	return i, err
 }
 

@@ -137,10 +137,10 @@ var properties = []property{
 	{"switch port", func(v *View) bool { return v.SwitchPort.Port != nil }, is("no loop"), foundLoop, mendLoop},
 	{"link", func(v *View) bool {
 		return v.HasLink()
-	}, is("up"), func(v *View) string { return upDown(v.Up) }, mendLink},
+	}, wantLink, func(v *View) string { return upDown(v.Up) }, mendLink},
 	{"carrier", func(v *View) bool {
 		return v.isTap() && v.Up && !v.IsPlain()
-	}, is("on"), func(v *View) string { return nic.OnOff(v.Carrier) }, mendCarrier},
+	}, wantCarrier, func(v *View) string { return nic.OnOff(v.Carrier) }, mendCarrier},
 	{"routing", func(v *View) bool {
 		return v.IsRouted() && v.HasLink()
 	}, is("complete"), foundRouting, mendRouting},
@@ -159,6 +159,12 @@ var properties = []property{
 }
 
 func is(text string) func(*View) string { return func(*View) string { return text } }
+
+// wantLink returns whether the device should be up. A macvtap or ipvtap has the carrier of its parent
+// device, so it is down while its guest's link is.
+func wantLink(v *View) string { return upDown(v.isTap() || !v.Want.LinkDown) }
+
+func wantCarrier(v *View) string { return nic.OnOff(!v.Want.LinkDown) }
 
 // lives reports whether the NIC is a tap that should end with its guest: any process that holds a
 // tap can make it persistent. The holder of a plain tap may do so.

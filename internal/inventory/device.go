@@ -314,6 +314,8 @@ func (dev *Device) stateByHolders(m moment, own nic.State) nic.State {
 		return nic.Incomplete
 	case dev.Want.Phase == nic.PhaseDetaching:
 		return nic.Detaching
+	case dev.Want.Phase == nic.PhaseChanging:
+		return nic.Changing
 	case dev.MasterName != "" && (!dev.onBridge() || dev.MasterName != dev.Want.Source):
 		return nic.OtherBridge
 	}

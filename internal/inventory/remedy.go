@@ -137,6 +137,10 @@ func mendName(v *View) Remedy {
 func mendBridge(v *View) Remedy {
 	free := console.Quote([]string{"ip", "link", "set", v.Name, "nomaster"}) + " && vmnet reconcile"
 	switch {
+	case v.MasterName != "" && v.Want.Phase == nic.PhaseChanging && v.Home != nil && !v.IsRouted() && !v.Want.Switch:
+		return byReconcile(
+			fmt.Sprintf("RTM_SETLINK %s: no master; mtu %d, master %s%s, up", v.Name, v.Home.MTU, v.Home.Name,
+				portText(v.Want.Port)), "moved to "+v.Home.Name, Fix{Kind: FixBridge})
 	case v.MasterName != "" && v.IsRouted():
 		r := byAdmin("%s", free)
 		r.left = fmt.Sprintf("it is a port of %s, and its guest's addresses are routed", v.MasterName)
@@ -157,6 +161,14 @@ func mendBridge(v *View) Remedy {
 	br := v.Home
 	return byReconcile(fmt.Sprintf("RTM_SETLINK %s: mtu %d, master %s, up", v.Name, br.MTU, br.Name),
 		"put back on "+br.Name, Fix{Kind: FixBridge})
+}
+
+// portText returns settings of a port for a step's text.
+func portText(port string) string {
+	if port == "" {
+		return ""
+	}
+	return " with " + port
 }
 
 // mendNetwork: the bridge is there, and is not the network's.
@@ -212,10 +224,12 @@ func mendLoop(v *View) Remedy {
 }
 
 func mendLink(v *View) Remedy {
-	return setting(v, "up", rtnl.Up(true))
+	return setting(v, wantLink(v), rtnl.Up(wantLink(v) == upDown(true)))
 }
 
-func mendCarrier(v *View) Remedy { return setting(v, "carrier on", rtnl.Carrier(true)) }
+func mendCarrier(v *View) Remedy {
+	return setting(v, "carrier "+wantCarrier(v), rtnl.Carrier(!v.Want.LinkDown))
+}
 
 func mendPortState(v *View) Remedy {
 	return byReconcile(fmt.Sprintf("RTM_SETLINK %s, of AF_BRIDGE: state forwarding", v.Name), "set: forwarding",

@@ -45,6 +45,7 @@ const (
 	Attaching   State = "attaching"    // a vmnet is working on it
 	Starting    State = "starting"     // made for a guest that libvirt is about to start
 	Detaching   State = "detaching"    // the guest was asked to release it
+	Changing    State = "changing"     // a set works on it, or was cut short: vmnet reconcile
 	Incomplete  State = "incomplete"   // an attach was cut short: vmnet reconcile
 	LeftOver    State = "left-over"    // nobody holds it: vmnet reconcile
 	NoBridge    State = "no-bridge"    // it has no master

@@ -127,6 +127,7 @@ const (
 	PhaseStarting  Phase = "starting"  // made for a guest that is about to start
 	PhasePlugged   Phase = ""          // the guest has it
 	PhaseDetaching Phase = "detaching" // the guest was asked to release it
+	PhaseChanging  Phase = "changing"  // the guest has it; a set makes it as the record says
 )
 
 // Record is what an interface's alias says: how the NIC should be. It is all that vmnet remembers.
@@ -149,6 +150,7 @@ type Record struct {
 	Vhost    bool
 	MTU      int    // bytes, that the guest was given; 0 for none
 	Options  string // hash of the other options of the request; empty for none
+	LinkDown bool   // the guest and its neighbours see no carrier
 	Owner    int    // uid for whom a privileged helper made it; 0 for none
 	Via      Via    // ViaLibvirt: handed over by name; ViaMonitor: as fds through libvirt; empty: as fds
 	Phase    Phase
@@ -166,7 +168,7 @@ func (r Record) PortConfig() brport.Settings {
 func (r Record) Spec() Spec {
 	s := Spec{
 		Target: Target{VM: r.VM}, NIC: r.NIC, IP: r.IP, Port: r.PortConfig(), MAC: r.MAC, MTU: r.MTU,
-		Queues: r.Queues, Vhost: Vhost(OnOff(r.Vhost)), Model: r.Model, Via: r.Via,
+		Queues: r.Queues, Vhost: Vhost(OnOff(r.Vhost)), Model: r.Model, Via: r.Via, LinkDown: r.LinkDown,
 	}
 	switch {
 	case r.Switch:
@@ -248,6 +250,9 @@ func (r Record) text(terse bool) string {
 	if r.MTU != 0 {
 		add("mtu", strconv.Itoa(r.MTU))
 	}
+	if r.LinkDown {
+		add("link", "down")
+	}
 	add("opts", r.Options)
 	if r.Owner != 0 {
 		add("uid", strconv.Itoa(r.Owner))
@@ -323,6 +328,8 @@ func (r *Record) set(key, value string) bool {
 		r.MTU, err = strconv.Atoi(value)
 	case "at":
 		r.At, err = strconv.Atoi(value)
+	case "link":
+		r.LinkDown = value == "down"
 	case "opts":
 		r.Options = value
 	case "uid":

@@ -42,6 +42,7 @@ type Spec struct {
 	DeviceOptions map[string]string // further properties of the device
 	Via           Via               // how a libvirt guest gets it; empty means ViaLibvirt if that is possible
 	Device        string            // name of the interface; empty means InterfaceName
+	LinkDown      bool              // the guest and its neighbours see no carrier; only a set makes it so
 	Persistent    bool              // libvirt stores the NIC in the guest's persistent definition, too
 }
 

@@ -42,6 +42,9 @@ func Words(s nic.Spec) []Word {
 	}
 	w.list("device-opt", options)
 	w.add("via", viaWords(s))
+	if s.LinkDown {
+		w.add("link", "down")
+	}
 	return w
 }
 

@@ -90,6 +90,45 @@ func withCopy(f procfd.File, do func(fd int) error) error {
 	return do(dup)
 }
 
+// onQueueOf calls do with a copy of a process's queue of a tap (pidfd_getfd(2)). inode is that of
+// the tap's netns. If the process has no such queue, the error matches fs.ErrNotExist with
+// errors.Is. It needs permission to trace the process (PTRACE_MODE_ATTACH_REALCREDS in ptrace(2))
+// and Linux 5.6.
+func onQueueOf(pid int, name string, inode uint64, do func(fd int) error) error {
+	err := fmt.Errorf("process %d holds no queue of %s: %w", pid, name, fs.ErrNotExist)
+	procfd.Of(pid, func(f procfd.File) {
+		if !errors.Is(err, fs.ErrNotExist) || !LooksLikeQueue(f) || InterfaceOf(f) != name {
+			return
+		}
+		err = withCopy(f, func(fd int) error {
+			if !OwnQueueOf(fd, name, inode) {
+				return fmt.Errorf("fd %d of process %d is not a queue of %s: %w", f.FD, f.PID, name, fs.ErrNotExist)
+			}
+			return do(fd)
+		})
+	})
+	return err
+}
+
+// Inject sends frames as if the guest had sent them, by a copy of the queue of the process that
+// holds the tap: they pass whatever the guest's own frames pass. See onQueueOf for its errors. A
+// frame begins with its Ethernet header.
+func Inject(pid int, name string, inode uint64, frames ...[]byte) error {
+	return onQueueOf(pid, name, inode, func(fd int) error {
+		// A tap of QEMU's has a virtio_net_hdr of the length that its guest has chosen.
+		size, err := unix.IoctlGetInt(fd, unix.TUNGETVNETHDRSZ)
+		if err != nil {
+			return fmt.Errorf("TUNGETVNETHDRSZ %s: %w", name, err)
+		}
+		for _, f := range frames {
+			if _, err := unix.Write(fd, append(make([]byte, size), f...)); err != nil {
+				return fmt.Errorf("write a frame to %s: %w", name, err)
+			}
+		}
+		return nil
+	})
+}
+
 // kept counts the files that release did not close.
 var kept atomic.Int32
 

@@ -3,12 +3,10 @@ package tun
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 
 	"golang.org/x/sys/unix"
 
 	"vmnet/internal/kernel/netns"
-	"vmnet/internal/kernel/procfd"
 )
 
 // Persist makes the tap outlive its last queue (TUNSETPERSIST), so that another process can open it
@@ -51,25 +49,10 @@ func Expire(ns *netns.NS, name string, multi bool) error {
 }
 
 // Unpersist makes a tap end with the process that holds it, by TUNSETPERSIST 0 on a copy of the
-// process's own queue (pidfd_getfd(2)): a queue that Unpersist opened would receive some of the
-// guest's frames. inode is that of the tap's netns. If the process has no such queue, the error
-// matches fs.ErrNotExist with errors.Is. Unpersist needs permission to trace the process
-// (PTRACE_MODE_ATTACH_REALCREDS in ptrace(2)) and Linux 5.6.
+// process's own queue: a queue that Unpersist opened would receive some of the guest's frames. See
+// onQueueOf for its errors.
 func Unpersist(pid int, name string, inode uint64) error {
-	err := fmt.Errorf("process %d holds no queue of %s: %w", pid, name, fs.ErrNotExist)
-	procfd.Of(pid, func(f procfd.File) {
-		if errors.Is(err, fs.ErrNotExist) && LooksLikeQueue(f) && InterfaceOf(f) == name {
-			err = unpersist(f, name, inode)
-		}
-	})
-	return err
-}
-
-func unpersist(f procfd.File, name string, inode uint64) error {
-	return withCopy(f, func(fd int) error {
-		if !OwnQueueOf(fd, name, inode) {
-			return fmt.Errorf("fd %d of process %d is not a queue of %s: %w", f.FD, f.PID, name, fs.ErrNotExist)
-		}
+	return onQueueOf(pid, name, inode, func(fd int) error {
 		if err := unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 0); err != nil {
 			return fmt.Errorf("TUNSETPERSIST %s: %w", name, err)
 		}

@@ -1,0 +1,44 @@
+package change
+
+import (
+	"context"
+	"fmt"
+
+	"vmnet/internal/kernel/tun"
+	"vmnet/step"
+	"vmnet/tapmgr/nic"
+)
+
+// announceStep has the new neighbours learn where the guest is now: the host sends frames of the
+// guest's on a copy of QEMU's own queue, so they take the way of the guest's frames. It is no
+// failure if that cannot be done: the guest's next frame says the same.
+func (p *Plan) announceStep() step.Step {
+	who := "RARP"
+	if len(p.to.IP) > 0 {
+		who = "gratuitous ARP, unsolicited neighbour advertisements: " + nic.FormatIPs(p.to.IP)
+	}
+	return step.Step{
+		Name: "announce",
+		Text: fmt.Sprintf("write to a copy of QEMU's own fd of %s: %s of %s", p.dev.Name, who, p.to.MAC),
+		Do: func(ctx context.Context) error {
+			p.announce(ctx)
+			return nil
+		},
+	}
+}
+
+func (p *Plan) announce(ctx context.Context) {
+	if p.to.LinkDown || p.dev.Tun == nil {
+		return
+	}
+	if err := p.guest.Announce(ctx, p.to.NIC); err != nil {
+		p.Notices = append(p.Notices, fmt.Sprintf("QEMU did not announce the guest: %v", err))
+	}
+	inode, err := p.m.NS.Inode()
+	if err == nil {
+		err = tun.Inject(p.guest.PID(), p.dev.Name, inode, Announcements(p.to.MAC, p.to.IP)...)
+	}
+	if err != nil {
+		p.Notices = append(p.Notices, fmt.Sprintf("%s was not announced on %s: %v", p.to.MAC, p.to.Source, err))
+	}
+}

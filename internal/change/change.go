@@ -1,0 +1,255 @@
+// Package change changes NICs that are plugged, as the guest's driver does not notice. A change is
+// one list of steps with undo. The NIC's record comes first, with the phase nic.PhaseChanging, so
+// that a change which was cut short is known by it: reconcile, or the same change again, completes
+// it. The steps between follow from the table by which check compares a NIC with its record
+// (package inventory): what differs from the new record is mended. A property that is added there
+// can be changed without code here.
+package change
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"vmnet/internal/backend"
+	"vmnet/internal/guest"
+	"vmnet/internal/inventory"
+	"vmnet/step"
+	"vmnet/tapmgr/nic"
+)
+
+// A Plan is a change of a NIC whose guest is locked. Making it changes nothing.
+type Plan struct {
+	Changes []nic.Change
+	Notices []string // for a person
+	Steps   []step.Step
+
+	m     *backend.Maker
+	guest *guest.Guest
+	dev   *inventory.Device
+	from  nic.Record
+	to    nic.Record
+	join  []step.Step // the server of a network learns of the NIC
+}
+
+// New plans to make the NIC dev as spec asks, which is complete: see [nic.Record.Spec]. Its error
+// matches nic.ErrInvalid if the guest would have to notice the change.
+func New(ctx context.Context, m *backend.Maker, g *guest.Guest, dev *inventory.Device, spec nic.Spec) (*Plan, error) {
+	p := &Plan{m: m, guest: g, dev: dev, from: dev.Want}
+	p.Changes = differences(p.from.Spec(), spec)
+	if err := refuse(p.from, p.Changes); err != nil {
+		return nil, step.WithStage(nic.ErrInvalid, err)
+	}
+	if err := p.record(ctx, spec); err != nil {
+		return nil, err
+	}
+	return p, p.plan(ctx)
+}
+
+// Finish completes a change that was cut short: the NIC's record says what is wanted. Without one
+// it does nothing.
+func Finish(ctx context.Context, m *backend.Maker, g *guest.Guest, dev *inventory.Device) error {
+	if !IsUnfinished(dev) {
+		return nil
+	}
+	p := &Plan{m: m, guest: g, dev: dev, from: dev.Want, to: dev.Want}
+	if err := p.plan(ctx); err != nil {
+		return err
+	}
+	return m.Run.Do(ctx, p.Steps)
+}
+
+// IsUnfinished reports whether a change of the NIC goes on, or was cut short.
+func IsUnfinished(dev *inventory.Device) bool { return dev.Want.Phase == nic.PhaseChanging }
+
+// record decides the new record.
+func (p *Plan) record(ctx context.Context, spec nic.Spec) error {
+	planned := spec
+	planned.Via = "" // a device is there, whoever opened it
+	h := p.m.New(planned.WithDefaults(), nic.PhaseChanging)
+	if isOnBridge(p.from) && len(p.Changes) > 0 {
+		if err := h.PlanInterface(ctx); err != nil {
+			return step.WithStage(nic.ErrLink, err)
+		}
+		if err := fits(p.from, h); err != nil {
+			return step.WithStage(nic.ErrLink, err)
+		}
+		p.Notices = append(p.Notices, h.Notices...)
+		p.join = h.Interface.Join.Steps(func() int { return p.dev.Index })
+	} else {
+		h.Record.Type, h.Record.Source, h.Record.At = p.from.Type, p.from.Source, p.from.At
+		h.Record.Switch, h.Record.Port = p.from.Switch, spec.Port.String()
+		if spec.Switch != nil {
+			h.Record.Limits = spec.Switch.Limits()
+		}
+		if spec.Lower != nil {
+			h.Record.Mode, h.Record.RxFilter = spec.Lower.Mode, spec.Lower.RxFilter
+		}
+	}
+	r := h.Record
+	r.MAC, r.Model, r.Queues, r.Vhost, r.MTU = p.from.MAC, p.from.Model, p.from.Queues, p.from.Vhost, p.from.MTU
+	r.Options, r.Owner, r.Via, r.Netns = p.from.Options, p.from.Owner, p.from.Via, p.from.Netns
+	r.Phase = nic.PhasePlugged
+	p.to = r
+	return nil
+}
+
+func isOnBridge(r nic.Record) bool { return r.Type == nic.TypeTap && !r.Switch }
+
+// fits returns an error if the guest may send longer frames than its new bridge carries: the guest
+// was told its MTU when the NIC was plugged.
+func fits(from nic.Record, h *backend.NIC) error {
+	told, most := from.GuestMTU(), h.Interface.MaxMTU
+	if told <= most || h.Record.Source == from.Source && h.Record.At == from.At {
+		return nil
+	}
+	return fmt.Errorf(
+		"%s carries at most %d bytes, and the guest may send %d, as it was told when the NIC was plugged (ip link set %s mtu %[3]d; or detach it, and attach it with --mtu %[2]d)",
+		h.Record.Source, most, told, h.Record.Source)
+}
+
+// plan decides the steps.
+func (p *Plan) plan(ctx context.Context) error {
+	wanted := p.to
+	wanted.Phase = nic.PhaseChanging
+	final := p.to
+	final.Phase = nic.PhasePlugged
+	underWay, err := wanted.Encode()
+	if err != nil {
+		return step.WithStage(nic.ErrInvalid, err)
+	}
+	done, err := final.Encode()
+	if err != nil {
+		return step.WithStage(nic.ErrInvalid, err)
+	}
+	mends, err := p.mends(wanted)
+	if err != nil {
+		return err
+	}
+	told, err := p.guest.ChangeSteps(ctx, p.dev.Name, p.from, final)
+	if err != nil {
+		return step.WithStage(nic.ErrHandover, err)
+	}
+	if len(p.Changes) == 0 && len(mends) == 0 && !IsUnfinished(p.dev) {
+		return nil
+	}
+	p.Steps = append(p.Steps, p.recordStep(underWay))
+	p.Steps = append(p.Steps, step.InStage(nic.ErrHandover, told...)...)
+	p.Steps = append(p.Steps, step.InStage(nic.ErrLink, append(mends, p.join...)...)...)
+	if p.moves() {
+		p.Steps = append(p.Steps, p.announceStep())
+	}
+	p.Steps = append(p.Steps, p.verifyStep(wanted, done))
+	return nil
+}
+
+// moves reports whether the guest's frames come out elsewhere.
+func (p *Plan) moves() bool {
+	return p.from.Source != p.to.Source || p.from.Port != p.to.Port || p.from.LinkDown && !p.to.LinkDown ||
+		p.dev.MasterName != "" && p.dev.MasterName != p.to.Source
+}
+
+// as returns the NIC as it is now, compared with the record r.
+func (p *Plan) as(ctx context.Context, r nic.Record) (*inventory.View, error) {
+	now, err := p.m.Refresh(ctx, *p.dev)
+	if err != nil {
+		return nil, err
+	}
+	now.Want = r
+	return p.m.View(&now)
+}
+
+// mends returns the steps that make the NIC as the record says.
+func (p *Plan) mends(wanted nic.Record) ([]step.Step, error) {
+	dev := *p.dev
+	dev.Want = wanted
+	v, err := p.m.View(&dev)
+	if err != nil {
+		return nil, step.WithStage(nic.ErrLink, err)
+	}
+	before := *p.dev
+	old, err := p.m.View(&before)
+	if err != nil {
+		return nil, step.WithStage(nic.ErrLink, err)
+	}
+	known := old.Compare()
+	var list []step.Step
+	for _, f := range v.Compare() {
+		isOld := slices.ContainsFunc(known, func(o inventory.Finding) bool {
+			return o.What == f.What && o.Want == f.Want
+		})
+		switch {
+		case f.Fix.Kind != inventory.NotFixed:
+			list = append(list, p.mendStep(wanted, f))
+		case !isOld:
+			return nil, step.WithStage(nic.ErrInvalid, fmt.Errorf("%s: %s", p.dev.Name, f))
+		}
+	}
+	return list, nil
+}
+
+// mendStep mends one property, and its undo mends the property as the former record says.
+func (p *Plan) mendStep(wanted nic.Record, f inventory.Finding) step.Step {
+	former := p.from
+	former.Phase = nic.PhaseChanging
+	return step.Step{
+		Name: f.What, Text: f.Text,
+		Do:   func(ctx context.Context) error { return p.mend(ctx, wanted, f.What) },
+		Undo: func(ctx context.Context) error { return p.mend(ctx, former, f.What) },
+	}
+}
+
+func (p *Plan) mend(ctx context.Context, r nic.Record, what string) error {
+	v, err := p.as(ctx, r)
+	if err != nil {
+		return err
+	}
+	for _, f := range v.Compare() {
+		if f.What == what && f.Fix.Kind != inventory.NotFixed {
+			return p.m.MendStep(v, f).Do(ctx)
+		}
+	}
+	return nil
+}
+
+// recordStep writes what is wanted.
+func (p *Plan) recordStep(underWay string) step.Step {
+	former, err := p.from.Encode()
+	return step.Step{
+		Name:  "record",
+		Text:  fmt.Sprintf("alias of %s: %q", p.dev.Name, underWay),
+		Stage: nic.ErrLink,
+		Do: func(ctx context.Context) error {
+			if err != nil {
+				return err
+			}
+			return p.m.SetAlias(ctx, p.dev, underWay)
+		},
+		Undo: func(ctx context.Context) error { return p.m.SetAlias(ctx, p.dev, former) },
+	}
+}
+
+// verifyStep reads back what should have changed, and only then says in the alias that it has.
+func (p *Plan) verifyStep(wanted nic.Record, done string) step.Step {
+	return step.Step{
+		Name:  "verify",
+		Text:  fmt.Sprintf("read the device back; set its alias %q", done),
+		Stage: nic.ErrLink,
+		Do: func(ctx context.Context) error {
+			v, err := p.as(ctx, wanted)
+			if err != nil {
+				return err
+			}
+			for _, f := range v.Compare() {
+				if f.Fix.Kind != inventory.NotFixed {
+					return errors.New("somebody changed it meanwhile: " + f.String())
+				}
+			}
+			if err := p.guest.Alive(); err != nil {
+				return step.WithStage(nic.ErrHandover, err)
+			}
+			return p.m.SetAlias(ctx, p.dev, done)
+		},
+	}
+}

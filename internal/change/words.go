@@ -1,0 +1,138 @@
+package change
+
+import (
+	"fmt"
+	"strings"
+
+	"vmnet/internal/cli/console"
+	"vmnet/internal/cli/nicflags"
+	"vmnet/macvtap/vtap"
+	"vmnet/tapmgr/nic"
+)
+
+// differences returns how to differs from from, in the words of the flags.
+func differences(from, to nic.Spec) []nic.Change {
+	was, is := valuesOf(from), valuesOf(to)
+	var list []nic.Change
+	for _, w := range nicflags.Words(to) {
+		if was[w.Flag] != is[w.Flag] {
+			list = append(list, nic.Change{Flag: w.Flag, From: was[w.Flag], To: is[w.Flag]})
+		}
+	}
+	for _, w := range nicflags.Words(from) {
+		if _, both := is[w.Flag]; !both {
+			list = append(list, nic.Change{Flag: w.Flag, From: was[w.Flag]})
+		}
+	}
+	return list
+}
+
+func valuesOf(s nic.Spec) map[string]string {
+	m := map[string]string{}
+	for _, w := range nicflags.Words(s) {
+		m[w.Flag] = strings.Join(w.Values, ",")
+	}
+	return m
+}
+
+// places are the flags that say where a NIC is.
+var places = []string{"bridge", "network", "routed", "switch", "macvtap", "ipvtap"}
+
+// fixed are what the guest would notice, or the kernel or QEMU cannot change, with the reason.
+var fixed = map[string]string{
+	"mac":        "the guest's driver has read its address when the NIC was plugged",
+	"mtu":        "the guest is told its MTU when the NIC is plugged; it can choose a lower one itself (ip link set DEV mtu N in the guest)",
+	"model":      "the guest has a driver for the device that was plugged",
+	"queues":     "QEMU opens a NIC's queues when it is plugged",
+	"vhost":      "QEMU decides what moves the frames when the NIC is plugged",
+	"device-opt": "QEMU sets a device's properties when it is plugged",
+	"via":        "QEMU keeps what it was given when the NIC was plugged",
+	"routed":     "a routed NIC has no port, and others have no routes",
+	"macvtap":    "the kernel ties a macvtap to its parent device for good",
+	"ipvtap":     "the kernel ties an ipvtap to its parent device for good",
+	"switch":     "QEMU and the switch have the two ends of what the NIC was plugged with",
+	"source-mac": "the kernel forgets the senders of mode source when they change",
+	"nopromisc":  "the kernel decides that when the device is made",
+	"flag":       "all ipvtaps of a parent device have one flag",
+}
+
+// refuse returns an error if a change cannot be made in place, with the reason and the cure.
+func refuse(from nic.Record, changes []nic.Change) error {
+	for _, c := range changes {
+		why, isFixed := fixed[c.Flag]
+		switch {
+		case c.To != "" && isPlace(c.Flag) && isPlace(kindOf(from)) && c.Flag != kindOf(from) && !isFixed:
+			why, isFixed = fixed[kindOf(from)]
+		case c.Flag == "mode" && from.Type == string(vtap.IPVtap):
+			why, isFixed = "all ipvtaps of a parent device have one mode", true
+		case c.Flag == "ip" && from.Type != nic.TypeTap:
+			why, isFixed = "its addresses are those by which packets find it", true
+		}
+		if !isFixed || why == "" {
+			continue
+		}
+		return fmt.Errorf("--%s cannot change from %s to %s while the NIC is plugged: %s (%s; then attach it again)",
+			c.Flag, orNone(c.From), orNone(c.To), why,
+			console.Quote([]string{"vmnet", "detach", "--vm", from.VM, "--nic", from.NIC}))
+	}
+	return nil
+}
+
+// kindOf returns the flag that puts a NIC where it is.
+func kindOf(r nic.Record) string {
+	switch {
+	case r.Switch:
+		return "switch"
+	case r.Network != "":
+		return "network"
+	case r.Type == nic.TypeTap:
+		return "bridge"
+	}
+	return r.Type // TypeRouted and those of package vtap are the flags' names
+}
+
+func isPlace(flag string) bool {
+	for _, p := range places {
+		if p == flag {
+			return true
+		}
+	}
+	return false
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return s
+}
+
+// Command returns the command that makes the NIC with that record as spec asks; what spec leaves
+// open stays. It is empty if that cannot be done in place.
+func Command(from nic.Record, spec nic.Spec) string {
+	var asked []nic.Change
+	for _, c := range differences(from.Spec(), spec) {
+		if c.To != "" {
+			asked = append(asked, c)
+		}
+	}
+	if len(asked) == 0 || refuse(from, asked) != nil {
+		return ""
+	}
+	args := []string{"vmnet", "set", "--vm", from.VM, "--nic", from.NIC}
+	for _, w := range nicflags.Words(spec) {
+		for _, c := range asked {
+			if c.Flag != w.Flag {
+				continue
+			}
+			for _, v := range w.Values {
+				if v == "true" {
+					args = append(args, "--"+w.Flag)
+				} else {
+					args = append(args, "--"+w.Flag, v)
+				}
+			}
+		}
+	}
+	return console.Quote(args)
+}

@@ -1,0 +1,25 @@
+package qmp
+
+import "context"
+
+// SetLinkCommand is the monitor command of [Conn.SetLink], as it is sent.
+func SetLinkCommand(device string, up bool) string {
+	return commandText("set_link", linkArgs(device, up))
+}
+
+// SetLink sets whether a NIC's driver sees a carrier (set_link in qapi/net.json). QEMU drops the
+// frames of both directions while it does not.
+func (c *Conn) SetLink(ctx context.Context, device string, up bool) error {
+	return c.Execute(ctx, "set_link", linkArgs(device, up), nil)
+}
+
+func linkArgs(device string, up bool) map[string]any { return map[string]any{"name": device, "up": up} }
+
+// AnnounceSelf has QEMU send RARP requests from a NIC, and a virtio driver that can announce itself
+// do so (announce-self in qapi/net.json, since QEMU 4.0; VIRTIO_NET_F_GUEST_ANNOUNCE): five times
+// within two seconds. It returns at once.
+func (c *Conn) AnnounceSelf(ctx context.Context, device string) error {
+	return c.Execute(ctx, "announce-self", map[string]any{
+		"initial": 20, "max": 550, "rounds": 5, "step": 100, "interfaces": []string{device}, "id": device,
+	}, nil)
+}

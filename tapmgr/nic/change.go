@@ -1,0 +1,19 @@
+package nic
+
+// A Change is one thing that a set changes of a NIC, in the words of the flags.
+type Change struct {
+	Flag string `json:"flag"` // that asks for it, without dashes
+	From string `json:"from"` // empty for what is not set
+	To   string `json:"to"`
+}
+
+// ChangeResult is the result of a set.
+type ChangeResult struct {
+	NIC     NIC
+	Changes []Change
+	Changed bool     // false if the NIC was as asked for
+	Notices []string // for the user; they are no errors
+
+	// Differences lists what differs from the record and cannot be mended.
+	Differences []Difference
+}
