@@ -127,8 +127,8 @@ func (c *Conn) AttachDevice(ctx context.Context, dom Domain, xml string, affect 
 	}, dom.Name, xml)
 }
 
-// UpdateDevice makes a device as xml describes it, which names the same device: of a NIC by its MAC.
-// libvirt refuses what it cannot change; of a NIC that runs it can change the state of its link.
+// UpdateDevice makes a device as xml describes it, which names a NIC by its MAC. libvirt refuses
+// what it cannot change; of a NIC that runs it can change the state of the link.
 func (c *Conn) UpdateDevice(ctx context.Context, dom Domain, xml string, affect Affect) error {
 	return c.call(ctx, domainUpdateDeviceFlags, func() error {
 		return c.lib.DomainUpdateDeviceFlags(dom.to(), xml, golibvirt.DomainDeviceModifyFlags(affect))

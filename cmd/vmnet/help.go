@@ -111,7 +111,9 @@ func addGroups(root *cobra.Command) {
 		id, title string
 		commands  []string
 	}{
-		{groupNICs, "NICs of guests:", []string{"attach", "detach", "list", "show", "check", "reconcile", "watch"}},
+		{groupNICs, "NICs of guests:", []string{
+			"attach", "detach", "set", "list", "show", "check", "reconcile", "watch",
+		}},
 		{groupPlaces, "Where NICs are attached:", []string{"network", "forward", "netns", "bridge", "switch", "lower"}},
 		{groupMachine, "This machine:", []string{"hook", "policy", "doctor", "version", "help", "completion"}},
 	} {

@@ -9,9 +9,9 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// announceStep has the new neighbours learn where the guest is now: the host sends frames of the
-// guest's on a copy of QEMU's own queue, so they take the way of the guest's frames. It is no
-// failure if that cannot be done: the guest's next frame says the same.
+// announceStep has the new neighbours learn where the guest is now: the host writes frames
+// with the guest's address to a copy of the queue that QEMU has, so they pass what its frames pass.
+// It is no failure if that cannot be done: the guest's next frame says the same.
 func (p *Plan) announceStep() step.Step {
 	who := "RARP"
 	if len(p.to.IP) > 0 {

@@ -66,7 +66,7 @@ func IsUnfinished(dev *inventory.Device) bool { return dev.Want.Phase == nic.Pha
 // record decides the new record.
 func (p *Plan) record(ctx context.Context, spec nic.Spec) error {
 	planned := spec
-	planned.Via = "" // a device is there, whoever opened it
+	planned.Via = "" // there is a device already
 	h := p.m.New(planned.WithDefaults(), nic.PhaseChanging)
 	if isOnBridge(p.from) && len(p.Changes) > 0 {
 		if err := h.PlanInterface(ctx); err != nil {
@@ -90,23 +90,23 @@ func (p *Plan) record(ctx context.Context, spec nic.Spec) error {
 	r := h.Record
 	r.MAC, r.Model, r.Queues, r.Vhost, r.MTU = p.from.MAC, p.from.Model, p.from.Queues, p.from.Vhost, p.from.MTU
 	r.Options, r.Owner, r.Via, r.Netns = p.from.Options, p.from.Owner, p.from.Via, p.from.Netns
-	r.Phase = nic.PhasePlugged
+	r.LinkDown, r.Phase = spec.LinkDown, nic.PhasePlugged
 	p.to = r
 	return nil
 }
 
 func isOnBridge(r nic.Record) bool { return r.Type == nic.TypeTap && !r.Switch }
 
-// fits returns an error if the guest may send longer frames than its new bridge carries: the guest
-// was told its MTU when the NIC was plugged.
+// fits returns an error if the guest may send longer frames than its new bridge carries: QEMU
+// announces the MTU when the NIC is plugged.
 func fits(from nic.Record, h *backend.NIC) error {
 	told, most := from.GuestMTU(), h.Interface.MaxMTU
 	if told <= most || h.Record.Source == from.Source && h.Record.At == from.At {
 		return nil
 	}
 	return fmt.Errorf(
-		"%s carries at most %d bytes, and the guest may send %d, as it was told when the NIC was plugged (ip link set %s mtu %[3]d; or detach it, and attach it with --mtu %[2]d)",
-		h.Record.Source, most, told, h.Record.Source)
+		"%s carries at most %d bytes, and the guest may send %d (ip link set %[1]s mtu %[3]d; or detach it, and attach it again)",
+		h.Record.Source, most, told)
 }
 
 // plan decides the steps.

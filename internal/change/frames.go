@@ -21,8 +21,8 @@ const (
 )
 
 // Announcements returns frames by which neighbours and switches learn where mac is: for each of its
-// addresses a gratuitous ARP request (RFC 5227) or an unsolicited neighbour advertisement (RFC 4861,
-// 7.2.6), and without any a RARP request for itself, as QEMU sends it after a migration.
+// addresses a gratuitous ARP request (RFC 5227) or an unsolicited neighbour advertisement (RFC
+// 4861, 7.2.6), and without any a RARP request for itself, as QEMU sends it after a migration.
 func Announcements(mac net.HardwareAddr, ips []netip.Addr) (frames [][]byte) {
 	for _, a := range ips {
 		if a.Is4() {

@@ -17,7 +17,7 @@ func (g *Guest) ChangeSteps(ctx context.Context, device string, from, to nic.Rec
 	if g.Domain != nil {
 		return g.Domain.changeSteps(ctx, device, from, to)
 	}
-	unfinished := from.Phase == nic.PhaseChanging // what the guest was told is not known
+	unfinished := from.Phase == nic.PhaseChanging // what the guest has learned is not known
 	if from.LinkDown == to.LinkDown && !unfinished {
 		return nil, nil
 	}

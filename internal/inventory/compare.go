@@ -160,8 +160,8 @@ var properties = []property{
 
 func is(text string) func(*View) string { return func(*View) string { return text } }
 
-// wantLink returns whether the device should be up. A macvtap or ipvtap has the carrier of its parent
-// device, so it is down while its guest's link is.
+// wantLink returns whether the device should be up. A macvtap or ipvtap has the carrier of its
+// parent device, so it is down while its guest's link is.
 func wantLink(v *View) string { return upDown(v.isTap() || !v.Want.LinkDown) }
 
 func wantCarrier(v *View) string { return nic.OnOff(!v.Want.LinkDown) }

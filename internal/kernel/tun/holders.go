@@ -115,7 +115,7 @@ func onQueueOf(pid int, name string, inode uint64, do func(fd int) error) error 
 // frame begins with its Ethernet header.
 func Inject(pid int, name string, inode uint64, frames ...[]byte) error {
 	return onQueueOf(pid, name, inode, func(fd int) error {
-		// A tap of QEMU's has a virtio_net_hdr of the length that its guest has chosen.
+		// The guest's driver has chosen the length of the virtio_net_hdr.
 		size, err := unix.IoctlGetInt(fd, unix.TUNGETVNETHDRSZ)
 		if err != nil {
 			return fmt.Errorf("TUNGETVNETHDRSZ %s: %w", name, err)
