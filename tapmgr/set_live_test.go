@@ -2,14 +2,23 @@ package tapmgr_test
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
+	"maps"
+	"net"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"vmnet/bridge"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/nstest"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
+	"vmnet/testvm"
 )
 
 // set changes a guest's net0 by edit.
@@ -165,4 +174,119 @@ func TestLiveSetRefuses(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("got %v, want %q", err, want)
 	}
+}
+
+// TestLiveSetMoves moves a guest that answers a ping each 10 ms to another bridge of its LAN, whose
+// switches have to learn where the guest is now. It tells how many answers are missing.
+func TestLiveSetMoves(t *testing.T) {
+	h := newHost(t)
+	h.bridge(bridge.Config{Name: "br1"})
+	if err := h.nl.Create("veth", rtnl.Name("c0"), rtnl.VethPeer("c1", h.ns)); err != nil {
+		t.Fatal(err)
+	}
+	for cable, br := range map[string]string{"c0": "br0", "c1": "br1"} {
+		l := h.link(cable)
+		if err := h.nl.Set(l.Index, rtnl.Master(h.link(br).Index), rtnl.Up(true)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g := h.booted(testvm.Config{})
+	n := h.attach(g.spec("net0"))
+	h.reach(g, n, guestAddr)
+	p := h.pinging(guestAddr)
+	p.answered(1)
+	sent := p.sent.Load()
+	for _, edit := range []func(*nic.Spec){
+		func(s *nic.Spec) { s.Bridge, s.Port.Isolated = "br1", true },
+		func(s *nic.Spec) { s.Bridge, s.Port.Isolated = "br0", false },
+	} {
+		if _, err := h.set(g, edit); err != nil {
+			t.Error(err)
+		}
+		p.answered(p.sent.Load() + 20)
+	}
+	all := p.sent.Load() - sent
+	lost := p.missing()
+	t.Logf("two moves: %d of %d answers are missing (10 ms each)", lost, all)
+	if lost > 300 {
+		t.Errorf("%d answers are missing", lost)
+	}
+}
+
+// pinger sends an echo request each 10 ms.
+type pinger struct {
+	h    *host
+	sent atomic.Int64
+	mu   sync.Mutex
+	got  map[int64]bool // by sequence number, from 1
+}
+
+func (h *host) pinging(addr string) *pinger {
+	h.Helper()
+	var conn net.PacketConn
+	err := h.ns.Do(func() (err error) { conn, err = net.ListenPacket("ip4:icmp", "0.0.0.0"); return err })
+	if err != nil {
+		h.Fatal(err)
+	}
+	p := &pinger{h: h, got: map[int64]bool{}}
+	var done sync.WaitGroup
+	stop := make(chan struct{})
+	h.Cleanup(func() { close(stop); _ = conn.Close(); done.Wait() })
+	done.Go(func() {
+		b := make([]byte, 1500)
+		for {
+			size, _, err := conn.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			if size >= 16 && b[0] == 0 { // an echo reply
+				p.mu.Lock()
+				p.got[int64(binary.BigEndian.Uint64(b[8:]))] = true
+				p.mu.Unlock()
+			}
+		}
+	})
+	done.Go(func() {
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+			}
+			b := make([]byte, 16)
+			b[0] = 8 // an echo request
+			binary.BigEndian.PutUint64(b[8:], uint64(p.sent.Add(1)))
+			var sum uint32
+			for i := 0; i < len(b); i += 2 {
+				sum += uint32(binary.BigEndian.Uint16(b[i:]))
+			}
+			binary.BigEndian.PutUint16(b[2:], ^uint16(sum>>16+sum))
+			_, _ = conn.WriteTo(b, &net.IPAddr{IP: net.ParseIP(addr)})
+		}
+	})
+	return p
+}
+
+// answered waits for the answer to the request of that number, or to a later one.
+func (p *pinger) answered(number int64) {
+	p.h.Helper()
+	nstest.Eventually(p.h, 30*time.Second, "the guest answers", func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for n := range p.got {
+			if n >= number {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+// missing returns how many requests before the last one that was answered have no answer.
+func (p *pinger) missing() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return int(slices.Max(slices.Collect(maps.Keys(p.got)))) - len(p.got)
 }

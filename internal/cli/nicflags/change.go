@@ -84,13 +84,14 @@ func (c *Change) take(flag, value string) {
 	c.given = append(c.given, Word{flag, []string{value}})
 }
 
-// instead are the flags whose values go when another one is given.
-var instead = map[string][]string{
-	"vlan":    {"trunk", "native"},
-	"trunk":   {"vlan"},
-	"bridge":  {"network", "ip"},
-	"network": {"bridge", "ip"},
-}
+// A NIC has one place, and an access port is no trunk: these flags replace the values of others.
+var (
+	ofPlace = []string{"bridge", "network", "routed", "switch", "macvtap", "ipvtap", "ip"}
+	instead = map[string][]string{
+		"vlan": {"trunk", "native"}, "trunk": {"vlan"},
+		"bridge": ofPlace, "network": ofPlace, "routed": ofPlace, "switch": ofPlace, "macvtap": ofPlace, "ipvtap": ofPlace,
+	}
+)
 
 // IsEmpty reports whether no flag was given.
 func (c *Change) IsEmpty() bool { return len(c.given) == 0 && c.link == "" }

@@ -1,0 +1,37 @@
+package change
+
+import (
+	"encoding/hex"
+	"net"
+	"net/netip"
+	"testing"
+)
+
+// TestAnnouncements compares frames with those that arping -U, ndsend and QEMU send.
+func TestAnnouncements(t *testing.T) {
+	mac := net.HardwareAddr{0x52, 0x54, 0, 0, 0, 1}
+	for _, tc := range []struct{ ip, want string }{
+		{"192.0.2.7", "ffffffffffff525400000001" + "0806" + "0001080006040001" +
+			"525400000001c0000207" + "000000000000c0000207" + "000000000000000000000000000000000000"},
+		{"2001:db8::7", "333300000001525400000001" + "86dd" + "6000000000203aff" +
+			"20010db8000000000000000000000007" + "ff020000000000000000000000000001" + "8800" + "a8ca" + "20000000" +
+			"20010db8000000000000000000000007" + "0201525400000001"},
+		{"", "ffffffffffff525400000001" + "8035" + "0001080006040003" +
+			"52540000000100000000" + "52540000000100000000" + "000000000000000000000000000000000000"},
+	} {
+		var ips []netip.Addr
+		if tc.ip != "" {
+			ips = append(ips, netip.MustParseAddr(tc.ip))
+		}
+		got := Announcements(mac, ips)
+		if len(got) != 1 || hex.EncodeToString(got[0]) != tc.want {
+			t.Errorf("%q: %x\nwant %s", tc.ip, got, tc.want)
+		}
+		if tc.ip == "2001:db8::7" { // a receiver's sum over a frame with its checksum is zero
+			a := ips[0]
+			if sum := checksum(a, netip.MustParseAddr("ff02::1"), got[0][54:]); sum != 0 {
+				t.Errorf("checksum of what was sent: %04x", sum)
+			}
+		}
+	}
+}
