@@ -33,6 +33,9 @@ func ownPIDs() bool { return os.Getenv(pidsEnv) != pidsMachine }
 // openFilesLimit is the RLIMIT_NOFILE of all tests, whatever the machine's limit is.
 const openFilesLimit = 16384
 
+// raceEnv has the race detector's options (https://go.dev/doc/articles/race_detector#Options).
+const raceEnv = "GORACE"
+
 // foreign are variables that change what programs do, and that tests set for
 // themselves.
 var foreign = []string{
@@ -111,6 +114,13 @@ func inheritNothing() error {
 		return err
 	}
 	unix.Umask(0o022)
+	// The race detector lets a program that exits sleep for a second, in case a goroutine that still
+	// runs meets a race. The tests end without such goroutines, and start many programs.
+	if os.Getenv(raceEnv) == "" {
+		if err := os.Setenv(raceEnv, "atexit_sleep_ms=0"); err != nil {
+			return err
+		}
+	}
 	for _, name := range foreign {
 		if err := os.Unsetenv(name); err != nil {
 			return err
