@@ -115,8 +115,7 @@ func inheritNothing() error {
 	}
 	unix.Umask(0o022)
 	// The race detector lets a program that exits sleep for a second, in case a goroutine that
-	// still
-	// runs meets a race. The tests end without such goroutines, and start many programs.
+	// still runs meets a race. The tests end without such goroutines, and start many programs.
 	if os.Getenv(raceEnv) == "" {
 		if err := os.Setenv(raceEnv, "atexit_sleep_ms=0"); err != nil {
 			return err
