@@ -68,7 +68,16 @@ func (g *guest) twoQueues(nic string) nic.Spec {
 // what there is then.
 func (h *host) faultAtEveryStep(spec nic.Spec, left func()) {
 	h.Helper()
-	for _, name := range h.stepNames(spec) {
+	h.faultAtEach(h.stepNames(spec), left, func() error {
+		_, err := h.Attach(h.context(20*time.Second), spec)
+		return err
+	})
+}
+
+// faultAtEach is faultAtEveryStep for any verb, with the names of its steps.
+func (h *host) faultAtEach(names []string, left func(), verb func() error) {
+	h.Helper()
+	for _, name := range names {
 		for _, after := range []bool{false, true} {
 			h.at(name, func(do func() error) error {
 				if after {
@@ -78,8 +87,7 @@ func (h *host) faultAtEveryStep(spec nic.Spec, left func()) {
 				}
 				return errFault
 			})
-			_, err := h.Attach(h.context(20*time.Second), spec)
-			if !errors.Is(err, errFault) || strings.Contains(err.Error(), "undo") {
+			if err := verb(); !errors.Is(err, errFault) || strings.Contains(err.Error(), "undo") {
 				h.Errorf("%s, done %v: got %v, want only the fault", name, after, err)
 			}
 			left()

@@ -77,23 +77,10 @@ func TestLiveSet(t *testing.T) {
 			t.Errorf("steps %q lack %q", names, want)
 		}
 	}
-	for _, name := range names {
-		for _, after := range []bool{false, true} {
-			h.at(name, func(do func() error) error {
-				if after {
-					if err := do(); err != nil {
-						return err
-					}
-				}
-				return errFault
-			})
-			if _, err := h.set(g, moved); !errors.Is(err, errFault) || strings.Contains(err.Error(), "undo") {
-				t.Errorf("%s, done %v: got %v, want only the fault", name, after, err)
-			}
-			h.Run = nil
-			h.wants("fault at "+name, n.Interface, "br0")
-		}
-	}
+	h.faultAtEach(names, func() {
+		h.Run = nil
+		h.wants("after a fault", n.Interface, "br0")
+	}, func() error { _, err := h.set(g, moved); return err })
 	for i, name := range names {
 		h.cutAfter(name)
 		if _, err := h.set(g, moved); !errors.Is(err, errFault) {

@@ -44,9 +44,9 @@ func StartT(tb testing.TB, c Config) *VM {
 	return vm
 }
 
-// OwnedBy returns c with a QEMU that runs as an ordinary user: uid, by setpriv(1) with these
-// options. The kernel is a copy that the user may read.
-func (c Config) OwnedBy(tb testing.TB, uid int, setpriv ...string) Config {
+// OwnedBy returns c with a QEMU that runs as an ordinary user without any capability, by
+// setpriv(1). The kernel is a copy that the user may read.
+func (c Config) OwnedBy(tb testing.TB, uid int) Config {
 	tb.Helper()
 	Require(tb)
 	dir := tb.TempDir()
@@ -73,7 +73,7 @@ for arg; do
 done
 cd /
 exec setpriv %[2]s -- %[3]s "$@"
-`, uid, strings.Join(setpriv, " "), c.withDefaults().QEMU)
+`, uid, strings.Join(nstest.Unprivileged(uid), " "), c.withDefaults().QEMU)
 	if err := os.WriteFile(starter, []byte(script), 0o755); err != nil {
 		tb.Fatal(err)
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"strings"
@@ -14,18 +13,15 @@ import (
 	"vmnet/testvm"
 )
 
-// asNobody are setpriv's options for a user without any capability, who cannot gain one.
-var asNobody = []string{
-	"--reuid", fmt.Sprint(nobody), "--regid", fmt.Sprint(nobody), "--clear-groups",
-	"--bounding-set=-all", "--inh-caps=-all", "--no-new-privs",
-}
+// asNobody are setpriv's options.
+var asNobody = nstest.Unprivileged(nobody)
 
 // nobodys is a guest whose QEMU runs as the user nobody, without any capability.
 func nobodys(t *testing.T) (*testvm.VM, string) {
 	t.Helper()
 	name := uniqueVM()
 	c := testvm.Config{Name: name, QEMU: qemuProgram}
-	return testvm.StartT(t, c.OwnedBy(t, nobody, asNobody...)), name
+	return testvm.StartT(t, c.OwnedBy(t, nobody)), name
 }
 
 // nobodyRuns runs vmnet as nobody.

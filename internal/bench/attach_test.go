@@ -40,11 +40,7 @@ func BenchmarkAttach(b *testing.B) {
 	if Available(b, "libvirt", noDaemon == nil && noClient == nil, "apt install libvirt-daemon libvirt-clients") {
 		ways = append(ways, l.libvirt()...)
 	}
-	for _, w := range ways {
-		if _, err := w.Do(attaches); err != nil { // the first reads the programs from disk
-			b.Fatalf("%s: %v", w.Name, err)
-		}
-	}
+	WarmUp(b, attaches, ways...)
 	Turns(b, attaches, ways...)
 	Report(b, ways...)
 }

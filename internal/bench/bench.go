@@ -41,6 +41,17 @@ func Turns(b *testing.B, n int, ways ...*Way) {
 	}
 }
 
+// WarmUp runs each way once, as turn i, without measuring it: the first turn reads the programs
+// from disk.
+func WarmUp(b *testing.B, i int, ways ...*Way) {
+	b.Helper()
+	for _, w := range ways {
+		if _, err := w.Do(i); err != nil {
+			b.Fatalf("%s: %v", w.Name, err)
+		}
+	}
+}
+
 // Median returns the median of all turns so far.
 func (w *Way) Median() time.Duration {
 	s := slices.Sorted(slices.Values(w.took))

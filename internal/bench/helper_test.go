@@ -83,11 +83,7 @@ const warmUp = -1
 
 func compare(b *testing.B, ways []*Way) {
 	b.Helper()
-	for _, w := range ways {
-		if _, err := w.Do(warmUp); err != nil {
-			b.Fatalf("%s: %v", w.Name, err)
-		}
-	}
+	WarmUp(b, warmUp, ways...)
 	Turns(b, helperTurns, ways...)
 	Report(b, ways...)
 }

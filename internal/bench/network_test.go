@@ -41,11 +41,7 @@ func BenchmarkFirstLease(b *testing.B) {
 		l.daemon = libvirttest.Start(b, l.host)
 		ways = append(ways, l.way("virsh net-start", (*networkLab).virsh))
 	}
-	for _, w := range ways {
-		if _, err := w.Do(leases); err != nil { // the first reads the programs from disk
-			b.Fatalf("%s: %v", w.Name, err)
-		}
-	}
+	WarmUp(b, leases, ways...)
 	Turns(b, leases, ways...)
 	Report(b, ways...)
 }
@@ -71,11 +67,7 @@ func BenchmarkNAT(b *testing.B) {
 		}
 		ways = append(ways, &Way{Name: name, Do: l.upload})
 	}
-	for _, w := range ways {
-		if _, err := w.Do(0); err != nil {
-			b.Fatalf("%s: %v", w.Name, err)
-		}
-	}
+	WarmUp(b, 0, ways...)
 	Turns(b, 20, ways...)
 	if ways[0].Name != "by hand" {
 		ways[0], ways[1] = ways[1], ways[0]

@@ -21,12 +21,6 @@ import (
 // nobody is the user that has the networks.
 const nobody = 65534
 
-// asNobody are setpriv's options for a user without any capability, who cannot gain one.
-var asNobody = []string{
-	"--reuid", fmt.Sprint(nobody), "--regid", fmt.Sprint(nobody), "--clear-groups",
-	"--bounding-set=-all", "--inh-caps=-all", "--no-new-privs",
-}
-
 // BenchmarkUserNetwork sends TCP from a guest of an unprivileged user to a machine outside: through
 // the user's network, and through passt, which serves one guest alone. A figure is the time for 8
 // MiB, half in each direction; without KVM the guest's processor is the limit of both.
@@ -35,11 +29,7 @@ func BenchmarkUserNetwork(b *testing.B) {
 		{Name: "vmnet network --user", Do: newUserLab(b, (*userLab).network)},
 		{Name: "passt alone", Do: newUserLab(b, (*userLab).passt)},
 	}
-	for _, w := range ways {
-		if _, err := w.Do(0); err != nil {
-			b.Fatalf("%s: %v", w.Name, err)
-		}
-	}
+	WarmUp(b, 0, ways...)
 	Turns(b, 5, ways...)
 	Report(b, ways...)
 }
@@ -55,9 +45,9 @@ type userLab struct {
 // newUserLab makes a lab with a guest that connect gives a NIC, and returns what is measured.
 func newUserLab(b *testing.B, connect func(l *userLab) error) func(int) (time.Duration, error) {
 	b.Helper()
-	for program, pkg := range map[string]string{"pasta": "passt", "passt": "passt"} {
+	for _, program := range []string{"pasta", "passt"} {
 		_, err := exec.LookPath(program)
-		nstest.Require(b, program, err == nil, "apt install "+pkg)
+		nstest.Require(b, program, err == nil, "apt install passt")
 	}
 	nstest.OpenTun(b)
 	home, err := os.MkdirTemp("", "home") // a short path, for sockets
@@ -77,7 +67,7 @@ func newUserLab(b *testing.B, connect func(l *userLab) error) func(int) (time.Du
 		}
 	}
 	c := testvm.Config{Name: l.name, Netns: l.host.Path(), Logf: func(string, ...any) {}}
-	l.vm = testvm.StartT(b, c.OwnedBy(b, nobody, asNobody...))
+	l.vm = testvm.StartT(b, c.OwnedBy(b, nobody))
 	if err := connect(l); err != nil {
 		b.Fatal(err)
 	}
@@ -88,7 +78,7 @@ func newUserLab(b *testing.B, connect func(l *userLab) error) func(int) (time.Du
 
 // nobodys prepares a program that nobody runs on the host.
 func (l *userLab) nobodys(argv ...string) *exec.Cmd {
-	args := append([]string{"--net=" + l.host.Path(), "setpriv"}, asNobody...)
+	args := append([]string{"--net=" + l.host.Path(), "setpriv"}, nstest.Unprivileged(nobody)...)
 	cmd := exec.Command("nsenter", append(args, argv...)...)
 	cmd.Env = append(os.Environ(), "HOME="+l.home+"/cfg", "XDG_RUNTIME_DIR="+l.home+"/run",
 		"XDG_CONFIG_HOME=", "XDG_STATE_HOME=")

@@ -1,13 +1,18 @@
 package change
 
 import (
+	"bytes"
 	"encoding/hex"
 	"net"
 	"net/netip"
 	"testing"
+
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
 )
 
-// TestAnnouncements compares frames with those that arping -U, ndsend and QEMU send.
+// TestAnnouncements compares frames with bytes written out by the RFCs, and the advertisement's
+// checksum with the one that another implementation computes.
 func TestAnnouncements(t *testing.T) {
 	mac := net.HardwareAddr{0x52, 0x54, 0, 0, 0, 1}
 	for _, tc := range []struct{ ip, want string }{
@@ -32,6 +37,35 @@ func TestAnnouncements(t *testing.T) {
 			if sum := checksum(a, netip.MustParseAddr("ff02::1"), got[0][54:]); sum != 0 {
 				t.Errorf("checksum of what was sent: %04x", sum)
 			}
+			if want := readvertised(t, got[0]); !bytes.Equal(got[0], want) {
+				t.Errorf("%x\nwant %x", got[0], want)
+			}
 		}
 	}
+}
+
+// readvertised decodes a frame with a neighbour advertisement, and encodes it again with the
+// lengths and the checksum of gopacket's own computing.
+func readvertised(t *testing.T, frame []byte) []byte {
+	t.Helper()
+	var eth layers.Ethernet
+	var ip layers.IPv6
+	var icmp layers.ICMPv6
+	var advert layers.ICMPv6NeighborAdvertisement
+	var kinds []gopacket.LayerType
+	p := gopacket.NewDecodingLayerParser(layers.LayerTypeEthernet, &eth, &ip, &icmp, &advert)
+	if err := p.DecodeLayers(frame, &kinds); err != nil || len(kinds) != 4 {
+		t.Fatalf("%v, %v", kinds, err)
+	}
+	icmp.Checksum = 0
+	if err := icmp.SetNetworkLayerForChecksum(&ip); err != nil {
+		t.Fatal(err)
+	}
+	b := gopacket.NewSerializeBuffer()
+	err := gopacket.SerializeLayers(b, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true},
+		&eth, &ip, &icmp, &advert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
 }

@@ -1,7 +1,9 @@
 package change
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 
 	"vmnet/internal/cli/console"
@@ -12,14 +14,15 @@ import (
 
 // differences returns how to differs from from, in the words of the flags.
 func differences(from, to nic.Spec) []nic.Change {
-	was, is := valuesOf(from), valuesOf(to)
+	former, wanted := nicflags.Words(from), nicflags.Words(to)
+	was, is := valuesOf(former), valuesOf(wanted)
 	var list []nic.Change
-	for _, w := range nicflags.Words(to) {
+	for _, w := range wanted {
 		if was[w.Flag] != is[w.Flag] {
 			list = append(list, nic.Change{Flag: w.Flag, From: was[w.Flag], To: is[w.Flag]})
 		}
 	}
-	for _, w := range nicflags.Words(from) {
+	for _, w := range former {
 		if _, both := is[w.Flag]; !both {
 			list = append(list, nic.Change{Flag: w.Flag, From: was[w.Flag]})
 		}
@@ -27,16 +30,13 @@ func differences(from, to nic.Spec) []nic.Change {
 	return list
 }
 
-func valuesOf(s nic.Spec) map[string]string {
+func valuesOf(words []nicflags.Word) map[string]string {
 	m := map[string]string{}
-	for _, w := range nicflags.Words(s) {
+	for _, w := range words {
 		m[w.Flag] = strings.Join(w.Values, ",")
 	}
 	return m
 }
-
-// places are the flags that say where a NIC is.
-var places = []string{"bridge", "network", "routed", "switch", "macvtap", "ipvtap"}
 
 // fixed are what the guest would notice, or the kernel or QEMU cannot change, with the reason.
 var fixed = map[string]string{
@@ -61,18 +61,18 @@ func refuse(from nic.Record, changes []nic.Change) error {
 	for _, c := range changes {
 		why, isFixed := fixed[c.Flag]
 		switch {
-		case c.To != "" && isPlace(c.Flag) && isPlace(kindOf(from)) && c.Flag != kindOf(from) && !isFixed:
+		case c.To != "" && slices.Contains(nicflags.Places, c.Flag) && c.Flag != kindOf(from) && !isFixed:
 			why, isFixed = fixed[kindOf(from)]
 		case c.Flag == "mode" && from.Type == string(vtap.IPVtap):
 			why, isFixed = "all ipvtaps of a parent device have one mode", true
 		case c.Flag == "ip" && from.Type != nic.TypeTap:
 			why, isFixed = "its addresses are those by which packets find it", true
 		}
-		if !isFixed || why == "" {
+		if !isFixed {
 			continue
 		}
 		return fmt.Errorf("--%s cannot change from %s to %s while the NIC is plugged: %s (%s; then attach it again)",
-			c.Flag, orNone(c.From), orNone(c.To), why,
+			c.Flag, cmp.Or(c.From, "none"), cmp.Or(c.To, "none"), why,
 			console.Quote([]string{"vmnet", "detach", "--vm", from.VM, "--nic", from.NIC}))
 	}
 	return nil
@@ -89,22 +89,6 @@ func kindOf(r nic.Record) string {
 		return "bridge"
 	}
 	return r.Type // TypeRouted and those of package vtap are the flags' names
-}
-
-func isPlace(flag string) bool {
-	for _, p := range places {
-		if p == flag {
-			return true
-		}
-	}
-	return false
-}
-
-func orNone(s string) string {
-	if s == "" {
-		return "none"
-	}
-	return s
 }
 
 // Command returns the command that makes the NIC with that record as spec asks; what spec leaves

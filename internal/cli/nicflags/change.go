@@ -84,14 +84,22 @@ func (c *Change) take(flag, value string) {
 	c.given = append(c.given, Word{flag, []string{value}})
 }
 
-// A NIC has one place, and an access port is no trunk: these flags replace the values of others.
-var (
-	ofPlace = []string{"bridge", "network", "routed", "switch", "macvtap", "ipvtap", "ip"}
-	instead = map[string][]string{
-		"vlan": {"trunk", "native"}, "trunk": {"vlan"},
-		"bridge": ofPlace, "network": ofPlace, "routed": ofPlace, "switch": ofPlace, "macvtap": ofPlace, "ipvtap": ofPlace,
+// Places are the flags that say where a NIC is, of which it has one.
+var Places = []string{"bridge", "network", "routed", "switch", "macvtap", "ipvtap"}
+
+// replacedBy returns the flags whose values a flag takes the place of: a NIC has one place, with
+// its addresses there, and an access port is no trunk.
+func replacedBy(flag string) []string {
+	switch {
+	case flag == "vlan":
+		return []string{"trunk", "native"}
+	case flag == "trunk":
+		return []string{"vlan"}
+	case slices.Contains(Places, flag):
+		return append(slices.Clone(Places), "ip")
 	}
-)
+	return nil
+}
 
 // IsEmpty reports whether no flag was given.
 func (c *Change) IsEmpty() bool { return len(c.given) == 0 && c.link == "" }
@@ -103,7 +111,7 @@ func (c *Change) Edit(now nic.Spec) (nic.Spec, error) {
 		words = slices.DeleteFunc(words, func(w Word) bool { return slices.Contains(flags, w.Flag) })
 	}
 	for _, w := range c.given {
-		drop(append(instead[w.Flag], w.Flag)...)
+		drop(append(replacedBy(w.Flag), w.Flag)...)
 	}
 	words = append(words, c.given...)
 	fs, n := changeFlags()

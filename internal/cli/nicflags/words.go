@@ -2,12 +2,14 @@ package nicflags
 
 import (
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 
 	"vmnet/bridge/brport"
+	"vmnet/bridge/portsec"
 	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
 )
@@ -85,38 +87,24 @@ func (w *words) place(s nic.Spec) {
 	if l := s.Lower; l != nil {
 		w.lower(l)
 	}
-	w.list("ip", textsOf(s.IP))
+	w.list("ip", textsOf(s.IP, netip.Addr.String))
 }
 
 func (w *words) lower(l *nic.Lower) {
 	w.add(string(l.Kind), l.Device)
 	w.add("mode", l.Mode)
-	var sources []string
-	for _, mac := range l.Sources {
-		sources = append(sources, mac.String())
-	}
-	w.list("source-mac", sources)
+	w.list("source-mac", textsOf(l.Sources, net.HardwareAddr.String))
 	w.on("nopromisc", l.NoPromisc)
 	if l.Kind == vtap.IPVtap {
-		w.list("ip", textsOf(l.Addrs))
+		w.list("ip", textsOf(l.Addrs, portsec.FormatIP))
 		w.add("flag", l.Flag)
 	}
 	w.add("rx-filter", l.RxFilter)
 }
 
-// textsOf returns addresses as text; a prefix of one host is its address.
-func textsOf[T netip.Addr | netip.Prefix](all []T) (texts []string) {
-	for _, a := range all {
-		switch a := any(a).(type) {
-		case netip.Addr:
-			texts = append(texts, a.String())
-		case netip.Prefix:
-			if a.IsSingleIP() {
-				texts = append(texts, a.Addr().String())
-			} else {
-				texts = append(texts, a.String())
-			}
-		}
+func textsOf[T any](all []T, text func(T) string) (texts []string) {
+	for _, v := range all {
+		texts = append(texts, text(v))
 	}
 	return texts
 }
