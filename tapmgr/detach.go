@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"vmnet/internal/backend"
 	"vmnet/internal/guest"
@@ -105,7 +106,11 @@ func (m *Manager) openFound(ctx context.Context, found *guest.Found, findErr err
 	if dev != nil {
 		via = dev.Want.Via
 	}
-	return m.finder().Open(ctx, found, via)
+	g, err := m.finder().Open(ctx, found, via)
+	if err != nil && found.HasEnded() {
+		err = fmt.Errorf("%w: it ended meanwhile: %w", qemu.ErrNotFound, err)
+	}
+	return g, err
 }
 
 // cutFirst disconnects a NIC by force before its guest is asked for anything: that needs no
@@ -273,7 +278,8 @@ func (m *Manager) detachStored(ctx context.Context, spec DetachSpec, dev *invent
 	return DetachResult{Changed: len(list) > 0}, m.Run.Do(ctx, list)
 }
 
-// deleteStep deletes a link that no process holds.
+// deleteStep deletes a link that no process holds. A process that is ending, which is not found as
+// a guest any more, holds its link a little longer.
 func (m *Manager) deleteStep(dev *inventory.Device) step.Step {
 	text := fmt.Sprintf("RTM_DELLINK %s, which nobody holds", dev.Name)
 	if dev.IsSocket() {
@@ -282,15 +288,27 @@ func (m *Manager) deleteStep(dev *inventory.Device) step.Step {
 	return step.Step{
 		Name: "delete",
 		Text: text,
-		Do: func(ctx context.Context) error {
-			now, err := m.host.Reread(ctx, dev)
-			if err != nil || now == nil {
-				return err
-			}
-			if !now.IsOrphaned() || dev.NetnsFile != nil { // QEMU would spin on a tap that is deleted under it
-				return fmt.Errorf("%w: interface %s", nic.ErrInUse, dev.Name)
-			}
+		Do:   func(ctx context.Context) error { return m.deleteUnheld(ctx, dev) },
+	}
+}
+
+// deleteUnheld deletes a link once no process holds it, for which it waits backend.ReleaseWait.
+func (m *Manager) deleteUnheld(ctx context.Context, dev *inventory.Device) error {
+	ctx, cancel := context.WithTimeout(ctx, backend.ReleaseWait)
+	defer cancel()
+	for {
+		now, err := m.host.Reread(ctx, dev)
+		switch {
+		case ctx.Err() != nil, err == nil && now != nil && dev.NetnsFile != nil:
+			return fmt.Errorf("%w: interface %s", nic.ErrInUse, dev.Name)
+		case err != nil || now == nil:
+			return err
+		case now.IsOrphaned(): // QEMU would spin on a tap that is deleted under it
 			return m.host.Delete(now)
-		},
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(inventory.PollEvery):
+		}
 	}
 }

@@ -99,6 +99,23 @@ func TestLiveDetachOfWhatIsGone(t *testing.T) {
 	}
 }
 
+// TestLiveDetachFromAGuestThatEnds: a QEMU that was killed holds its taps a little longer than it
+// is found as a guest.
+func TestLiveDetachFromAGuestThatEnds(t *testing.T) {
+	h := newHost(t)
+	for range 8 {
+		g := h.empty()
+		found := h.attach(g.spec("net0"))
+		if err := g.Signal(os.Kill); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := h.tryDetach(g, 20*time.Second, false); err != nil {
+			t.Error(err)
+		}
+		h.gone(found.Interface)
+	}
+}
+
 func TestLeftOverTapIsRemoved(t *testing.T) {
 	h := newUserHost(t)
 	makeLeftOver := func() {

@@ -159,6 +159,16 @@ type Found struct {
 	running    *qemu.Running // nil: /proc has not been read
 }
 
+// HasEnded reports whether the process that was found has ended since, or is ending: its monitor
+// closes before it is gone.
+func (f *Found) HasEnded() bool {
+	if f.process.PID == 0 {
+		return false
+	}
+	_, err := qemu.AnyByPID(f.process.PID)
+	return errors.Is(err, qemu.ErrNotFound) && !errors.Is(err, pidfd.ErrDoubtful)
+}
+
 // Find finds the guest. An error is returned if the target's process cannot be used. That no guest
 // has the target's name is an error of the Found: [Found.Missing], and of Open. Close the Found.
 func (f *Finder) Find(t nic.Target) (*Found, error) {
