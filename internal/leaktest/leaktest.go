@@ -7,12 +7,17 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 )
+
+// The main thread is what /proc calls the process, so only the main goroutine runs on it: a test's
+// goroutine that enters a namespace and ends takes its thread along, but Go cannot end this one.
+func init() { runtime.LockOSThread() }
 
 // Main runs the tests as described at Enclose, and exits: call it from TestMain. The leak checks
 // run only if the tests passed.
