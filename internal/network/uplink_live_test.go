@@ -256,7 +256,9 @@ func moving() Wanted {
 func (x *h) settled() {
 	x.Helper()
 	nstest.Eventually(x, patience, "addresses are not tentative", func() bool {
-		return !strings.Contains(x.ip(x.host, "-6", "addr"), "tentative")
+		// The kernel adds the link-local address once it has seen the carrier.
+		return strings.Contains(x.ip(x.host, "-6", "addr", "show", "dev", "up0"), "fe80:") &&
+			!strings.Contains(x.ip(x.host, "-6", "addr"), "tentative")
 	})
 }
 
