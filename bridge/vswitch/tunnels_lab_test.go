@@ -140,7 +140,9 @@ func sctp(t *testing.T, from, to *host) {
 	}
 	in := -1
 	if err == nil {
-		in, _, err = unix.Accept4(l, unix.SOCK_CLOEXEC)
+		for err = unix.EINTR; errors.Is(err, unix.EINTR); {
+			in, _, err = unix.Accept4(l, unix.SOCK_CLOEXEC)
+		}
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -151,7 +153,11 @@ func sctp(t *testing.T, from, to *host) {
 		b := make([]byte, message)
 		for i := range messages {
 			b[0] = byte(i)
-			if _, err := unix.Write(out, b); err != nil {
+			err := error(unix.EINTR)
+			for errors.Is(err, unix.EINTR) {
+				_, err = unix.Write(out, b)
+			}
+			if err != nil {
 				return // the data does not arrive then
 			}
 		}

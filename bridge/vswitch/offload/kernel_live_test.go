@@ -50,8 +50,15 @@ func newTap(t testing.TB, ns *netns.NS, name string, offloads int) tapQueue {
 // read reads one frame with its vnet header. It returns nil after the timeout.
 func (q tapQueue) read(buf []byte, timeout time.Duration) []byte {
 	fds := []unix.PollFd{{Fd: int32(q.fd), Events: unix.POLLIN}}
-	if n, err := unix.Poll(fds, int(timeout.Milliseconds())); n == 0 || err != nil {
-		return nil
+	for end := time.Now().Add(timeout); ; {
+		n, err := unix.Poll(fds, max(0, int(time.Until(end).Milliseconds())))
+		if errors.Is(err, unix.EINTR) {
+			continue // a signal of Go's scheduler
+		}
+		if n == 0 || err != nil {
+			return nil
+		}
+		break
 	}
 	n, err := unix.Read(q.fd, buf)
 	if err != nil {
