@@ -3,21 +3,19 @@ package tapmgr_test
 import (
 	"fmt"
 	"os"
-	"slices"
 	"testing"
 
 	"vmnet/internal/leaktest"
-	"vmnet/internal/network/radv"
 	"vmnet/internal/network/server"
 	"vmnet/internal/vmm/qmptest"
 )
 
 // The test binary is also the process that the tests kill, or start without privileges, a fake
-// QEMU, and the sender of a network's router advertisements.
+// QEMU, and the parts of a network's server.
 func TestMain(m *testing.M) {
 	qmptest.Main()
-	if n := len(server.AdvertiseVerb); len(os.Args) > n && slices.Equal(os.Args[1:n+1], server.AdvertiseVerb) {
-		if err := radv.Main(os.Args[n+1:]); err != nil {
+	if is, err := server.Part(os.Args[1:]); is {
+		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

@@ -11,6 +11,7 @@ import (
 	"vmnet/internal/network"
 	"vmnet/internal/network/config"
 	"vmnet/internal/network/dhcp"
+	"vmnet/internal/network/server"
 	"vmnet/step"
 )
 
@@ -49,7 +50,9 @@ install passt).`,
 	cmd.AddCommand(
 		a.networkCreateCommand(&o), a.networkApplyCommand(&o), a.networkDeleteCommand(&o), a.networkListCommand(&o),
 		a.networkShowCommand(&o), a.networkCheckCommand(&o), a.networkLeasesCommand(&o), a.networkServeCommand(&o),
-		a.networkConfirmCommand(&o), a.networkGuardCommand(&o), a.advertiseCommand(),
+		a.networkConfirmCommand(&o), a.networkGuardCommand(&o),
+		a.partCommand(server.AdvertiseVerb, "Send router advertisements"),
+		a.partCommand(server.RelayVerb, "Ask name servers on the host's loopback interface"),
 	)
 	return cmd
 }

@@ -12,7 +12,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmnet/internal/network"
-	"vmnet/internal/network/radv"
 	"vmnet/internal/network/server"
 )
 
@@ -70,13 +69,15 @@ func (a *app) reapplyOnRequest(ctx context.Context, m *network.Manager, name str
 	return func() { signal.Stop(requests); close(requests); <-ended }
 }
 
-// advertiseCommand is run by the server itself, with files that it opens.
-func (a *app) advertiseCommand() *cobra.Command {
+// partCommand is run by the server itself, with files that it opens.
+func (a *app) partCommand(verb []string, short string) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: server.AdvertiseVerb[1], Short: "Send router advertisements, as a part of vmnet network serve",
-		Hidden: true, DisableFlagParsing: true,
+		Use: verb[1], Short: short + ", as a part of vmnet network serve", Hidden: true, DisableFlagParsing: true,
 	}
-	cmd.RunE = a.verb(func(_ *cobra.Command, args []string) error { return radv.Main(args) })
+	cmd.RunE = a.verb(func(_ *cobra.Command, args []string) error {
+		_, err := server.Part(append(slices.Clone(verb), args...))
+		return err
+	})
 	return cmd
 }
 

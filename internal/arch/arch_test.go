@@ -44,7 +44,7 @@ var layers = [][]string{
 	{
 		"internal/kernel/tun", "internal/kernel/rtnl", "internal/vmm/qemu", "libvirt/domainxml",
 		"internal/kernel/ethtool", "internal/network/nft", "internal/network/ruleset", "internal/network/dhcp",
-		"internal/network/radv",
+		"internal/network/radv", "internal/network/dnsrelay",
 	},
 	{"internal/network/tool"},
 	{"internal/kernel/netns", "step", "internal/stablemac", "internal/network/config", "internal/network/child"},
@@ -66,6 +66,7 @@ var systemCalls = []string{
 	"internal/kernel/netns", "internal/kernel/procfd", "internal/kernel/rtnl", "internal/kernel/fdpass",
 	"internal/kernel/pidfd", "internal/kernel/procview", "internal/kernel/ethtool",
 	"internal/kernel/bpfguard", "internal/kernel/macvlan", "vhost", "qmp", "internal/network/radv",
+	"internal/network/dnsrelay",
 	"libvirt", "internal/doctor",
 	"internal/cli/fdroom", "testvm", "cmd/testvm",
 }

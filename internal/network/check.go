@@ -297,31 +297,32 @@ func (m *Manager) UpstreamNotices(n *config.Network) []string {
 	if m.Elsewhere != nil {
 		return m.Elsewhere.Notices(n)
 	}
-	return upstreamNotices(n, cmp.Or(m.Resolv, server.ResolvConf()), "let the host's name server listen on "+
-		n.Gateway().String())
+	path := cmp.Or(m.Resolv, server.ResolvConf())
+	return upstreamNotices(n, path, func(up dhcp.Upstream) string {
+		if len(up.Loopback) > 0 || up.Others > 0 {
+			return ""
+		}
+		return path + " names no name server"
+	})
 }
 
-// upstreamNotices is UpstreamNotices with the path of the host's resolv.conf, and the cure for a
-// name server on the host's loopback interface.
-func upstreamNotices(n *config.Network, path, cure string) []string {
+// upstreamNotices is UpstreamNotices with the path of the host's resolv.conf. wrong returns what is
+// wrong with the name servers in it, if anything is.
+func upstreamNotices(n *config.Network, path string, wrong func(dhcp.Upstream) string) []string {
 	if !n.DHCP || !n.Gateway().IsValid() {
 		return nil
 	}
-	text, err := readBounded(path, 1<<16)
+	up, err := dhcp.ReadUpstream(path)
+	text := ""
 	if err != nil {
-		return []string{fmt.Sprintf("network %s: guests resolve names of the network only: %v", n.Name, err)}
+		text = err.Error()
+	} else {
+		text = wrong(up)
 	}
-	reachable, local := dhcp.Upstream(string(text))
-	switch {
-	case len(reachable) > 0:
+	if text == "" {
 		return nil
-	case len(local) > 0:
-		return []string{fmt.Sprintf("network %s: guests resolve names of the network only: %s names %s, the host's "+
-			"loopback interface (%s, and name that in %[2]s)",
-			n.Name, path, strings.Join(local, ", "), cure)}
 	}
-	return []string{fmt.Sprintf("network %s: guests resolve names of the network only: %s names no name server",
-		n.Name, path)}
+	return []string{fmt.Sprintf("network %s: guests resolve names of the network only: %s", n.Name, text)}
 }
 
 // readBounded reads a regular file, at most that many bytes.

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"vmnet/internal/network/config"
+	"vmnet/internal/network/dhcp"
 	"vmnet/step"
 )
 
@@ -66,7 +68,16 @@ func (m *Manager) unusedElsewhere(name string) error {
 // UserNotices says so if the server of a user's network cannot ask the host's name servers, which
 // the file resolv names.
 func UserNotices(n *config.Network, resolv string) []string {
-	return upstreamNotices(n, resolv, "let a name server listen on another address of the host")
+	return upstreamNotices(n, resolv, func(up dhcp.Upstream) string {
+		switch {
+		case up.Others > 0:
+			return ""
+		case len(up.Loopback) == 0:
+			return resolv + " names no name server"
+		}
+		return fmt.Sprintf("%s names %s, the host's loopback interface (let a name server listen on another "+
+			"address of the host, and name that in %[1]s)", resolv, strings.Trim(fmt.Sprint(up.Loopback), "[]"))
+	})
 }
 
 func existsAlready(name, path string) error {

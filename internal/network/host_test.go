@@ -21,15 +21,14 @@ import (
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/leaktest"
 	"vmnet/internal/network/config"
-	"vmnet/internal/network/radv"
 	"vmnet/internal/network/server"
 	"vmnet/internal/network/tool"
 	"vmnet/internal/nstest"
 )
 
 func TestMain(m *testing.M) {
-	if n := len(server.AdvertiseVerb); len(os.Args) > n && slices.Equal(os.Args[1:n+1], server.AdvertiseVerb) {
-		if err := radv.Main(os.Args[n+1:]); err != nil {
+	if is, err := server.Part(os.Args[1:]); is {
+		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -312,12 +311,16 @@ func (x *h) resolves(ns *netns.NS, nameserver, name, want string) {
 
 // lookup asks a network's name server from ns.
 func (x *h) lookup(ns *netns.NS, nameserver, name string) ([]string, error) {
-	r := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return x.dial(ns, dialTimeout, "udp", net.JoinHostPort(nameserver, "53"))
-	}}
 	ctx, cancel := context.WithTimeout(x.ctx(), lookupTimeout)
 	defer cancel()
-	return r.LookupHost(ctx, name)
+	return x.resolver(ns, nameserver).LookupHost(ctx, name)
+}
+
+// resolver asks a network's name server from ns.
+func (x *h) resolver(ns *netns.NS, nameserver string) *net.Resolver {
+	return &net.Resolver{PreferGo: true, Dial: func(_ context.Context, network, _ string) (net.Conn, error) {
+		return x.dial(ns, dialTimeout, network, net.JoinHostPort(nameserver, "53"))
+	}}
 }
 
 // Times for connections that should be answered, and for those that should be dropped.

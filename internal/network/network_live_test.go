@@ -1,18 +1,25 @@
 package network
 
 import (
+	"context"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"vmnet/internal/kernel/forwarding"
+	"vmnet/internal/kernel/netns"
 	"vmnet/internal/network/config"
 	"vmnet/internal/network/nft"
+	"vmnet/internal/network/server"
 	"vmnet/internal/network/tool"
+	"vmnet/internal/nstest"
 )
 
 const (
@@ -157,7 +164,8 @@ func TestLiveForwards(t *testing.T) {
 	x.consistent()
 }
 
-// TestLiveUpstream: names of the world are asked of the host's name servers, also when they change.
+// TestLiveUpstream: names of the world are asked of the host's name servers, also when they change,
+// and when they are on its loopback interface.
 func TestLiveUpstream(t *testing.T) {
 	x := newHost(t)
 	x.m.Resolv = filepath.Join(t.TempDir(), "resolv.conf")
@@ -169,48 +177,123 @@ func TestLiveUpstream(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	resolv("nameserver 127.0.0.1\n")
+	noted := func() string { return strings.Join(x.m.UpstreamNotices(labNetwork()), "\n") }
+	resolv("# none\n")
 	n := x.create(labNetwork())
-	if notices := x.m.UpstreamNotices(n); len(notices) != 1 ||
-		!strings.Contains(notices[0], "names 127.0.0.1, the host's") {
-		t.Errorf("%q", notices)
+	if !strings.Contains(noted(), x.m.Resolv+" names no name server") {
+		t.Errorf("without a name server: %q", noted())
 	}
 	g := x.guest("lab", webMAC).lease("")
-	stop := x.nameServer("outside.test", "192.0.2.7")
-	defer stop()
+	x.nameServer(x.wan, wanIP, "outside.test", "192.0.2.7")
 	resolv("nameserver " + wanIP + "\n")
 	x.resolves(g.ns, "10.66.0.2", "outside.test", "192.0.2.7")
-	if notices := x.m.UpstreamNotices(n); len(notices) != 0 {
-		t.Errorf("%q", notices)
+	x.wants("notices", noted(), "")
+
+	// The host's loopback interface: each name is known by one of the name servers only. All of
+	// them have an answer that dnsmasq gets by TCP only.
+	x.ip(x.host, "link", "set", "lo", "up")
+	const long = 30
+	var texts []string
+	for i := range long {
+		texts = append(texts, fmt.Sprintf("--txt-record=long.test,%03d%s", i, strings.Repeat("x", 200)))
+	}
+	addresses := []string{"127.0.0.1", "127.0.0.53", "::1", "127.0.1.1"}
+	for i, address := range addresses {
+		x.nameServer(x.host, address, fmt.Sprintf("host%d.test", i), fmt.Sprintf("192.0.2.%d", 10+i), texts...)
+	}
+	resolv("nameserver " + strings.Join(addresses, "\nnameserver ") + "\n")
+	for i := range addresses {
+		x.resolves(g.ns, "10.66.0.2", fmt.Sprintf("host%d.test", i), fmt.Sprintf("192.0.2.%d", 10+i))
+	}
+	x.wants("notices", noted(), "")
+	nstest.Eventually(t, patience, "a long answer", func() bool {
+		ctx, cancel := context.WithTimeout(x.ctx(), patience)
+		defer cancel()
+		got, err := x.resolver(g.ns, "10.66.0.2").LookupTXT(ctx, "long.test")
+		return err == nil && len(got) == long
+	})
+	x.consistent()
+
+	// The relay has no privilege, and goes when no name server needs it; the server ends with it.
+	pid := 0
+	nstest.Eventually(t, patience, "one relay", func() bool {
+		relays := x.children(server.RelayVerb)
+		if len(relays) == 1 {
+			pid = relays[0]
+		}
+		return len(relays) == 1
+	})
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{"CapPrm:\t0000000000000000\n", "CapAmb:\t0000000000000000\n", "NoNewPrivs:\t1\n"} {
+		if !strings.Contains(string(status), line) {
+			t.Errorf("the relay has no %q:\n%s", line, status)
+		}
+	}
+	if strings.Contains(string(status), "Uid:\t0\t") {
+		t.Error("the relay is root's")
+	}
+	resolv("nameserver " + wanIP + "\n")
+	nstest.Eventually(t, patience, "no relay", func() bool { return len(x.children(server.RelayVerb)) == 0 })
+	resolv("nameserver 127.0.1.1\n")
+	nstest.Eventually(t, patience, "a relay again", func() bool {
+		relays := x.children(server.RelayVerb)
+		return len(relays) == 1 && syscall.Kill(relays[0], syscall.SIGKILL) == nil
+	})
+	nstest.Eventually(t, patience, "the end of the server", func() bool {
+		port, err := server.Running(x.m.nl, n)
+		return err == nil && port == nil
+	})
+	if err := x.m.Service.Stop(x.ctx(), x.m, n); err == nil || !strings.Contains(err.Error(), "signal: killed") {
+		t.Errorf("the server says %v", err)
 	}
 }
 
-// nameServer answers for one name in the outside machine's namespace.
-func (x *h) nameServer(name, ip string) (stop func()) {
+// children returns the processes of this test that run the command verb of the test binary.
+func (x *h) children(verb []string) (pids []int) {
+	x.Helper()
+	want := "\x00" + strings.Join(verb, "\x00") + "\x00"
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		x.Fatal(err)
+	}
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil || !strings.Contains(string(text), want) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(f)))
+		if err != nil {
+			x.Fatal(err)
+		}
+		status, err := os.ReadFile(filepath.Join(filepath.Dir(f), "status"))
+		if err == nil && strings.Contains(string(status), fmt.Sprintf("\nPPid:\t%d\n", os.Getpid())) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// nameServer answers for one name in ns until the test ends. args of dnsmasq(8) may add more.
+func (x *h) nameServer(ns *netns.NS, address, name, ip string, args ...string) {
 	x.Helper()
 	program, err := tool.Find("dnsmasq", "dnsmasq-base")
 	if err != nil {
 		x.Fatal(err)
 	}
-	cmd := exec.Command(
-		program,
-		"--keep-in-foreground",
-		"--conf-file=/dev/null",
-		"--pid-file=",
-		"--no-hosts",
-		"--no-resolv",
-		"--user=root",
-		"--listen-address="+wanIP,
-		"--bind-interfaces",
-		"--address=/"+name+"/"+ip,
-	)
-	if err := x.wan.Do(cmd.Start); err != nil {
+	cmd := exec.Command(program, append([]string{
+		"--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=", "--no-hosts", "--no-resolv",
+		"--user=root", "--listen-address=" + address, "--bind-interfaces", "--address=/" + name + "/" + ip,
+	}, args...)...)
+	if err := ns.Do(cmd.Start); err != nil {
 		x.Fatal(err)
 	}
-	return func() {
+	x.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
-	}
+	})
 }
 
 // TestLiveWithoutNAT: guests reach the host and each other, and nothing beyond.

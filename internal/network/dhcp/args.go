@@ -5,7 +5,6 @@ package dhcp
 import (
 	"fmt"
 	"net"
-	"strings"
 
 	"vmnet/internal/network/config"
 )
@@ -94,20 +93,3 @@ func common() []string {
 }
 
 func mask(n *config.Network) net.IPMask { return net.CIDRMask(n.Subnet.Bits(), 32) }
-
-// Upstream returns the addresses of the name servers in a resolv.conf. local are those of the
-// host's loopback interface, which a server in a namespace of its own does not reach.
-func Upstream(resolvConf string) (reachable, local []string) {
-	for line := range strings.Lines(resolvConf) {
-		f := strings.Fields(line)
-		if len(f) < 2 || f[0] != "nameserver" {
-			continue
-		}
-		if ip := net.ParseIP(f[1]); ip != nil && ip.IsLoopback() {
-			local = append(local, f[1])
-		} else {
-			reachable = append(reachable, f[1])
-		}
-	}
-	return reachable, local
-}

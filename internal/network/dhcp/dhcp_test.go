@@ -1,8 +1,11 @@
 package dhcp
 
 import (
+	"bytes"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -46,13 +49,20 @@ func TestArgs(t *testing.T) {
 }
 
 func TestUpstream(t *testing.T) {
-	reachable, local := Upstream(
+	up := parseUpstream(
 		"# nameserver 1.1.1.1\nnameserver 127.0.0.53\nsearch x\nnameserver 192.0.2.1\nnameserver ::1\n" +
-			"nameserver\nnameserver fe80::1%eth0\n",
+			"nameserver\nnameserver fe80::1%eth0\nnameserver ::ffff:127.0.0.53\nnameserver ::1%lo\n",
 	)
-	if !slices.Equal(reachable, []string{"192.0.2.1", "fe80::1%eth0"}) ||
-		!slices.Equal(local, []string{"127.0.0.53", "::1"}) {
-		t.Errorf("%q, %q", reachable, local)
+	want := []netip.Addr{netip.MustParseAddr("127.0.0.53"), netip.MustParseAddr("::1")}
+	if up.Others != 2 || !slices.Equal(up.Loopback, want) {
+		t.Errorf("%+v", up)
+	}
+	path := filepath.Join(t.TempDir(), "resolv.conf")
+	if err := os.WriteFile(path, bytes.Repeat([]byte("nameserver 127.0.0.1\n"), 4096), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadUpstream(path); err == nil || !strings.Contains(err.Error(), "more than 65536 bytes") {
+		t.Errorf("too long: %v", err)
 	}
 }
 

@@ -34,8 +34,10 @@ type teller struct {
 }
 
 // follow tells the server of guests whenever they change, until ctx ends, which is success, or one
-// of the programs does. note gets what went wrong meanwhile.
-func (t *teller) follow(ctx context.Context, guests <-chan dhcp.Guests, note func(error), all []*child.Process) error {
+// of the programs does, as relayed also says. note gets what went wrong meanwhile.
+func (t *teller) follow(ctx context.Context, guests <-chan dhcp.Guests, note func(error),
+	relayed <-chan error, all []*child.Process,
+) error {
 	ended := make(chan error, 1)
 	go func() { ended <- child.Wait(ctx, all...) }()
 	var last dhcp.Guests
@@ -43,6 +45,8 @@ func (t *teller) follow(ctx context.Context, guests <-chan dhcp.Guests, note fun
 	for {
 		select {
 		case err := <-ended:
+			return err
+		case err := <-relayed:
 			return err
 		case last = <-guests:
 		case <-retry:

@@ -27,6 +27,7 @@ import (
 	"vmnet/internal/network/child"
 	"vmnet/internal/network/config"
 	"vmnet/internal/network/dhcp"
+	"vmnet/internal/network/dnsrelay"
 	"vmnet/internal/network/radv"
 	"vmnet/internal/network/tool"
 	"vmnet/internal/stablemac"
@@ -58,8 +59,26 @@ func (c Config) args() []string {
 	return dhcp.Args(c.Network, c.files(), c.resolv())
 }
 
-// AdvertiseVerb is the command of this program that runs radv.Main with the arguments after it.
-var AdvertiseVerb = []string{"network", "advertise"}
+// AdvertiseVerb and RelayVerb are the commands of this program that run radv.Main and dnsrelay.Main
+// with the arguments after them.
+var (
+	AdvertiseVerb = []string{"network", "advertise"}
+	RelayVerb     = []string{"network", "relay"}
+)
+
+// Part runs the part of the server whose command argv is, without the program's name, and reports
+// whether it is one. A program that calls Serve has those commands, or calls Part first in main.
+func Part(argv []string) (is bool, err error) {
+	for _, part := range []struct {
+		verb []string
+		main func([]string) error
+	}{{AdvertiseVerb, radv.Main}, {RelayVerb, dnsrelay.Main}} {
+		if n := len(part.verb); len(argv) >= n && slices.Equal(argv[:n], part.verb) {
+			return true, part.main(argv[n:])
+		}
+	}
+	return false, nil
+}
 
 // advertiseArgs are the arguments of this program as the sender of router advertisements; nil
 // without IPv6.
@@ -98,6 +117,9 @@ func (c Config) Lines() []string {
 	if args := c.advertiseArgs(); args != nil {
 		lines = append(lines, strings.Join(append([]string{"vmnet"}, args...), " "))
 	}
+	if servers, _ := c.loopbackServers(); len(servers) > 0 {
+		lines = append(lines, fmt.Sprintf("vmnet %s %d # to %v", strings.Join(RelayVerb, " "), 2*len(servers), servers))
+	}
 	return lines
 }
 
@@ -113,6 +135,7 @@ type Callbacks struct {
 // Serve runs the server until ctx ends, which is success, or one of its programs does. The bridge
 // must be there. Nothing is left when it returns.
 func Serve(ctx context.Context, c Config, with Callbacks) (err error) {
+	c.Resolv = c.resolv() // one file for all programs, also if /etc/resolv.conf becomes another link
 	program, err := tool.Find(dhcp.Program, "dnsmasq-base")
 	if err != nil {
 		return err
@@ -143,12 +166,16 @@ func Serve(ctx context.Context, c Config, with Callbacks) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, rtnl.IgnoreNotExist(nl.Delete(port))) }()
+	defer func() { err = errors.Join(err, inner.Close()) }()
 	all, err := c.start(nl, inner, program, who)
 	defer func() { err = errors.Join(err, child.Stop(all...)) }()
-	// From now on only those processes keep the namespace.
-	if err = errors.Join(err, inner.Close()); err != nil {
+	if err != nil {
 		return err
 	}
+	r := &relay{c: c, inner: inner, who: who, note: with.Note}
+	r.update()
+	relayed, stop := r.run(ctx)
+	defer func() { err = errors.Join(err, stop()) }()
 	main := all[0]
 	if err := Listening(ctx, main, fmt.Sprintf("/proc/%d", main.PID())); err != nil {
 		return err
@@ -158,7 +185,7 @@ func Serve(ctx context.Context, c Config, with Callbacks) (err error) {
 		return err
 	}
 	with.Ready()
-	return t.follow(ctx, with.Guests, with.Note, all)
+	return t.follow(ctx, with.Guests, with.Note, relayed, all)
 }
 
 // start starts the server's programs, dnsmasq first, in the server's namespace.
