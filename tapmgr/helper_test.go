@@ -27,6 +27,7 @@ type order struct {
 	NoTun  bool   // sees no /dev/net/tun
 
 	Prepare bool   // does the hook's part of the guest's start instead
+	Move    bool   // makes the change moved of the NIC instead
 	Libvirt string // URI
 
 	Reconcile bool   // reconciles instead, with a /proc of its own pid namespace
@@ -138,6 +139,13 @@ func (o order) run() error {
 	}
 	if o.Prepare {
 		_, err = m.Host().Prepare(ctx, o.Spec)
+		return err
+	}
+	if o.Move {
+		_, err = m.Set(ctx, o.Spec.Target, o.Spec.NIC, func(now nic.Spec) (nic.Spec, error) {
+			moved(&now)
+			return now, nil
+		})
 		return err
 	}
 	_, err = m.Attach(ctx, o.Spec)

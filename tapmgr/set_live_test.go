@@ -1,22 +1,20 @@
 package tapmgr_test
 
 import (
-	"context"
 	"encoding/binary"
-	"errors"
 	"maps"
 	"net"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
 	"vmnet/bridge"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/nstest"
-	"vmnet/step"
 	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 )
@@ -62,9 +60,8 @@ func (h *host) wants(what, name, seat string) {
 	}
 }
 
-// TestLiveSet changes a NIC, whose device and index stay, and fails and cuts the change at each
-// step. After a fault all is as it was; after a cut, check says so, and the same set or reconcile
-// completes it.
+// TestLiveSet changes a NIC, whose device and index stay, and fails and kills the change at each
+// step. After a fault all is as it was.
 func TestLiveSet(t *testing.T) {
 	h := newHost(t)
 	h.bridge(bridge.Config{Name: "br1"})
@@ -81,28 +78,7 @@ func TestLiveSet(t *testing.T) {
 		h.Run = nil
 		h.wants("after a fault", n.Interface, "br0")
 	}, func() error { _, err := h.set(g, moved); return err })
-	for i, name := range names {
-		h.cutAfter(name)
-		if _, err := h.set(g, moved); !errors.Is(err, errFault) {
-			t.Fatal(name, err)
-		}
-		h.Run = nil
-		if got := h.check(); name != "verify" && (len(got) == 0 || h.states(g) != nic.Changing) {
-			t.Errorf("cut after %s: state %s, check finds %+v", name, h.states(g), got)
-		}
-		if i%2 == 0 {
-			if _, err := h.Reconcile(h.context(20*time.Second), false); err != nil {
-				t.Error(err)
-			}
-		} else if _, err := h.set(g, moved); err != nil {
-			t.Error(err)
-		}
-		h.wants("cut after "+name, n.Interface, "br1, isolated, no carrier")
-		if _, err := h.set(g, former); err != nil {
-			t.Fatal(err)
-		}
-		h.wants("back after "+name, n.Interface, "br0")
-	}
+	h.killedAtEach(g, names, n.Interface)
 	if res, err := h.set(g, former); err != nil || res.Changed || len(res.Changes) > 0 {
 		t.Errorf("the same again: %+v, %v", res, err)
 	}
@@ -111,18 +87,32 @@ func TestLiveSet(t *testing.T) {
 	}
 }
 
-// cutAfter stops a verb after that step, without an undo, as SIGKILL does.
-func (h *host) cutAfter(name string) {
-	h.Run = func(ctx context.Context, list []step.Step) error {
-		for _, s := range list {
-			if err := s.Do(ctx); err != nil {
-				return err
-			}
-			if s.Name == name {
-				return errFault
-			}
+// killedAtEach has SIGKILL end a process that makes the change moved, after each of its steps. Then
+// check says so, and reconcile or the same change completes it.
+func (h *host) killedAtEach(g *guest, names []string, tap string) {
+	h.Helper()
+	for i, name := range names {
+		cmd := h.command(order{Spec: g.spec("net0"), Move: true, KillAt: name, After: true})
+		out, err := cmd.CombinedOutput()
+		if cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+			h.Fatalf("%s: %v: %s", name, err, out)
 		}
-		return nil
+		if got := h.check(); name != "verify" && (len(got) == 0 || h.states(g) != nic.Changing) {
+			h.Errorf("killed after %s: state %s, check finds %+v", name, h.states(g), got)
+		}
+		if i%2 == 0 {
+			_, err = h.Reconcile(h.context(20*time.Second), false)
+		} else {
+			_, err = h.set(g, moved)
+		}
+		if err != nil {
+			h.Error(err)
+		}
+		h.wants("killed after "+name, tap, "br1, isolated, no carrier")
+		if _, err := h.set(g, former); err != nil {
+			h.Fatal(err)
+		}
+		h.wants("back after "+name, tap, "br0")
 	}
 }
 
