@@ -13,6 +13,7 @@ import (
 	"slices"
 
 	"vmnet/internal/backend"
+	"vmnet/internal/cli/nicflags"
 	"vmnet/internal/guest"
 	"vmnet/internal/inventory"
 	"vmnet/step"
@@ -37,7 +38,7 @@ type Plan struct {
 // matches nic.ErrInvalid if the guest would have to notice the change.
 func New(ctx context.Context, m *backend.Maker, g *guest.Guest, dev *inventory.Device, spec nic.Spec) (*Plan, error) {
 	p := &Plan{m: m, guest: g, dev: dev, from: dev.Want}
-	p.Changes = differences(p.from.Spec(), spec)
+	p.Changes = nicflags.Differences(p.from.Spec(), spec)
 	if err := refuse(p.from, p.Changes); err != nil {
 		return nil, step.WithStage(nic.ErrInvalid, err)
 	}

@@ -4,39 +4,12 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
-	"strings"
 
 	"vmnet/internal/cli/console"
 	"vmnet/internal/cli/nicflags"
 	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
 )
-
-// differences returns how to differs from from, in the words of the flags.
-func differences(from, to nic.Spec) []nic.Change {
-	former, wanted := nicflags.Words(from), nicflags.Words(to)
-	was, is := valuesOf(former), valuesOf(wanted)
-	var list []nic.Change
-	for _, w := range wanted {
-		if was[w.Flag] != is[w.Flag] {
-			list = append(list, nic.Change{Flag: w.Flag, From: was[w.Flag], To: is[w.Flag]})
-		}
-	}
-	for _, w := range former {
-		if _, both := is[w.Flag]; !both {
-			list = append(list, nic.Change{Flag: w.Flag, From: was[w.Flag]})
-		}
-	}
-	return list
-}
-
-func valuesOf(words []nicflags.Word) map[string]string {
-	m := map[string]string{}
-	for _, w := range words {
-		m[w.Flag] = strings.Join(w.Values, ",")
-	}
-	return m
-}
 
 // fixed are what the guest would notice, or the kernel or QEMU cannot change, with the reason.
 var fixed = map[string]string{
@@ -95,7 +68,7 @@ func kindOf(r nic.Record) string {
 // open stays. It is empty if that cannot be done in place.
 func Command(from nic.Record, spec nic.Spec) string {
 	var asked []nic.Change
-	for _, c := range differences(from.Spec(), spec) {
+	for _, c := range nicflags.Differences(from.Spec(), spec) {
 		if c.To != "" {
 			asked = append(asked, c)
 		}

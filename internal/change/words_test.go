@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"vmnet/internal/cli/nicflags"
 	"vmnet/internal/leaktest"
 	"vmnet/tapmgr/nic"
 )
@@ -54,7 +55,8 @@ func TestRefuse(t *testing.T) {
 		}
 		spec := r.Spec()
 		tc.edit(&spec)
-		if err := refuse(r, differences(r.Spec(), spec)); err == nil || !strings.Contains(err.Error(), tc.want) {
+		err := refuse(r, nicflags.Differences(r.Spec(), spec))
+		if err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: %v, want %q", alias, err, tc.want)
 		}
 	}

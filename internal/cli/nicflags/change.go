@@ -20,7 +20,7 @@ const none = "none"
 // without the flag, and those without a value take yes and no.
 func AddChange(fs *pflag.FlagSet) *Change {
 	c := &Change{}
-	model, _ := changeFlags()
+	model, _ := All()
 	model.VisitAll(func(f *pflag.Flag) {
 		if f.Name == "nic" || f.Name == "via" {
 			return
@@ -33,8 +33,9 @@ func AddChange(fs *pflag.FlagSet) *Change {
 	return c
 }
 
-func changeFlags() (*pflag.FlagSet, *NIC) {
-	fs := pflag.NewFlagSet("change", pflag.ContinueOnError)
+// All returns a set of all flags of a NIC.
+func All() (*pflag.FlagSet, *NIC) {
+	fs := pflag.NewFlagSet("NIC", pflag.ContinueOnError)
 	fs.SortFlags = false
 	n := AddNIC(fs)
 	n.AddSwitch(fs)
@@ -73,7 +74,7 @@ func (r *recorder) Set(s string) error {
 func (c *Change) take(flag, value string) {
 	for i := range c.given {
 		if w := &c.given[i]; w.Flag == flag {
-			model, _ := changeFlags()
+			model, _ := All()
 			if !Repeatable(model.Lookup(flag)) || value == none {
 				w.Values = nil
 			}
@@ -114,7 +115,7 @@ func (c *Change) Edit(now nic.Spec) (nic.Spec, error) {
 		drop(append(replacedBy(w.Flag), w.Flag)...)
 	}
 	words = append(words, c.given...)
-	fs, n := changeFlags()
+	fs, n := All()
 	for _, w := range words {
 		for _, v := range w.Values {
 			if w.Flag == "link" || v == none {

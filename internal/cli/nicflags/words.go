@@ -147,3 +147,29 @@ func viaWords(s nic.Spec) string {
 	}
 	return strings.Join(all, ",")
 }
+
+// Differences returns how to differs from from, in the words of the flags.
+func Differences(from, to nic.Spec) []nic.Change {
+	former, wanted := Words(from), Words(to)
+	was, is := valuesOf(former), valuesOf(wanted)
+	var list []nic.Change
+	for _, w := range wanted {
+		if was[w.Flag] != is[w.Flag] {
+			list = append(list, nic.Change{Flag: w.Flag, From: was[w.Flag], To: is[w.Flag]})
+		}
+	}
+	for _, w := range former {
+		if _, both := is[w.Flag]; !both {
+			list = append(list, nic.Change{Flag: w.Flag, From: was[w.Flag]})
+		}
+	}
+	return list
+}
+
+func valuesOf(words []Word) map[string]string {
+	m := map[string]string{}
+	for _, w := range words {
+		m[w.Flag] = strings.Join(w.Values, ",")
+	}
+	return m
+}

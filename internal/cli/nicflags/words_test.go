@@ -22,14 +22,6 @@ var requests = []string{
 	"--ipvtap wlan0 --mode l3 --flag vepa --ip 192.0.2.7/24 --ip 192.0.2.8 --rx-filter mirror",
 }
 
-func flagSet() (*pflag.FlagSet, *NIC) {
-	fs := pflag.NewFlagSet("x", pflag.ContinueOnError)
-	n := AddNIC(fs)
-	n.AddSwitch(fs)
-	n.AddVia(fs, true)
-	return fs, n
-}
-
 // TestWordsAskForTheSame: the Words of a Spec are the flags that it was made of. No flag is missing
 // in requests, so none is missing in Words.
 func TestWordsAskForTheSame(t *testing.T) {
@@ -39,7 +31,7 @@ func TestWordsAskForTheSame(t *testing.T) {
 		if err != nil {
 			t.Fatal(args, err)
 		}
-		fs, n := flagSet()
+		fs, n := All()
 		var text []string
 		for _, w := range Words(want) {
 			used[w.Flag] = true
@@ -62,7 +54,7 @@ func TestWordsAskForTheSame(t *testing.T) {
 			t.Errorf("%q, want %q", text, asked)
 		}
 	}
-	fs, _ := flagSet()
+	fs, _ := All()
 	fs.VisitAll(func(f *pflag.Flag) {
 		if !used[f.Name] {
 			t.Errorf("Words has no --%s, or requests does not use it", f.Name)
@@ -71,7 +63,7 @@ func TestWordsAskForTheSame(t *testing.T) {
 }
 
 func TestRepeatable(t *testing.T) {
-	fs, _ := flagSet()
+	fs, _ := All()
 	fs.VisitAll(func(f *pflag.Flag) {
 		if told := strings.Contains(f.Usage, "repeatable"); told != Repeatable(f) {
 			t.Errorf("--%s is repeatable: %v, and its usage says %v", f.Name, Repeatable(f), told)
