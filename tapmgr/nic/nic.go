@@ -111,6 +111,7 @@ const (
 	MendReconcile Mender = "reconcile" // vmnet reconcile, as root
 	MendAttach    Mender = "attach"    // the same attach again, which replaces the NIC
 	MendDetach    Mender = "detach"    // a detach, and another attach if the NIC is still wanted
+	MendApply     Mender = "apply"     // vmnet apply, which makes it as the guest's file says
 	MendAdmin     Mender = "admin"     // the administrator who has changed the host
 )
 

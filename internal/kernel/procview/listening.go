@@ -57,6 +57,24 @@ func Listening(pid int) ([]Listener, error) {
 	return found, nil
 }
 
+// ListenerInodes returns the inodes of the AF_UNIX stream sockets that listen in the caller's
+// network namespace, in any process.
+func ListenerInodes() (map[uint64]bool, error) {
+	f, err := os.Open("/proc/thread-self/net/unix")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	found := map[uint64]bool{}
+	lines := bufio.NewScanner(io.LimitReader(f, maxTable))
+	for lines.Scan() {
+		if inode, _, ok := parseListener(lines.Text()); ok {
+			found[inode] = true
+		}
+	}
+	return found, lines.Err()
+}
+
 // HasFile reports whether a process has a file open whose link in /proc/PID/fd is target.
 func HasFile(pid int, target string) bool {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)

@@ -166,6 +166,13 @@ func init() { // their functions name the map
 			return object{"name": m.name}, nil
 		},
 		"query-rx-filter": (*machine).rxFilter,
+		"set_link": func(m *machine, r Request, _ *Session) (any, *failure) {
+			if m.devices[r.text("name")] == nil {
+				return nil, notFound(r.text("name"))
+			}
+			return object{}, nil
+		},
+		"announce-self": func(*machine, Request, *Session) (any, *failure) { return object{}, nil },
 	}
 }
 

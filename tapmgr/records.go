@@ -1,0 +1,54 @@
+package tapmgr
+
+import (
+	"context"
+
+	"vmnet/internal/guest"
+	"vmnet/internal/inventory"
+	"vmnet/tapmgr/nic"
+)
+
+// Recorded is a NIC with its record.
+type Recorded struct {
+	nic.NIC
+	Record nic.Record
+	// Names are other names of the bridge, uplink or parent device that Record.Source names: that
+	// before it was renamed, and its altnames.
+	Names []string
+}
+
+// Records returns the NICs of the guest that t means, and those of its name that nobody holds. NICs
+// of other users' guests of that name are not among them, nor what such users claim.
+func (m *Manager) Records(ctx context.Context, t nic.Target) ([]Recorded, error) {
+	all, err := m.host.Devices(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var found []Recorded
+	for i := range all {
+		dev := &all[i]
+		if dev.Want.VM != t.VM || !isOf(dev, t) {
+			continue
+		}
+		r := Recorded{NIC: dev.NIC(), Record: dev.Want}
+		if dev.FormerSource != "" {
+			r.Names = append(r.Names, dev.FormerSource)
+		}
+		if !dev.Want.Switch {
+			if l, err := m.host.NL.Link(dev.Want.Source); err == nil {
+				r.Names = append(r.Names, l.AltNames...)
+			}
+		}
+		found = append(found, r)
+	}
+	return found, nil
+}
+
+// isOf reports whether a NIC belongs to the guest that t means: by its holder, if one is seen.
+func isOf(dev *inventory.Device, t nic.Target) bool {
+	holder := dev.VMMPID()
+	if t.PID != 0 && holder != 0 {
+		return holder == t.PID
+	}
+	return !dev.IsUntrusted() && guest.MayOpen(t, dev.Name, holder) == nil
+}
