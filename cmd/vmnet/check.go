@@ -17,11 +17,14 @@ func (a *app) checkCommand() *cobra.Command {
 		Short: "Compare what every NIC should be with what it is",
 		Long: `Compare what every NIC should be with what it is, in the kernel and in the guest.
 Each difference is one line, followed by a line with its cure: vmnet reconcile or the same vmnet
-attach again, which do the same, or else a detach or an action of the administrator. If there is a
+attach again, which do the same, or else a detach or an action of the administrator. Running guests
+are also compared with their files (vmnet-guests(5)): vmnet apply mends that. If there is a
 difference, the exit status is 1.`,
 		Example: "  vmnet check || vmnet reconcile",
 		Args:    noArgs(),
 	}
+	var declared string
+	guestsDirFlag(cmd, &declared)
 	format := outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error {
 		return a.withManager(func(m *tapmgr.Manager) error {
@@ -34,13 +37,14 @@ difference, the exit status is 1.`,
 				return err
 			}
 			checked.Differences = append(checked.Differences, more...)
+			declaredErr := a.checkDeclared(cmd.Context(), m, declared, &checked)
 			a.notes(checked.Notices)
 			if *format == "json" {
 				err = a.printJSON(checked)
 			} else {
 				err = a.printChecked(checked)
 			}
-			if err != nil {
+			if err := cmp.Or(err, declaredErr); err != nil {
 				return err
 			}
 			if len(checked.Differences) > 0 {

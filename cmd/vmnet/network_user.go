@@ -116,13 +116,23 @@ func (a *app) joinNetwork(ctx context.Context, s *nic.Spec) error {
 		return nil
 	}
 	name := s.Network
+	if err := joinOwn(s); err != nil || s.Network != "" {
+		return err
+	}
+	return a.startOwn(ctx, name)
+}
+
+// joinOwn puts a NIC that is to be on a network of this user on its switch.
+func joinOwn(s *nic.Spec) error {
 	joined, err := userdirs.Join(s, os.Getenv)
 	if err != nil || !joined {
 		return err
 	}
-	if err := userdirs.Settle(s, os.Getenv); err != nil {
-		return err
-	}
+	return userdirs.Settle(s, os.Getenv)
+}
+
+// startOwn starts a network of this user if it does not run.
+func (a *app) startOwn(ctx context.Context, name string) error {
 	if runs, err := userdirs.Runs(ctx, name); err != nil || runs {
 		return err
 	}

@@ -81,7 +81,8 @@ Exit status: 0 for success, 1 for a failure or a difference found, 2 for wrong u
 		"`URI` or socket of the libvirt that manages guests: qemu:///system, qemu:///session (default $LIBVIRT_DEFAULT_URI, else your own libvirt for your guests and the system's for others)")
 	root.PersistentFlags().Lookup("libvirt").DefValue = ""
 	root.AddCommand(
-		a.attachCommand(), a.detachCommand(), a.setCommand(), a.listCommand(), a.showCommand(), a.checkCommand(),
+		a.attachCommand(), a.applyCommand(), a.macCommand(), a.detachCommand(), a.setCommand(),
+		a.listCommand(), a.showCommand(), a.checkCommand(),
 		a.reconcileCommand(), a.watchCommand(), a.networkCommand(), a.forwardCommand(), a.netnsCommand(),
 		a.bridgeCommand(),
 		a.switchCommand(), a.lowerCommand(), a.hookCommand(), a.policyCommand(), a.doctorCommand(), a.versionCommand(),

@@ -20,15 +20,23 @@ func (a *app) showCommand() *cobra.Command {
 		SuggestFor: []string{"info", "inspect"},
 		Short:      "Explain the NICs of a guest",
 		Long: `Explain each NIC of a guest: the processes and fds that hold it, its bridge and port,
-the addresses learned behind it, its counters, and what the guest reports about it.`,
+the addresses learned behind it, its counters, and what the guest reports about it.
+
+With -o yaml, print the file of vmnet-guests(5) that declares the guest's NICs as they are.`,
 		Example: `  vmnet show P2
-  vmnet show P2 -o json`,
+  vmnet show P2 -o json
+  vmnet show P2 -o yaml > /etc/vmnet/guests.d/P2.yaml`,
 		Args:              oneArg("the name of a guest"),
 		ValidArgsFunction: a.attachedGuests,
 	}
-	format := outputFlag(cmd)
+	format := "text"
+	choice(cmd, cmd.Flags(), &format, "output", "o",
+		"text for people, json for programs, yaml for a file of declared NICs", "text", "json", "yaml")
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
-		return a.show(cmd.Context(), args[0], *format == "json")
+		if format == "yaml" {
+			return a.showDeclared(cmd.Context(), args[0])
+		}
+		return a.show(cmd.Context(), args[0], format == "json")
 	})
 	return cmd
 }
