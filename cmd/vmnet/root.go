@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -167,10 +168,43 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 
 var errInterrupted = errors.New("interrupted")
 
+// hangUps are the SIGHUPs that a verb takes, of which each ends others.
+type hangUps struct {
+	taken atomic.Bool
+	c     chan struct{}
+	end   func() // as a signal does
+}
+
+type hangUpsKey struct{}
+
+// takeHangUps has SIGHUP reported by the channel from now on. It no longer ends ctx, as end does.
+func takeHangUps(ctx context.Context) (c <-chan struct{}, end func()) {
+	h, ok := ctx.Value(hangUpsKey{}).(*hangUps)
+	if !ok {
+		return nil, func() {}
+	}
+	h.taken.Store(true)
+	return h.c, h.end
+}
+
+// took reports whether the verb takes the signal.
+func (h *hangUps) took(s os.Signal) bool {
+	if s != syscall.SIGHUP || !h.taken.Load() {
+		return false
+	}
+	select {
+	case h.c <- struct{}{}:
+	default: // one is waiting
+	}
+	return true
+}
+
 // untilSignal returns a context that the first SIGINT, SIGTERM or SIGHUP cancels, so that the verb
 // undoes its steps; a detach keeps its mark. The second signal ends the process at once.
 func untilSignal(parent context.Context) context.Context {
-	ctx, cancel := context.WithCancelCause(parent)
+	h := &hangUps{c: make(chan struct{}, 1)}
+	ctx, cancel := context.WithCancelCause(context.WithValue(parent, hangUpsKey{}, h))
+	h.end = func() { cancel(errInterrupted) }
 	signals := make(chan os.Signal, 1)
 	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
 		if !signal.Ignored(s) { // nohup(1) ignores SIGHUP
@@ -178,9 +212,10 @@ func untilSignal(parent context.Context) context.Context {
 		}
 	}
 	go func() {
-		<-signals
+		for h.took(<-signals) {
+		}
 		signal.Stop(signals)
-		cancel(errInterrupted)
+		h.end()
 	}()
 	return ctx
 }

@@ -26,6 +26,7 @@ type watchVerb struct {
 	log       string // "text" or "json"
 	noLibvirt bool
 	networks  networkFlags
+	guests    string // directory of declared guests
 }
 
 func (a *app) watchCommand() *cobra.Command {
@@ -37,8 +38,9 @@ func (a *app) watchCommand() *cobra.Command {
 makes for NICs attached live the port settings that their domain declares; put ports back on a
 bridge that was deleted and recreated; let macvtaps with rx filter mirror accept the multicast
 groups that their guests have joined; remove macvtaps that libvirt guests leave behind; keep, or
-remove, the entries by which the host answers for routed guests; and mend networks that others have
-changed, for example by flushing all rules. Each action is logged to stderr as a line, with its
+remove, the entries by which the host answers for routed guests; give guests that start the NICs
+that their files declare; and mend networks that others have changed, for example by flushing all
+rules. SIGHUP has it read the files of guests again. Each action is logged to stderr as a line, with its
 level for systemd's journal. Nothing breaks without vmnet watch, nor when it ends. See
 vmnet-watch(8).`,
 		Example: `  vmnet watch
@@ -53,6 +55,7 @@ vmnet-watch(8).`,
 		config.DefaultDir+")")
 	cmd.Flags().StringVar(&o.networks.state, "state-dir", "", "`DIRECTORY` of their servers' lease files (default "+
 		dhcp.DefaultState+")")
+	guestsDirFlag(cmd, &o.guests)
 	o.networks.user = userChoice{given: true} // those of users end as a whole
 	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error {
 		return a.withNetworks(cmd.Context(), &o.networks, func(m *network.Manager) error {
@@ -81,6 +84,9 @@ func (a *app) watch(ctx context.Context, o *watchVerb, networks *network.Manager
 		}
 	}}
 	cfg.Networks = networks
+	if cfg.Declared, err = a.declared(ctx, m, o.guests); err != nil {
+		return err
+	}
 	if !o.noLibvirt {
 		cfg.Dial, cfg.DialMonitor = dialer(a.libvirt, true), dialer(a.libvirt, false)
 		cfg.MayBeAbsent = a.libvirt == ""

@@ -44,6 +44,9 @@ type Config struct {
 	// cause that.
 	Networks *network.Manager
 
+	// Declared, if not nil, gives guests the NICs that their files declare, until ctx ends.
+	Declared func(ctx context.Context, report func(Report))
+
 	// Report receives what was done and what failed, from one goroutine at a time.
 	Report func(Report)
 	// Ready is called once, when everything that happens from then on is noticed; nil does nothing.
@@ -120,6 +123,9 @@ func (w *watcher) run(ctx context.Context, events *rtnl.Events) error {
 	all.Go(func() { w.bridges.work(ctx) })
 	all.Go(func() { w.routes.work(ctx) })
 	all.Go(func() { w.mirrors.work(ctx) })
+	if w.Declared != nil {
+		all.Go(func() { w.Declared(ctx, w.report) })
+	}
 	if w.changes != nil {
 		all.Go(func() { w.Networks.Watch(ctx, w.changes.C, w.mended) })
 	}
