@@ -75,9 +75,11 @@ func keyOf(mac uint64, vlan uint16) Key { return Key(mac<<vidBits | uint64(vlan)
 
 // MAC returns the key's address.
 func (k Key) MAC() net.HardwareAddr {
-	m := uint64(k) >> vidBits
+	m := k.mac()
 	return net.HardwareAddr{byte(m >> 40), byte(m >> 32), byte(m >> 24), byte(m >> 16), byte(m >> 8), byte(m)}
 }
+
+func (k Key) mac() uint64 { return uint64(k) >> vidBits }
 
 // VLAN returns the key's VLAN id.
 func (k Key) VLAN() uint16 { return uint16(k) & (1<<vidBits - 1) }
@@ -185,6 +187,13 @@ func (f *FDB) FlushPort(port int, static bool) {
 	f.remove(0, len(f.slots), func(_ int, w uint64) bool { return portOf(w) == port && (static || w&staticBit == 0) })
 }
 
+// Prune removes the entries of a port for which gone returns true.
+func (f *FDB) Prune(port int, gone func(k Key, static bool) bool) {
+	f.remove(0, len(f.slots), func(slot int, w uint64) bool {
+		return portOf(w) == port && gone(f.keyAt(slot, w), w&staticBit != 0)
+	})
+}
+
 // FlushLearned removes all learned entries.
 func (f *FDB) FlushLearned() {
 	f.remove(0, len(f.slots), func(_ int, w uint64) bool { return w&staticBit == 0 })
@@ -234,7 +243,7 @@ func (f *FDB) Dump() []FDBEntry {
 			continue
 		}
 		entries = append(entries, FDBEntry{
-			Key:    Key(f.restore(w>>restShift<<f.bits | uint64(i/ways))),
+			Key:    f.keyAt(i, w),
 			Port:   portOf(w),
 			Static: w&staticBit != 0,
 			Age:    time.Duration(max(0, int32(now-f.seen[i].Load()))) * time.Second,

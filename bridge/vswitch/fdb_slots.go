@@ -39,6 +39,11 @@ func (f *FDB) place(k Key) (bucket int, rest uint64) {
 	return int(p & (1<<f.bits - 1)), p >> f.bits
 }
 
+// keyAt returns the key of the word in a slot.
+func (f *FDB) keyAt(slot int, word uint64) Key {
+	return Key(f.restore(word>>restShift<<f.bits | uint64(slot/ways)))
+}
+
 func (f *FDB) bucket(b int) []atomic.Uint64 { return f.slots[b*ways : (b+1)*ways : (b+1)*ways] }
 
 func holds(word, rest uint64) bool { return word>>restShift == rest && word != 0 }

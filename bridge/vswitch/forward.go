@@ -87,28 +87,29 @@ func (r *receiver) accept(f *frame) Reason {
 		return why
 	}
 	p := r.port
+	set := p.set.Load()
 	switch {
 	case p.stop.stopped(r.now):
 		return Looped
 	case f.src&groupBit != 0 || f.src == 0:
 		return BadSource
-	case !p.admits(f.src):
+	case !set.admits(f.src):
 		return Spoofed
-	case p.security != nil:
-		if why := p.security.Verdict(f.ether()); why != portsec.Pass {
+	case set.security != nil:
+		if why := set.security.Verdict(f.ether()); why != portsec.Pass {
 			return securityBase + Reason(why)
 		}
 	}
 	switch {
 	case f.dst == pauseFrame:
 		return LinkLocal
-	case !r.ports.classify(p, f):
+	case !r.ports.classify(set.vlans, f):
 		return VLAN
 	}
-	if !p.cfg.NoLearning && !p.down.Load() {
+	if !set.cfg.NoLearning && !p.down.Load() {
 		r.sw.fdb.Learn(keyOf(f.src, f.vid), p.index)
 	}
-	if isLinkLocal(f.dst) && !p.cfg.Forward.Has(byte(f.dst&0xf)) {
+	if isLinkLocal(f.dst) && !set.cfg.Forward.Has(byte(f.dst&0xf)) {
 		return LinkLocal
 	}
 	return Delivered
@@ -117,16 +118,16 @@ func (r *receiver) accept(f *frame) Reason {
 // forward decides where frame i goes. A frame for one port is sent by flush, together with others
 // of the batch. A flooded frame is sent at once, after the frames that came before it.
 func (r *receiver) forward(frames []frame, i int) Reason {
-	f, p := &frames[i], r.port
+	f, set := &frames[i], r.port.set.Load()
 	switch {
 	case f.dst&groupBit != 0 && r.looped(f):
 		return Looped
 	case f.dst == broadcast:
-		if !p.broadcasts.take(r.now, f.segments()) {
+		if !set.broadcasts.take(r.now, f.segments()) {
 			return Broadcasts
 		}
 	case f.dst&groupBit != 0:
-		if !p.multicasts.take(r.now, f.segments()) {
+		if !set.multicasts.take(r.now, f.segments()) {
 			return Multicasts
 		}
 	default:
@@ -137,12 +138,14 @@ func (r *receiver) forward(frames []frame, i int) Reason {
 			if why == Delivered {
 				r.to[i] = to
 			}
-			return why
+			if why != VLAN { // else it was learned while the port left the VLAN
+				return why
+			}
 		}
 		if r.looped(f) {
 			return Looped
 		}
-		if !p.unknowns.take(r.now, f.segments()) {
+		if !set.unknowns.take(r.now, f.segments()) {
 			return Unknowns
 		}
 	}
@@ -153,14 +156,15 @@ func (r *receiver) forward(frames []frame, i int) Reason {
 // between returns Delivered if a frame of this port may leave by to, or why it may not. On a switch
 // that does not filter VLANs, has is always true (see vlans).
 func (r *receiver) between(to *Port, f *frame) Reason {
+	set := to.set.Load()
 	switch {
-	case to == r.port && !to.cfg.Hairpin:
+	case to == r.port && !set.cfg.Hairpin:
 		return SamePort
-	case r.port.cfg.Isolated && to.cfg.Isolated:
+	case set.cfg.Isolated && r.port.set.Load().cfg.Isolated:
 		return Isolated
 	case to.stop.stopped(r.now):
 		return Looped
-	case !to.vlans.has(f.vid):
+	case !set.vlans.has(f.vid):
 		return VLAN
 	}
 	return Delivered
@@ -170,7 +174,7 @@ func (r *receiver) between(to *Port, f *frame) Reason {
 func (r *receiver) flood(f *frame) Reason {
 	unknown, sent := f.dst&groupBit == 0, false
 	for _, to := range r.ports.ports {
-		if r.between(to, f) != Delivered || unknown && to.cfg.NoFlood {
+		if r.between(to, f) != Delivered || unknown && to.set.Load().cfg.NoFlood {
 			continue
 		}
 		sent = true

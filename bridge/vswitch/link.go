@@ -78,10 +78,8 @@ func (p *Port) follow() {
 
 // linkChanged adapts the port to a change of its device.
 func (p *Port) linkChanged(was, is rtnl.LinkState) {
-	if is.MTU != was.MTU && p.cfg.MTU == 0 {
-		limits := *p.limits.Load()
-		limits.MTU = is.MTU
-		p.limits.Store(&limits)
+	if is.MTU != was.MTU {
+		p.limit()
 	}
 	p.setDown(isDown(is) || p.Err() != nil)
 }

@@ -61,7 +61,7 @@ func (e *echoes) again(f *frame, filters bool, p *Port, now int64) bool {
 		return true
 	}
 	slot.Store(word)
-	return known && p.cfg.Hairpin
+	return known && p.set.Load().cfg.Hairpin
 }
 
 // hash hashes the parts of a frame that do not change in a loop. It includes the VLAN but not the
@@ -123,10 +123,11 @@ func (s *stop) begin(now int64) time.Duration {
 // has stopped the port, so that the frame must be dropped.
 func (r *receiver) looped(f *frame) bool {
 	sw, p, limit := r.sw, r.port, int32(echoLimit)
-	if p.cfg.Hairpin {
+	set := p.set.Load()
+	if set.cfg.Hairpin {
 		limit = hairpinLimit
 	}
-	if !sw.echoes.again(f, r.ports.filters, p, r.now) || p.cfg.NoLoopGuard || !p.stop.count(r.now, limit) {
+	if !sw.echoes.again(f, r.ports.filters, p, r.now) || set.cfg.NoLoopGuard || !p.stop.count(r.now, limit) {
 		return false
 	}
 	// Stopping one port breaks the loop. Frames in flight would otherwise stop the other ports

@@ -4,11 +4,9 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"sync/atomic"
 
-	"vmnet/bridge/portsec"
 	"vmnet/bridge/vswitch/offload"
 	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/kernel/rtnl"
@@ -24,16 +22,12 @@ type Port struct {
 	index    int // in the FDB and the switch's table
 	wire     *Wire
 	path     atomic.Pointer[path]
-	cfg      vport.Config
+	set      atomic.Pointer[settings]
 	limits   atomic.Pointer[offload.Limits]
+	limiting sync.Mutex                     // held while limits change
 	link     atomic.Pointer[rtnl.LinkState] // state of the device; nil if it is not followed
 	down     atomic.Bool                    // its device is down, or the port has ended
-	vlans    *vlans
-	security *portsec.Checker // nil for none
-	macs     []uint64
-
-	broadcasts, multicasts, unknowns, refused bucket
-	stop                                      stop
+	stop     stop
 
 	rx, tx []counters // one for each queue
 	drops  [Reasons]atomic.Uint64
@@ -66,28 +60,17 @@ func (c *counters) add(frames, bytes uint64) {
 
 func newPort(sw *Switch, name string, index int, w *Wire, cfg vport.Config) *Port {
 	p := &Port{
-		sw: sw, name: name, index: index, wire: w, cfg: cfg, vlans: newVLANs(cfg.Settings),
+		sw: sw, name: name, index: index, wire: w,
 		rx: make([]counters, len(w.queues)), tx: make([]counters, len(w.queues)),
 		ended: make(chan struct{}),
 	}
-	limits := w.limits
-	limits.MTU = cmp.Or(cfg.MTU, w.mtu, defaultMTU)
-	p.limits.Store(&limits)
+	p.set.Store(newSettings(cfg))
 	if w.link != nil {
 		s := w.link.State()
 		p.link.Store(&s)
 		p.down.Store(isDown(s))
 	}
-	for _, mac := range cfg.MACs {
-		p.macs = append(p.macs, macWord(mac))
-	}
-	if !cfg.Security.IsZero() {
-		p.security = portsec.NewChecker(cfg.Security)
-	}
-	p.broadcasts.limit(cfg.Storm.Broadcast)
-	p.multicasts.limit(cfg.Storm.Multicast)
-	p.unknowns.limit(cfg.Storm.Unknown)
-	p.refused.limit(cfg.Storm.Refused)
+	p.limit()
 	p.path.Store(newPath(p, nil))
 	return p
 }
@@ -121,5 +104,15 @@ func (p *Port) endWith(err error) {
 
 func (p *Port) drop(why Reason) { p.drops[why].Add(1) }
 
-// admits reports whether the port accepts a source address (vport.Config.MACs).
-func (p *Port) admits(src uint64) bool { return len(p.macs) == 0 || slices.Contains(p.macs, src) }
+// limit makes the port take frames of the MTU that its settings have, or else its device.
+func (p *Port) limit() {
+	p.limiting.Lock()
+	defer p.limiting.Unlock()
+	device := p.wire.mtu
+	if link := p.link.Load(); link != nil {
+		device = link.MTU
+	}
+	limits := p.wire.limits
+	limits.MTU = cmp.Or(p.set.Load().cfg.MTU, device, defaultMTU)
+	p.limits.Store(&limits)
+}

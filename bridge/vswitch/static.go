@@ -33,18 +33,19 @@ func (sw *Switch) AddStatic(port string, mac net.HardwareAddr, vlan int) error {
 // keyAt returns an address's key behind a port. Like the kernel's bridge, it refuses a VLAN that
 // the port is not in.
 func (t *table) keyAt(p *Port, mac net.HardwareAddr, vlan int) (Key, error) {
+	v := p.set.Load().vlans
 	switch {
 	case !t.filters && vlan != 0:
 		return 0, fmt.Errorf("%w VLAN %d: the switch does not filter VLANs "+
 			"(leave it out, or run the switch with --vlan-filtering)", brport.ErrInvalid, vlan)
 	case !t.filters:
 		return KeyOf(mac, defaultVLAN), nil
-	case vlan == 0 && !p.vlans.hasPVID:
+	case vlan == 0 && !v.hasPVID:
 		return 0, fmt.Errorf("%w VLAN 0: port %s has no VLAN for untagged frames (name a VLAN of its trunk)",
 			brport.ErrInvalid, p.name)
 	case vlan == 0:
-		return KeyOf(mac, p.vlans.pvid), nil
-	case !p.vlans.has(uint16(vlan)):
+		return KeyOf(mac, v.pvid), nil
+	case !v.has(uint16(vlan)):
 		return 0, fmt.Errorf("%w VLAN %d: port %s is not in it", brport.ErrInvalid, vlan, p.name)
 	}
 	return KeyOf(mac, uint16(vlan)), nil
@@ -93,7 +94,7 @@ func (sw *Switch) only(mac net.HardwareAddr) (Key, error) {
 // lockedTo returns the port that is locked to an address, or nil.
 func (t *table) lockedTo(k Key) *Port {
 	for _, p := range t.ports {
-		if slices.Contains(p.locked(), k) {
+		if slices.Contains(p.set.Load().locked(), k) {
 			return p
 		}
 	}

@@ -60,7 +60,7 @@ const maxThrottle = time.Second
 
 // throttle makes the receiver wait after a batch if the port is over its limit of refused frames.
 func (r *receiver) throttle(refused int) {
-	wait := r.port.refused.spend(r.sw.now(), refused)
+	wait := r.port.set.Load().refused.spend(r.sw.now(), refused)
 	if wait == 0 {
 		return
 	}

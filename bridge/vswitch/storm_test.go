@@ -109,7 +109,7 @@ func TestRefusedFramesThrottleThePort(t *testing.T) {
 		t.Errorf("300 frames to itself were read in %v: %+v", took, l.port("a").Stats())
 	}
 	l.send("b", slices.Repeat([][]byte{etherFrame(mac(7), mac(3), nil, 46)}, 500)...)
-	if b := l.port("b"); b.refused.full.Load() != 0 {
+	if b := l.port("b"); b.set.Load().refused.full.Load() != 0 {
 		t.Errorf("500 delivered frames count against the limit: %+v", b.Stats())
 	}
 }
@@ -140,7 +140,7 @@ func TestNoPortThrottlesAnother(t *testing.T) {
 	l.send("up", etherFrame(all, mac(9), nil, 46))
 	l.send("liar", etherFrame(all, mac(9), nil, 46))
 	l.send("honest", slices.Repeat([][]byte{etherFrame(mac(9), mac(1), nil, 46)}, 300)...)
-	if p := l.port("honest"); p.refused.full.Load() != 0 || p.Dropped(Isolated) != 300 {
+	if p := l.port("honest"); p.set.Load().refused.full.Load() != 0 || p.Dropped(Isolated) != 300 {
 		t.Errorf("300 frames count against the limit: %+v", p.Stats())
 	}
 }

@@ -176,19 +176,11 @@ func (sw *Switch) addPort(name string, w *Wire, cfg vport.Config) (*Port, error)
 	}
 	p := newPort(sw, name, index, w, cfg)
 	sw.fdb.LimitPort(index, cfg.MaxAddresses)
-	if err := sw.lock(p, old); err != nil {
+	if err := sw.lock(p, p.set.Load(), old); err != nil {
 		sw.fdb.FlushPort(index, true)
 		return nil, err
 	}
-	next := old.with(p)
-	sw.table.Store(next)
-	if next.filters && !old.filters {
-		sw.fdb.FlushLearned() // it has tagged frames in the default VLAN
-		if len(old.ports) > 0 {
-			sw.notice("the switch filters VLANs from now on, since port %s has VLANs: "+
-				"ports without VLANs are in VLAN %d, untagged", name, defaultVLAN)
-		}
-	}
+	sw.replace(old, old.with(p), p)
 	if w.link != nil {
 		p.receivers.Go(p.follow)
 	}
@@ -199,10 +191,23 @@ func (sw *Switch) addPort(name string, w *Wire, cfg vport.Config) (*Port, error)
 	return p, nil
 }
 
-// lock adds static entries for the addresses that a port is locked to. It fails if another port has
-// a static entry for one of them.
-func (sw *Switch) lock(p *Port, others *table) error {
-	for _, k := range p.locked() {
+// replace replaces the table, for the sake of port p.
+func (sw *Switch) replace(old, next *table, p *Port) {
+	sw.table.Store(next)
+	if !next.filters || old.filters {
+		return
+	}
+	sw.fdb.FlushLearned() // it has tagged frames in the default VLAN
+	if len(old.ports) > 0 {
+		sw.notice("the switch filters VLANs from now on, since port %s has VLANs: "+
+			"ports without VLANs are in VLAN %d, untagged", p.name, defaultVLAN)
+	}
+}
+
+// lock adds static entries for the addresses that a port with these settings is locked to. It fails
+// if another port has a static entry for one of them.
+func (sw *Switch) lock(p *Port, set *settings, others *table) error {
+	for _, k := range set.locked() {
 		if at := sw.fdb.staticPort(k); at >= 0 && at != p.index && others.by[at] != nil {
 			return others.by[at].owns(others, k)
 		}
@@ -216,19 +221,6 @@ func (sw *Switch) lock(p *Port, others *table) error {
 // owns returns the error for an address that the port has a static entry for.
 func (p *Port) owns(t *table, k Key) error {
 	return portError{fmt.Sprintf("%s%s is a static address of port %s", k.MAC(), t.inVLAN(k), p.name), fs.ErrExist}
-}
-
-// locked returns the keys of the addresses that a port is locked to, in the VLAN of its untagged
-// frames.
-func (p *Port) locked() []Key {
-	if !p.vlans.hasPVID {
-		return nil
-	}
-	var keys []Key
-	for _, mac := range p.macs {
-		keys = append(keys, keyOf(mac, p.vlans.pvid))
-	}
-	return keys
 }
 
 // RemovePort removes a port: it closes the wire and removes the port's addresses from the FDB. When
@@ -315,7 +307,7 @@ func (t *table) inVLAN(k Key) string {
 func (t *table) with(p *Port) *table {
 	next := &table{
 		ports: append(slices.Clone(t.ports), p), by: slices.Clone(t.by),
-		filters: t.filters || p.cfg.HasVLANs(),
+		filters: t.filters || p.set.Load().cfg.HasVLANs(),
 	}
 	slices.SortFunc(next.ports, func(a, b *Port) int {
 		if a.name < b.name {

@@ -70,17 +70,17 @@ func (v *vlans) meets(other *vlans) bool {
 
 // classify sets the VLAN of an incoming frame and reports whether the port is in it. A tag of VLAN
 // 0 has only a priority (IEEE 802.1Q, 6.9.1).
-func (t *table) classify(p *Port, f *frame) bool {
+func (t *table) classify(v *vlans, f *frame) bool {
 	switch {
 	case !t.filters:
 		f.vid = defaultVLAN
 	case f.tagged && f.tagVID() != 0:
 		f.vid = f.tagVID()
-		return p.vlans.has(f.vid)
-	case !p.vlans.hasPVID:
+		return v.has(f.vid)
+	case !v.hasPVID:
 		return false
 	default:
-		f.vid = p.vlans.pvid
+		f.vid = v.pvid
 	}
 	return true
 }
@@ -91,7 +91,7 @@ func (t *table) leaving(to *Port, f *frame) (tci uint16, tagged bool) {
 	switch {
 	case !t.filters:
 		return f.tci, f.tagged
-	case to.vlans.isPVID(f.vid):
+	case to.set.Load().vlans.isPVID(f.vid):
 		return 0, false
 	}
 	return f.tci&^maxVID | f.vid, true

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/procfd"
 )
@@ -152,6 +153,17 @@ func (c *Client) AddPort(ctx context.Context, p Port, files ...*os.File) error {
 // errors.Is.
 func (c *Client) SetLabel(ctx context.Context, port, label string) error {
 	return c.ask(ctx, Request{Do: DoSetLabel, Name: port, Label: label}, nil, nil)
+}
+
+// SetPort replaces all settings of a port while its frames pass (vswitch.SetPort). If there is no
+// such port, the error matches fs.ErrNotExist with errors.Is; if another port is locked to one of
+// its addresses, fs.ErrExist; if the switch does not accept the settings, or is of a version that
+// cannot change them, brport.ErrInvalid.
+func (c *Client) SetPort(ctx context.Context, port string, cfg vport.Config) error {
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	return c.ask(ctx, Request{Do: DoSetPort, Name: port, Config: &cfg}, nil, nil)
 }
 
 // RemovePort removes a port, also one that another client has added. If there is no such port, the

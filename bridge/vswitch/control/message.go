@@ -6,6 +6,7 @@ import (
 
 	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch/capture"
+	"vmnet/bridge/vswitch/vport"
 )
 
 // The verbs of requests (Request.Do).
@@ -14,6 +15,7 @@ const (
 	DoPorts        = "ports"
 	DoAddPort      = "add-port"
 	DoSetLabel     = "set-label"
+	DoSetPort      = "set-port"
 	DoRemovePort   = "remove-port"
 	DoFDB          = "fdb"
 	DoFlush        = "flush"
@@ -29,10 +31,13 @@ const MaxMessage = 64 << 10
 // A Request is what a client sends, as one JSON object. Its verb determines the files that come
 // with it (SCM_RIGHTS).
 type Request struct {
-	Do    string    `json:"do"`              // one of the verbs
-	Port  *Port     `json:"port,omitempty"`  // add-port
-	Name  string    `json:"name,omitempty"`  // name of a port
-	Label string    `json:"label,omitempty"` // set-label
+	Do    string `json:"do"`              // one of the verbs
+	Port  *Port  `json:"port,omitempty"`  // add-port
+	Name  string `json:"name,omitempty"`  // name of a port
+	Label string `json:"label,omitempty"` // set-label
+
+	Config *vport.Config `json:"config,omitempty"` // set-port
+
 	Entry *FDBEntry `json:"entry,omitempty"` // add-static, remove-static
 
 	Capture *capture.Config `json:"capture,omitempty"` // capture

@@ -22,19 +22,20 @@ import (
 //	hairpin                Hairpin               forward.go: between; loop.go: again, looped
 //	no-learning            NoLearning            forward.go: accept
 //	no-flood               NoFlood               forward.go: flood
-//	mtu                    MTU                   port.go: newPort; forward.go: add, finish
-//	mac                    MACs                  forward.go: accept; switch.go: lock
+//	mtu                    MTU                   port.go: limit; forward.go: add, finish
+//	mac                    MACs                  settings.go: admits, locked; switch.go: lock
 //	port-security, ip,
 //	ethertype              Security              forward.go: accept
-//	max-addresses          MaxAddresses          switch.go: addPort; fdb_slots.go: replace
+//	max-addresses          MaxAddresses          switch.go: addPort; settings.go: setPort;
+//	                                             fdb_slots.go: replace
 //	no-loop-guard          NoLoopGuard           loop.go: looped
 //	storm, storm-broadcast,
 //	storm-multicast,
-//	storm-unknown          Storm                 port.go: newPort; storm.go: limit, take
+//	storm-unknown          Storm                 settings.go: newSettings; storm.go: limit, take
 //	storm-refused          Storm.Refused         forward.go: run; storm.go: throttle
 //
 // A new setting needs a field here, a check in Validate, and the code in package vswitch that reads
-// it from Port.cfg. As JSON it reaches the switch without more. Its option is parsed by
+// it from Port.set. As JSON it reaches the switch without more. Its option is parsed by
 // wantedPort.options and shown by portSettings (cmd/vmnet/switch_port.go, with portHelp, and
 // docs/man/vmnet-switch.8.md). If vmnet attach has it too, add it to Switch, to all methods of
 // SwitchLimits and to SwitchPortConfig (tapmgr/nic/switch.go), and to AddSwitch

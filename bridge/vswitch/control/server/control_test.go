@@ -170,11 +170,26 @@ func TestGuests(t *testing.T) {
 	if err := c.SetLabel(soon(t), "a", "other"); err != nil {
 		t.Error(err)
 	}
+	if err := c.SetPort(soon(t), "a", vport.Config{Settings: brport.Settings{Isolated: true}}); err != nil {
+		t.Error(err)
+	}
+	for what, err := range map[error]error{
+		fs.ErrNotExist:    c.SetPort(soon(t), "x", vport.Config{}),
+		brport.ErrInvalid: c.SetPort(soon(t), "a", vport.Config{MTU: 9000}),
+	} {
+		if !errors.Is(err, what) {
+			t.Errorf("%v, want %v", err, what)
+		}
+	}
 	if err := c.RemovePort(soon(t), "b"); err != nil {
 		t.Error(err)
 	}
-	if ports, err := c.Ports(soon(t)); err != nil || len(ports) != 1 || ports[0].Label != "other" {
+	if ports, err := c.Ports(soon(t)); err != nil || len(ports) != 1 || ports[0].Label != "other" ||
+		!ports[0].Config.Isolated || ports[0].Config.MaxAddresses != 0 {
 		t.Errorf("%+v, %v", ports, err)
+	}
+	if entries, err := c.FDB(soon(t)); err != nil || len(entries) != 1 {
+		t.Errorf("its address was forgotten: %+v, %v", entries, err)
 	}
 }
 

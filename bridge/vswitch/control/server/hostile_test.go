@@ -91,6 +91,9 @@ func TestMessages(t *testing.T) {
 		{`{"do":["info"]}`, "cannot unmarshal"},
 		{`{"do":"add-port"}`, "add-port without its argument"},
 		{`{"do":"add-static"}`, "add-static without its argument"},
+		{`{"do":"set-port","name":"x"}`, "set-port without its argument"},
+		{`{"do":"set-port","name":"x","config":{}}`, "no port of that name"},
+		{`{"do":"set-port","name":"x","config":{"vlans":1}}`, "unknown field"},
 		{`{"do":"remove-port","name":"x"}`, "no port of that name"},
 		{`{"do":"set-label","name":"x"}`, "no port of that name"},
 		{`{"do":"set-label","name":"x","label":"` + long + `"}`, "want at most 255"},
@@ -331,7 +334,8 @@ func TestLiveStranger(t *testing.T) {
 func FuzzPerform(f *testing.F) {
 	for _, seed := range []string{
 		`{"do":"info"}`, `{"do":"ports"}`, `{"do":"fdb"}`, `{"do":"flush","name":"a"}`,
-		`{"do":"set-label","name":"a","label":"x"}`,
+		`{"do":"set-label","name":"a","label":"x"}`, `{"do":"set-port","name":"a","config":{"vlan":7,"isolated":true}}`,
+		`{"do":"set-port","name":"a"}`, `{"do":"set-port","name":"b","config":{"macs":["02:00:00:00:00:01"],"mtu":9000}}`,
 		`{"do":"add-static","entry":{"mac":"02:00:00:00:00:01","vlan":7,"port":"a"}}`,
 		`{"do":"remove-static","entry":{"mac":"02:00:00:00:00:01"}}`,
 		`{"do":"add-port","port":{"name":"b","kind":"socket","label":"l","holder":1,"config":{"trunk":[{"first":2,"last":5}],"macs":["02:00:00:00:00:01"],"storm":{"unknown":1}}}}`,

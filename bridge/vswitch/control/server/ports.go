@@ -14,6 +14,7 @@ import (
 	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
+	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/endpoint"
 )
 
@@ -233,6 +234,33 @@ func (s *ports) unplug(e *entry) error {
 		err = errors.Join(err, e.holder.close())
 	}
 	return err
+}
+
+// set changes the settings of a port for a client, unless that would make a loop.
+func (s *ports) set(name string, cfg vport.Config) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.byName[name]
+	if e == nil {
+		return vswitch.ErrNoPort
+	}
+	p := e.Port
+	p.Config = cfg
+	if err := checkPort(p); err != nil {
+		return err
+	}
+	for _, other := range s.byName {
+		if other != e {
+			if err := s.loop(&p, e.in.Key(), other); err != nil {
+				return err
+			}
+		}
+	}
+	if err := s.sw.SetPort(name, cfg); err != nil {
+		return err
+	}
+	e.Port = p
+	return nil
 }
 
 func (s *ports) label(name, label string) error {

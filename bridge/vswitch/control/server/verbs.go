@@ -35,6 +35,7 @@ func verbOf(name string) (verb, bool) {
 			return filesOf(r.Port)
 		}},
 		control.DoSetLabel:     {do: func(s *Server, c *call) error { return s.ports.label(c.Name, c.Label) }},
+		control.DoSetPort:      {do: func(s *Server, c *call) error { return s.ports.set(c.Name, *c.Config) }},
 		control.DoRemovePort:   {do: func(s *Server, c *call) error { return s.ports.remove(c.Name) }},
 		control.DoFDB:          {do: (*Server).sendFDB},
 		control.DoFlush:        {do: func(s *Server, c *call) error { return s.ports.flush(c.Name) }},
@@ -64,6 +65,7 @@ func parseRequest(b []byte) (*control.Request, error) {
 	case !known:
 		err = fmt.Errorf("this switch does not know %q (it may be of another version)", r.Do)
 	case r.Do == control.DoAddPort && r.Port == nil, r.Do == control.DoCapture && r.Capture == nil,
+		r.Do == control.DoSetPort && r.Config == nil,
 		(r.Do == control.DoAddStatic || r.Do == control.DoRemoveStatic) && r.Entry == nil:
 		err = fmt.Errorf("%s without its argument", r.Do)
 	}
