@@ -242,6 +242,9 @@ func differences(s nic.Spec, dev *inventory.Device) []string {
 	if len(s.IP) > 0 {
 		add("IP", cmp.Or(nic.FormatIPs(r.IP), "none"), nic.FormatIPs(s.IP))
 	}
+	if !s.Security.IsZero() {
+		add("port security", r.Security.String(), s.Security.String())
+	}
 	if s.MAC != nil {
 		add("MAC", r.MAC.String(), s.MAC.String())
 	}

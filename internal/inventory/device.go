@@ -260,6 +260,7 @@ func (dev *Device) AsHeld() nic.NIC {
 		VM: r.VM, ID: r.NIC, Interface: dev.Name, Type: r.Type, Source: r.Source, Switch: r.Switch,
 		Network: r.Network, IP: r.IP,
 		Limits: r.Limits.String(), Mode: r.Mode, Port: r.Port, Model: r.Model, MAC: r.MAC.String(),
+		PortSecurity: securityText(r.Security), EtherTypes: r.Security.EtherTypes, Nets: r.Security.Nets,
 		Queues: r.Queues, Vhost: nic.OnOff(r.Vhost), MTU: r.GuestMTU(), State: dev.ownState(),
 		UID: dev.owner(), Via: r.Via,
 	}
@@ -368,4 +369,12 @@ func LinkState(l *rtnl.Link) nic.State {
 		return nic.NoCarrier
 	}
 	return nic.Up
+}
+
+// securityText returns the checks of a NIC's frames; empty for none.
+func securityText(s nic.Security) string {
+	if s.IsZero() {
+		return ""
+	}
+	return s.Checks.String()
 }

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"net/netip"
 	"time"
+
+	"vmnet/bridge/portsec"
 )
 
 // NIC is one NIC of a guest as it is. Its JSON keys are stable.
@@ -23,6 +25,11 @@ type NIC struct {
 
 	Limits string `json:"limits,omitempty"` // of a switch's port, unless the defaults: "locked;storm:off"
 	Mode   string `json:"mode,omitempty"`   // of a macvtap or ipvtap; "host access"
+	// what of the guest's frames is dropped, as --port-security takes it: "all", "mac,ip"; empty for none
+	PortSecurity string `json:"port_security,omitempty"`
+	// further EtherTypes that pass, and networks whose addresses are the guest's own
+	EtherTypes []portsec.EtherType `json:"ethertypes,omitempty"`
+	Nets       []netip.Prefix      `json:"nets,omitempty"`
 	Port   string `json:"port,omitempty"`   // settings of the bridge port: "vlan:10;isolated"
 	Model  string `json:"model"`
 	MAC    string `json:"mac"` // the guest's

@@ -140,6 +140,7 @@ type Record struct {
 	IP       []netip.Addr // the guest's own addresses
 	At       int          // interface index of the bridge or uplink; 0 if that is not known
 	Port     string       // settings of the port, as brport.Settings writes them
+	Security Security     // which of the guest's frames are dropped
 	Limits   SwitchLimits // further ones of a switch's port
 	Netns    uint64       // inode of the Manager's netns, for a socket and an ipvtap; 0 for others
 	Mode     string       // of a macvtap or ipvtap
@@ -231,6 +232,7 @@ func (r Record) text(terse bool) string {
 		add("ip", FormatIPs(r.IP))
 	}
 	add("port", r.Port)
+	r.Security.encode(add)
 	r.Limits.encode(add)
 	if r.Netns != 0 {
 		add("netns", strconv.FormatUint(r.Netns, 10))
@@ -342,7 +344,7 @@ func (r *Record) set(key, value string) bool {
 	case "since":
 		r.Since, err = strconv.ParseInt(value, 10, 64)
 	default:
-		return r.Limits.set(key, value)
+		return r.Limits.set(key, value) && r.Security.set(key, value)
 	}
 	return err == nil
 }

@@ -32,7 +32,8 @@ type Spec struct {
 	Routed        string            // the uplink on which the host answers for the guest's addresses; or:
 	Lower         *Lower            // the parent device of a macvtap or ipvtap; or:
 	Switch        *Switch           // the userspace switch that it becomes a port of
-	IP            []netip.Addr      // the guest's own addresses, on a network or routed
+	IP            []netip.Addr      // the guest's own addresses: on a network, routed, or for port security
+	Security      Security          // which of the guest's frames are dropped; what is there stays without Checks
 	Port          brport.Settings   // how the port of bridge or switch is set
 	MAC           net.HardwareAddr  // the guest's; nil means DefaultMAC, or the parent's if the kernel demands that
 	MTU           int               // bytes, that the guest gets; 0 means the bridge's or parent's, 1500 on a switch
@@ -254,7 +255,7 @@ func (s Spec) validateHost() error {
 			return err
 		}
 	}
-	return cmp.Or(s.Port.Validate(), s.Lower.validate(s.MAC), s.Switch.validate(s))
+	return cmp.Or(s.Port.Validate(), s.Lower.validate(s.MAC), s.Switch.validate(s), s.validateSecurity())
 }
 
 // places returns how many of the places in which a NIC can be are named.

@@ -216,6 +216,7 @@ func (r Record) SwitchPortConfig() vport.Config {
 		Settings: r.PortConfig(), MaxAddresses: limit(r.Limits.MaxAddresses, DefaultMaxAddresses),
 		Storm: vport.GuestStorm(storm),
 	}
+	cfg.Security = r.PortSecurity()
 	if r.Limits.LockMAC {
 		cfg.MACs = []net.HardwareAddr{r.MAC}
 	}
