@@ -30,14 +30,14 @@ type NIC struct {
 	// further EtherTypes that pass, and networks whose addresses are the guest's own
 	EtherTypes []portsec.EtherType `json:"ethertypes,omitempty"`
 	Nets       []netip.Prefix      `json:"nets,omitempty"`
-	Port   string `json:"port,omitempty"`   // settings of the bridge port: "vlan:10;isolated"
-	Model  string `json:"model"`
-	MAC    string `json:"mac"` // the guest's
-	Queues int    `json:"queues"`
-	Vhost  string `json:"vhost"` // "on" or "off"
-	State  State  `json:"state"`
-	MTU    int    `json:"mtu"`           // bytes, as the guest sees it; 1500 if it was given none
-	PID    int    `json:"pid,omitempty"` // of the process that holds it; 0 if the caller sees none
+	Port       string              `json:"port,omitempty"` // settings of the bridge port: "vlan:10;isolated"
+	Model      string              `json:"model"`
+	MAC        string              `json:"mac"` // the guest's
+	Queues     int                 `json:"queues"`
+	Vhost      string              `json:"vhost"` // "on" or "off"
+	State      State               `json:"state"`
+	MTU        int                 `json:"mtu"`           // bytes, as the guest sees it; 1500 if it was given none
+	PID        int                 `json:"pid,omitempty"` // of the process that holds it; 0 if the caller sees none
 	// of the user for whom qemu-netup made it, or who alone claims it; 0 for none
 	UID     int  `json:"uid,omitempty"`
 	Via     Via  `json:"via,omitempty"`     // how a libvirt guest got it; empty for other guests
