@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"vmnet/bridge/brport"
+	"vmnet/bridge/portsec"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/guest"
 	"vmnet/internal/inventory"
@@ -35,7 +36,7 @@ type Detail struct {
 	GuestConfig *nic.GuestConfig  `json:"guest_config,omitempty"`
 	Learned     []brport.Learned  `json:"learned"`
 	Counters    Counters          `json:"counters"`        // as the host counts: rx comes from the guest
-	Drops       map[string]uint64 `json:"drops,omitempty"` // at a switch's port, by reason
+	Drops       map[string]uint64 `json:"drops,omitempty"` // by port security or a switch, by reason
 	Guest       *GuestView        `json:"guest"`           // nil if it could not be asked
 	Notices     []string          `json:"notices,omitempty"`
 }
@@ -108,6 +109,7 @@ func (m *Manager) detail(ctx context.Context, dev inventory.Device) (Detail, err
 		d.Lower, d.RxFilter = m.host.LowerName(&dev), inventory.RxFilter(&dev)
 		d.Mirrored = d.RxFilter == nic.RxMirror && !dev.AllMulti
 	}
+	m.detailDrops(&d, dev)
 	if dev.Deleted {
 		d.HostMAC, d.Lower = "", ""
 	}
@@ -133,6 +135,25 @@ func (m *Manager) detail(ctx context.Context, dev inventory.Device) (Detail, err
 	}
 	d.Learned = append(d.Learned, learned[dev.Index]...)
 	return d, nil
+}
+
+// detailDrops adds what the kernel's port security has dropped.
+func (m *Manager) detailDrops(d *Detail, dev inventory.Device) {
+	guard, err := m.host.Guard(&dev)
+	if err != nil {
+		d.Notices = append(d.Notices, fmt.Sprintf("what port security has dropped is not known: %v", err))
+	}
+	if guard == nil {
+		return
+	}
+	for why, n := range guard.Drops {
+		if n > 0 {
+			if d.Drops == nil {
+				d.Drops = map[string]uint64{}
+			}
+			d.Drops[portsec.Reason(why).String()] = n
+		}
+	}
 }
 
 // maxLearned bounds the addresses behind one port: any user can run the switch.

@@ -71,6 +71,17 @@ links, and set back after the last routed guest. The tap and its routes go with 
 entries stay until vmnet watch, detach or reconcile removes them; until then the host goes on to
 answer for the guest's IPv6 addresses.
 
+With --port-security the guest's frames are checked from its first one on: all is the list
+mac,ip,arp,nd,dhcp,ra,vlan. mac: the source is the NIC's own MAC. ip: the source is an address of
+--ip, or in a network of --ip. arp and nd: the guest answers and asks for its own addresses only.
+dhcp: it is no DHCP server. ra: it sends no IPv6 router advertisement. vlan: it sends no VLAN tag.
+Each but mac and vlan also drops other protocols than IPv4, IPv6 and ARP, unless --allow-ethertype
+names them. Without the guest's addresses, use mac,arp,nd,dhcp,ra,vlan. A DHCP client, duplicate
+address detection and announcements after a migration pass. On a switch the switch checks; at a tap,
+macvtap or ipvtap a BPF program in the kernel does (Linux 5.10), which takes root of the host. Where
+that is not possible the attach fails. vmnet show counts the dropped frames by their reasons, vmnet
+check notices if somebody has removed the program, and vmnet set changes it without a gap.
+
 Guests that libvirt manages are recognised automatically. vmnet makes the device, libvirt plugs it
 (<interface type='ethernet'> with managed='no', alias ua-vmnet-ID), and virsh shows it. A tap
 disappears with its guest; a macvtap stays when the guest ends, until vmnet detach, the hook, vmnet
@@ -85,6 +96,7 @@ const attachExamples = `  vmnet attach --vm P2 --bridge br0
   vmnet attach --vm P2 --network lab --ip 10.66.0.20
   vmnet attach --vm P2 --routed wlan0 --ip 192.0.2.11 --ip 2001:db8::11
   vmnet attach --vm P2 --bridge br0 --nic net1 --queues auto --wait
+  vmnet attach --vm P2 --bridge br0 --port-security all --ip 10.0.0.7
   vmnet attach --vm P2 --bridge br0 --mtu 1400 --device-opt rx_queue_size=1024
   vmnet attach --vm P2 --macvtap eth0 --mode bridge
   vmnet attach --vm P2 --ipvtap wlan0 --ip 192.0.2.7/24
@@ -147,7 +159,9 @@ func (a *app) completeNIC(cmd *cobra.Command) {
 		"rx-filter": {nic.RxAllMulti, nic.RxMirror, nic.RxNone},
 		"queues":    nicflags.Queues,
 		"vhost":     nicflags.Vhosts,
-		"model":     {"virtio-net-pci", "e1000", "e1000e", "rtl8139", "vmxnet3"},
+
+		"port-security": nicflags.Securities,
+		"model":         {"virtio-net-pci", "e1000", "e1000e", "rtl8139", "vmxnet3"},
 	} {
 		complete(cmd, flag, cobra.FixedCompletions(words, noFiles))
 	}

@@ -270,4 +270,10 @@ func (a *app) result(v any, format string, args ...any) error {
 }
 
 // nicSettings returns the port's settings that are not the default.
-func nicSettings(n nic.NIC) string { return strings.Trim(n.Port+";"+n.Limits, ";") }
+func nicSettings(n nic.NIC) string {
+	parts := []string{n.Port, n.Limits}
+	if n.PortSecurity != "" {
+		parts = append(parts, "security:"+n.PortSecurity)
+	}
+	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), ";")
+}

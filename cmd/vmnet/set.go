@@ -14,8 +14,8 @@ import (
 )
 
 const setLong = `Change a NIC while its guest runs, without the guest noticing: its bridge or network,
-the settings of its port, its addresses on a network, its receive filter, the mode of a macvtap, and
-the state of its link. What no flag names stays. A flag with the value none takes back what it has
+the settings of its port, its addresses on a network, its port security, its receive filter, the
+mode of a macvtap, and the state of its link. What no flag names stays. A flag with the value none takes back what it has
 set, as does no for a flag without a value.
 
 The change is one transaction: if a step fails, the NIC is as it was. If vmnet is killed, the NIC's
@@ -35,6 +35,7 @@ domain declares to vmnet's hook.`
 const setExamples = `  vmnet set --vm P2 --nic net0 --bridge br1 --vlan 20
   vmnet set --vm P2 --nic net0 --network lab --ip 10.66.0.20
   vmnet set --vm P2 --nic net0 --isolated=no --vlan none
+  vmnet set --vm P2 --nic net0 --port-security all --ip 10.0.0.7
   vmnet set --vm P2 --nic net0 --link down
   vmnet set --vm P2 --nic net0 --bridge br1 --dry-run`
 

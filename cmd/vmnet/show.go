@@ -106,6 +106,7 @@ func detailFields(d tapmgr.Detail) []field {
 		placeField(d),
 		{"network", d.Network},
 		{"IP", nic.FormatIPs(d.IP)},
+		{"port security", d.SecurityText()},
 		{"via", viaText(d.NIC)},
 		{"model", d.Model},
 		{"MAC", fmt.Sprintf("%s, of the guest", d.MAC) + hostText("; %s on the host's side", d.HostMAC)},
@@ -202,7 +203,11 @@ func counterFields(d tapmgr.Detail) []field {
 	if d.Type != nic.TypeTap && d.Type != nic.TypeRouted && !d.Switch {
 		rx, tx = tx, rx
 	}
-	return []field{{"from guest", rx}, {"to guest", tx}, {"dropped by the switch", dropsText(d.Drops)}}
+	by := "dropped by port security"
+	if d.Switch {
+		by = "dropped by the switch"
+	}
+	return []field{{"from guest", rx}, {"to guest", tx}, {by, dropsText(d.Drops)}}
 }
 
 // dropsText returns the empty string if nothing was dropped.

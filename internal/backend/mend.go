@@ -11,6 +11,7 @@ import (
 	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/inventory"
+	"vmnet/internal/kernel/bpfguard"
 	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/rtnl"
@@ -142,6 +143,10 @@ func (m *Maker) mend(ctx context.Context, v *inventory.View, f inventory.Fix) er
 		return bridges.SetPort(m.NL, v.Home, v.Link, v.Want.PortConfig())
 	case inventory.FixPortState:
 		return m.NL.SetPortState(v.Index, rtnl.Forwarding)
+	case inventory.FixSecurity:
+		return m.On(v.Device, func(nl *rtnl.Conn) error {
+			return bpfguard.Attach(nl, v.Link, v.Want.PortSecurity())
+		})
 	case inventory.FixLifetime:
 		return m.ClearPersist(v.Device, v.Holders[0].PID)
 	case inventory.FixRouting:

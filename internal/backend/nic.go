@@ -173,13 +173,12 @@ func (m *Maker) interfaceFor(h *NIC) hostInterface {
 
 // PlanInterface plans the host interface. It reads what the steps need and changes nothing.
 func (h *NIC) PlanInterface(ctx context.Context) (err error) {
-	if !h.Spec.Security.IsZero() && h.Spec.Switch == nil {
-		return step.WithStage(nic.ErrInvalid,
-			errors.New("port security is not available at a kernel's device (use a port of a switch: --switch)"))
-	}
 	h.Interface, err = h.host.plan(ctx, &h.Record)
 	h.Notices = append(h.Notices, h.Interface.Notices...)
-	return err
+	if err != nil {
+		return err
+	}
+	return h.maySecure()
 }
 
 // PlanDevice plans the guest's half, with that many queues. It changes nothing.

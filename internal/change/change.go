@@ -42,6 +42,9 @@ func New(ctx context.Context, m *backend.Maker, g *guest.Guest, dev *inventory.D
 	if err := refuse(p.from, p.Changes); err != nil {
 		return nil, step.WithStage(nic.ErrInvalid, err)
 	}
+	if err := spec.CheckSecurity(); err != nil {
+		return nil, err
+	}
 	if err := p.record(ctx, spec); err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 
 	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch/vport"
+	"vmnet/internal/kernel/bpfguard"
 	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/rtnl"
@@ -30,6 +31,7 @@ type View struct {
 	vhosts  int              // open vhost-net fds of its VMM; -1 where that was not read
 	notRuns error            // why its switch, which has lost it, cannot take it back
 	missing []string         // what a routed NIC lacks of the host
+	guard   *bpfguard.State  // what the kernel checks; nil if that is not known
 }
 
 // Finding is a property that differs.
@@ -114,6 +116,7 @@ var properties = []property{
 		return v.Want.Vhost && v.vhosts >= 0
 	}, is("on"), func(v *View) string { return nic.OnOff(v.vhosts > 0) }, byDetach},
 	{"name", func(v *View) bool { return v.HasLink() && !v.IsPlain() }, wantName, foundName, mendName},
+	{"port security", (*View).isSecured, wantGuard, foundGuard, mendGuard},
 	{"bridge", func(v *View) bool {
 		return v.isTap()
 	}, wantBridge, func(v *View) string { return v.MasterName }, mendBridge},
@@ -144,6 +147,8 @@ var properties = []property{
 	{"routing", func(v *View) bool {
 		return v.IsRouted() && v.HasLink()
 	}, is("complete"), foundRouting, mendRouting},
+	// removed last, so that a NIC that moves is checked until it has moved
+	{"port security", func(v *View) bool { return v.guard != nil && !v.isSecured() }, wantGuard, foundGuard, mendGuard},
 	{"port state", (*View).hasPortState, is(rtnl.Forwarding.String()), func(v *View) string {
 		return v.Port.State.String()
 	}, mendPortState},
@@ -249,6 +254,22 @@ func wantBridge(v *View) string {
 // hasSettings reports whether the port's settings are known and have to be as recorded. Those of a
 // plain tap may be changed by others, unless the policy has set them.
 func (v *View) hasSettings() bool { return v.port != nil && (!v.IsPlain() || v.Want.Port != "") }
+
+// isSecured reports whether the kernel should check the guest's frames, and it is known whether it
+// does.
+func (v *View) isSecured() bool { return v.guard != nil && !v.Want.Security.IsZero() }
+
+func wantGuard(v *View) string { return v.Want.PortSecurity().String() }
+
+func foundGuard(v *View) string {
+	switch cfg := v.Want.PortSecurity(); {
+	case !v.guard.Config.Equal(cfg):
+		return v.guard.Config.String()
+	case !cfg.IsZero() && !v.guard.Current:
+		return "the program of another version of vmnet"
+	}
+	return wantGuard(v)
+}
 
 // needsVLAN reports whether the port should be, and is, in no VLAN of a bridge that filters them.
 func (v *View) needsVLAN() bool {
@@ -375,10 +396,31 @@ func (h *Host) View(dev *Device) (*View, error) {
 			errs = append(errs, fmt.Errorf("its routing was not compared: %w", err))
 		}
 	}
+	if v.guard, err = h.Guard(dev); err != nil {
+		errs = append(errs, err)
+	}
 	if dev.IsDisconnected() && dev.HasLink() {
 		v.notRuns = h.runs(dev.Want.Source)
 	}
 	return v, errors.Join(errs...)
+}
+
+// Guard returns what the kernel checks of a guest's frames, and what it has dropped; nil if the
+// NIC is one whose frames it does not check, or if the caller may not see that.
+func (h *Host) Guard(dev *Device) (*bpfguard.State, error) {
+	if !dev.HasLink() || dev.Deleted || dev.Want.Switch || dev.IsPlain() {
+		return nil, nil
+	}
+	var s bpfguard.State
+	var readErr error
+	err := h.On(dev, func(nl *rtnl.Conn) error { s, readErr = bpfguard.Read(nl, dev.Link); return nil })
+	switch {
+	case err == nil && (readErr == nil || errors.Is(readErr, fs.ErrNotExist)):
+		return &s, nil
+	case errors.Is(readErr, fs.ErrPermission), dev.Want.Security.IsZero():
+		return nil, nil
+	}
+	return nil, cmp.Or(err, readErr)
 }
 
 // home reads the bridge that a tap belongs on, or the parent device of a macvtap or ipvtap; nil

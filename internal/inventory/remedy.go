@@ -45,6 +45,7 @@ const (
 	FixBridge                    // it becomes a port of its bridge again
 	FixPort                      // the settings of its bridge's port
 	FixPortState                 // forwarding
+	FixSecurity                  // what the kernel checks of the guest's frames
 	FixLifetime                  // that of its guest
 	FixSwitch                    // it becomes a port of its switch again
 	FixSwitchPort                // the settings of its switch's port
@@ -180,6 +181,12 @@ func mendPort(v *View) Remedy {
 		OrNothing(v.port.String()))
 	return byReconcile(fmt.Sprintf("RTM_SETLINK %s, of AF_BRIDGE: %s", v.Name, OrNothing(want.String())),
 		text, Fix{Kind: FixPort})
+}
+
+func mendGuard(v *View) Remedy {
+	want := wantGuard(v)
+	return byReconcile(fmt.Sprintf("BPF_PROG_LOAD; RTM_NEWTFILTER %s: %s", v.Name, want),
+		fmt.Sprintf("port security set to %s, it was %s", want, foundGuard(v)), Fix{Kind: FixSecurity})
 }
 
 func mendVLAN(v *View) Remedy {

@@ -25,7 +25,7 @@ type NIC struct {
 
 	Limits string `json:"limits,omitempty"` // of a switch's port, unless the defaults: "locked;storm:off"
 	Mode   string `json:"mode,omitempty"`   // of a macvtap or ipvtap; "host access"
-	// what of the guest's frames is dropped, as --port-security takes it: "all", "mac,ip"; empty for none
+	// which checks the guest's frames have to pass, as --port-security takes them; empty for none
 	PortSecurity string `json:"port_security,omitempty"`
 	// further EtherTypes that pass, and networks whose addresses are the guest's own
 	EtherTypes []portsec.EtherType `json:"ethertypes,omitempty"`

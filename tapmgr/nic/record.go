@@ -170,6 +170,7 @@ func (r Record) Spec() Spec {
 	s := Spec{
 		Target: Target{VM: r.VM}, NIC: r.NIC, IP: r.IP, Port: r.PortConfig(), MAC: r.MAC, MTU: r.MTU,
 		Queues: r.Queues, Vhost: Vhost(OnOff(r.Vhost)), Model: r.Model, Via: r.Via, LinkDown: r.LinkDown,
+		Security: r.Security,
 	}
 	switch {
 	case r.Switch:
@@ -189,6 +190,9 @@ func (r Record) Spec() Spec {
 		s.Bridge = r.Source
 	default:
 		s.Lower = &Lower{Kind: vtap.Kind(r.Type), Device: r.Source, Mode: r.Mode, RxFilter: r.RxFilter}
+		if s.Lower.isIPVtap() {
+			s.Lower.Addrs, s.IP = hostPrefixes(r.IP), nil
+		}
 	}
 	return s
 }
@@ -206,7 +210,8 @@ func (r Record) Encode() (string, error) {
 	}
 	if len(text) > most {
 		return "", fmt.Errorf("the names need %d bytes of the %d that an interface alias has: "+
-			"use a guest name that is shorter by %d bytes, or fewer VLAN ranges", len(text), most, len(text)-most)
+			"use a guest name that is shorter by %d bytes, or fewer addresses or VLAN ranges",
+			len(text), most, len(text)-most)
 	}
 	return text, nil
 }

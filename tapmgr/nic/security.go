@@ -10,6 +10,7 @@ import (
 
 	"vmnet/bridge/portsec"
 	"vmnet/macvtap/vtap"
+	"vmnet/step"
 )
 
 // Security says which of the guest's frames are dropped (package portsec). They are compared with
@@ -36,17 +37,35 @@ func (s Security) String() string {
 	return strings.Join(words, ";")
 }
 
+// SecurityText returns the NIC's port security for a person; empty for none.
+func (n NIC) SecurityText() string {
+	text := n.PortSecurity
+	if len(n.Nets) > 0 {
+		text += ", addresses of " + formatNets(n.Nets)
+	}
+	if len(n.EtherTypes) > 0 {
+		text += ", also EtherType " + formatTypes(n.EtherTypes)
+	}
+	return text
+}
+
 // config returns what the frames of a NIC with that address are checked by, sorted.
 func (s Security) config(mac net.HardwareAddr, ips []netip.Addr) portsec.Config {
 	if s.IsZero() {
 		return portsec.Config{}
 	}
-	cfg := portsec.Config{Checks: s.Checks, MAC: mac, EtherTypes: slices.Sorted(slices.Values(s.EtherTypes))}
-	for _, a := range ips {
-		cfg.IPs = append(cfg.IPs, netip.PrefixFrom(a, a.BitLen()))
+	return portsec.Config{
+		Checks: s.Checks, MAC: mac, EtherTypes: slices.Sorted(slices.Values(s.EtherTypes)),
+		IPs: slices.SortedFunc(slices.Values(append(hostPrefixes(ips), s.Nets...)), netip.Prefix.Compare),
 	}
-	cfg.IPs = slices.SortedFunc(slices.Values(append(cfg.IPs, s.Nets...)), netip.Prefix.Compare)
-	return cfg
+}
+
+// hostPrefixes returns the addresses as prefixes of one host each.
+func hostPrefixes(ips []netip.Addr) (list []netip.Prefix) {
+	for _, a := range ips {
+		list = append(list, netip.PrefixFrom(a, a.BitLen()))
+	}
+	return list
 }
 
 // PortSecurity returns what the guest's frames are checked by; its zero value is nothing.
@@ -68,11 +87,16 @@ func (s Spec) OwnIPs() []netip.Addr {
 // anyMAC stands for the address of a NIC that its parent device decides.
 var anyMAC = net.HardwareAddr{2, 0, 0, 0, 0, 0}
 
+// CheckSecurity returns an error if the port security is inconsistent, or lacks addresses. It
+// matches ErrInvalid.
+func (s Spec) CheckSecurity() error { return step.WithStage(ErrInvalid, s.validateSecurity()) }
+
 func (s Spec) validateSecurity() error {
 	c := s.Security
 	switch {
 	case c.IsZero() && len(c.EtherTypes) > 0:
-		return errors.New("EtherTypes that pass need port security, which drops others (--allow-ethertype with --port-security)")
+		return errors.New("EtherTypes that pass need port security, which drops others " +
+			"(--allow-ethertype with --port-security)")
 	case c.IsZero() && len(c.Nets) > 0:
 		return errors.New("a network as an address of the guest needs port security (--ip with --port-security)")
 	case c.IsZero():

@@ -33,7 +33,8 @@ func TestRecordKeepsSecurity(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, ok := ParseRecord(text)
-	if want := r.PortSecurity(); !ok || !got.PortSecurity().Equal(want) || got.Security.String() != s.Security.String() {
+	if want := r.PortSecurity(); !ok || !got.PortSecurity().Equal(want) ||
+		got.Security.String() != s.Security.String() {
 		t.Errorf("%s: %v, %v, want %v", text, got.PortSecurity(), ok, want)
 	}
 	for _, bad := range []string{"security=stp", "security=all types=0x8100", "nets=lab"} {

@@ -105,13 +105,30 @@ func replacedBy(flag string) []string {
 // IsEmpty reports whether no flag was given.
 func (c *Change) IsEmpty() bool { return len(c.given) == 0 && c.link == "" }
 
+// gives reports whether a flag is given that value.
+func (c *Change) gives(flag, value string) bool {
+	return slices.ContainsFunc(c.given, func(w Word) bool {
+		return w.Flag == flag && slices.Contains(w.Values, value)
+	})
+}
+
 // Edit returns a NIC that is as now, but for what the flags ask for. An error means wrong usage.
 func (c *Change) Edit(now nic.Spec) (nic.Spec, error) {
+	if c.gives("port-security", none) {
+		now.Security = nic.Security{}
+		if now.Network == "" && now.Routed == "" {
+			now.IP = nil // which were there for port security
+		}
+	}
 	words := Words(now)
 	drop := func(flags ...string) {
 		words = slices.DeleteFunc(words, func(w Word) bool { return slices.Contains(flags, w.Flag) })
 	}
 	for _, w := range c.given {
+		if w.Flag == "bridge" && now.Bridge != "" {
+			drop("bridge") // the addresses of port security stay
+			continue
+		}
 		drop(append(replacedBy(w.Flag), w.Flag)...)
 	}
 	words = append(words, c.given...)

@@ -16,7 +16,8 @@ func addIP(fs *pflag.FlagSet, p *[]netip.Prefix) {
 		return err
 	}), "ip", "an address of the guest: on a network, the one that its server gives the guest; "+
 		"routed, one of the LAN by which it is reached; "+
-		"of an ipvtap, one by which the kernel delivers packets, also with /BITS (repeatable)")
+		"of an ipvtap, one by which the kernel delivers packets, also with /BITS; "+
+		"with --port-security, one that it may send from, or a network from which it chooses one (repeatable)")
 }
 
 func parseIP(s string) (netip.Prefix, error) {
@@ -30,16 +31,23 @@ func parseIP(s string) (netip.Prefix, error) {
 	return p, nil
 }
 
-// ownIP returns the addresses of a NIC that has them to itself.
-func (n *NIC) ownIP() (ips []netip.Addr, err error) {
-	if len(n.ip) > 0 && n.spec.Network == "" && n.spec.Routed == "" {
-		return nil, errors.New("--ip goes with --network, --routed or --ipvtap")
+// ownIP returns the addresses of a NIC that has them to itself, and the networks from which it
+// chooses others.
+func (n *NIC) ownIP() (ips []netip.Addr, nets []netip.Prefix, err error) {
+	isSecured := !n.spec.Security.IsZero()
+	if len(n.ip) > 0 && n.spec.Network == "" && n.spec.Routed == "" && !isSecured {
+		return nil, nil, errors.New("--ip goes with --network, --routed, --ipvtap or --port-security")
 	}
 	for _, p := range n.ip {
-		if p.Bits() != p.Addr().BitLen() {
-			return nil, fmt.Errorf("--ip %s: on a network or routed want an address without /BITS: %s", p, p.Addr())
+		switch {
+		case p.IsSingleIP():
+			ips = append(ips, p.Addr())
+		case isSecured:
+			nets = append(nets, p)
+		default:
+			return nil, nil,
+				fmt.Errorf("--ip %s: on a network or routed want an address without /BITS: %s", p, p.Addr())
 		}
-		ips = append(ips, p.Addr())
 	}
-	return ips, nil
+	return ips, nets, nil
 }

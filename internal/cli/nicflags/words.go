@@ -28,6 +28,7 @@ func Words(s nic.Spec) []Word {
 	w.add("mac", s.MAC.String())
 	w.number("mtu", s.MTU)
 	w.port(s.Port)
+	w.security(s.Security)
 	w.limits(s.Switch)
 	if s.Queues == nic.QueuesAuto {
 		w.add("queues", "auto")
@@ -87,7 +88,8 @@ func (w *words) place(s nic.Spec) {
 	if l := s.Lower; l != nil {
 		w.lower(l)
 	}
-	w.list("ip", textsOf(s.IP, netip.Addr.String))
+	ips := textsOf(s.IP, netip.Addr.String)
+	w.list("ip", append(ips, textsOf(s.Security.Nets, portsec.FormatIP)...))
 }
 
 func (w *words) lower(l *nic.Lower) {
@@ -118,6 +120,13 @@ func (w *words) port(p brport.Settings) {
 	w.on("no-learning", p.NoLearning)
 	w.on("no-flood", p.NoFlood)
 	w.add("forward", p.Forward.String())
+}
+
+func (w *words) security(s nic.Security) {
+	if !s.IsZero() {
+		w.add("port-security", s.Checks.String())
+		w.list("allow-ethertype", textsOf(s.EtherTypes, portsec.EtherType.String))
+	}
 }
 
 func (w *words) limits(sw *nic.Switch) {

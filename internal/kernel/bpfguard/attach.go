@@ -76,6 +76,19 @@ func attach(c *rtnl.Conn, l *rtnl.Link, cfg portsec.Config) error {
 	return nil
 }
 
+// Probe returns an error if this process cannot load the program for cfg. It leaves nothing loaded.
+func Probe(cfg portsec.Config) error {
+	err := cfg.Validate()
+	if err != nil || cfg.IsZero() {
+		return err
+	}
+	p, err := load(cfg, nil)
+	if err != nil {
+		return err
+	}
+	return p.Close()
+}
+
 // explainFilter adds the cure to an error of a request about a qdisc or a filter.
 func explainFilter(err error) error {
 	switch {

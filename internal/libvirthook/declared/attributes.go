@@ -28,7 +28,10 @@ var (
 	lowerNames = []string{"mode", "source-mac", "nopromisc", "rx-filter"} // need macvtap
 	portNames  = []string{"vlan", "trunk", "native", "isolated", "hairpin", "no-learning", "no-flood", "forward"}
 	placeNames = []string{"bridge", "network", "routed", "macvtap"} // at most one of them
-	allNames   = slices.Concat([]string{"id", "mac"}, placeNames, []string{"ip"}, lowerNames, portNames)
+	// of a device that vmnet makes
+	securityNames = []string{"port-security", "allow-ethertype"}
+	allNames      = slices.Concat([]string{"id", "mac"}, placeNames, []string{"ip"}, lowerNames, securityNames,
+		portNames)
 )
 
 // refused are the flags of vmnet attach that a libvirt NIC cannot have.
@@ -166,6 +169,9 @@ func (a attributes) nic() (NIC, error) {
 	if n.Spec, err = flags.Spec(); err != nil {
 		return NIC{}, fmt.Errorf("attributes ip, %s: %w", strings.Join(lowerNames, ", "), err)
 	}
+	if err := n.Spec.CheckSecurity(); err != nil {
+		return NIC{}, fmt.Errorf("attributes ip, mac, %s: %w", strings.Join(securityNames, ", "), err)
+	}
 	n.Port = n.Spec.Port
 	if !n.Made {
 		n.Spec = nic.Spec{}
@@ -187,8 +193,11 @@ func (a attributes) check() error {
 			return fmt.Errorf("attribute %q is empty", x.name)
 		case slices.Contains(lowerNames, x.name) && !a.has("macvtap"):
 			return fmt.Errorf("attribute %q needs macvtap", x.name)
-		case x.name == "ip" && !a.has("network", "routed"):
-			return fmt.Errorf("attribute %q needs network or routed", x.name)
+		case x.name == "ip" && !a.has("network", "routed", "port-security"):
+			return fmt.Errorf("attribute %q needs network, routed or port-security", x.name)
+		case slices.Contains(securityNames, x.name) && !a.has(placeNames...):
+			return fmt.Errorf("attribute %q needs %s: vmnet checks only the devices that it makes", x.name,
+				strings.Join(placeNames, ", "))
 		}
 	}
 	var places []string
@@ -222,7 +231,7 @@ func (n *NIC) take(fs *pflag.FlagSet, x attribute) (err error) {
 			err = errors.New("want 6 bytes")
 		}
 		return err
-	case "source-mac", "ip":
+	case "source-mac", "ip", "allow-ethertype":
 		for _, item := range strings.Fields(x.value) {
 			if err := fs.Set(x.name, item); err != nil {
 				return err

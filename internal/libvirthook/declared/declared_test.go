@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"vmnet/bridge/brport"
+	"vmnet/bridge/portsec"
 	"vmnet/libvirt/domainxml"
 	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
@@ -54,7 +55,7 @@ func TestParse(t *testing.T) {
 		<v:nic id="net1" macvtap="eth0" mode="source" source-mac="02:00:00:00:00:01  02:00:00:00:00:02" rx-filter="none" mac="52:54:00:00:00:02"></v:nic>
 		<v:nic mac="52:54:00:00:00:03" vlan="20"/>
 		<v:nic id="net3" no-learning="yes" no-flood="yes" forward="lldp,lacp"/>
-		<v:nic id="net9" macvtap="eth1" mode="passthru" nopromisc="yes"/>
+		<v:nic id="net9" macvtap="eth1" mode="passthru" nopromisc="yes" port-security="mac,ip" ip="192.0.2.7 2001:db8::/64" allow-ethertype="0x88f7 0x88b5"/>
 		<v:nic id="net8" network="lab" ip="10.66.0.20 fd66::20"/>`))
 	spec := func(nicID, device string, last byte) nic.Spec {
 		return nic.Spec{
@@ -78,6 +79,11 @@ func TestParse(t *testing.T) {
 	passthru := spec("net9", "web-9", 9)
 	passthru.Model, passthru.Vhost = "virtio-net-pci-transitional", nic.VhostOff
 	passthru.Lower = &nic.Lower{Kind: vtap.Macvtap, Device: "eth1", Mode: "passthru", NoPromisc: true}
+	passthru.IP = []netip.Addr{netip.MustParseAddr("192.0.2.7")}
+	passthru.Security = nic.Security{
+		Checks: portsec.MAC | portsec.IP, EtherTypes: []portsec.EtherType{0x88f7, 0x88b5},
+		Nets: []netip.Prefix{netip.MustParsePrefix("2001:db8::/64")},
+	}
 	inLab := spec("net8", "web-8", 8)
 	inLab.Network, inLab.IP = "lab", []netip.Addr{netip.MustParseAddr("10.66.0.20"), netip.MustParseAddr("fd66::20")}
 	want := []NIC{
@@ -226,7 +232,10 @@ func TestParseRefuses(t *testing.T) {
 			`nopromisc needs a macvtap that vmnet makes`,
 		},
 		{`<v:nic id="net0" bridge="br0" network="lab"/>`, "bridge and network: a NIC has only one of them"},
-		{`<v:nic id="net0" bridge="br0" ip="10.66.0.20"/>`, `attribute "ip" needs network`},
+		{`<v:nic id="net0" bridge="br0" ip="10.66.0.20"/>`, `attribute "ip" needs network, routed or port-security`},
+		{`<v:nic id="net0" bridge="br0" port-security="all"/>`, `ip needs the NIC's own addresses`},
+		{`<v:nic id="net0" bridge="br0" port-security="none" allow-ethertype="0x88f7"/>`, `need port security`},
+		{`<v:nic mac="52:54:00:00:00:03" port-security="mac"/>`, `vmnet checks only the devices that it makes`},
 		{
 			`<v:nic id="net0" network="lab" ip="10.66.0.20 x"/>`,
 			`invalid argument "x" for "--ip" flag: want an IP address`,
@@ -402,4 +411,7 @@ func TestAlias(t *testing.T) {
 }
 
 // sameIP has package cmp compare addresses as a whole.
-var sameIP = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
+var sameIP = cmp.Options{
+	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
+}

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"vmnet/bridge/brport"
+	"vmnet/internal/cli/nicflags"
 	"vmnet/libvirt/domainxml"
 	"vmnet/tapmgr/nic"
 )
@@ -91,7 +92,7 @@ func (n NIC) attributes() (attributes, error) {
 		add("bridge", n.Spec.Bridge)
 		add("network", n.Spec.Network)
 		add("routed", n.Spec.Routed)
-		add("ip", strings.ReplaceAll(nic.FormatIPs(n.Spec.IP), ",", " "))
+		n.addSecurity(add)
 		n.addLower(add)
 	}
 	addPort(add, n.Port)
@@ -100,6 +101,13 @@ func (n NIC) attributes() (attributes, error) {
 		return nil, fmt.Errorf("declare nic %s: %w", a.label(), err)
 	}
 	return a, nil
+}
+
+// addSecurity adds the guest's addresses, and what its frames are checked by.
+func (n NIC) addSecurity(add func(name, value string)) {
+	for _, w := range nicflags.Words(nic.Spec{IP: n.Spec.IP, Security: n.Spec.Security}) {
+		add(w.Flag, strings.Join(w.Values, " "))
+	}
 }
 
 func (n NIC) addLower(add func(name, value string)) {

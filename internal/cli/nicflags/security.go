@@ -1,0 +1,26 @@
+package nicflags
+
+import (
+	"github.com/spf13/pflag"
+
+	"vmnet/bridge/portsec"
+	"vmnet/tapmgr/nic"
+)
+
+// Securities are values of the flag --port-security, for completion.
+var Securities = []string{portsec.All.String(), "mac,arp,nd,dhcp,ra,vlan", "mac", none}
+
+// addSecurity adds the flags for port security.
+func addSecurity(fs *pflag.FlagSet, p *nic.Security) {
+	fs.Var(Value("CHECKS", none, func(s string) (err error) {
+		p.Checks, err = portsec.ParseChecks(s)
+		return err
+	}), "port-security",
+		"drop what the guest forges: all, or some of mac,ip,arp,nd,dhcp,ra,vlan; ip compares with the addresses of --ip")
+	fs.Var(Values("TYPE", func(s string) error {
+		t, err := portsec.ParseEtherType(s)
+		p.EtherTypes = append(p.EtherTypes, t)
+		return err
+	}), "allow-ethertype",
+		"with --port-security: an EtherType besides IPv4, IPv6 and ARP that passes, such as 0x88f7 (repeatable)")
+}
