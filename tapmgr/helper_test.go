@@ -28,6 +28,7 @@ type order struct {
 
 	Prepare bool   // does the hook's part of the guest's start instead
 	Move    bool   // makes the change moved of the NIC instead
+	Secure  bool   // makes the change secured of the NIC instead
 	Libvirt string // URI
 
 	Reconcile bool   // reconciles instead, with a /proc of its own pid namespace
@@ -141,9 +142,13 @@ func (o order) run() error {
 		_, err = m.Host().Prepare(ctx, o.Spec)
 		return err
 	}
-	if o.Move {
+	if o.Move || o.Secure {
 		_, err = m.Set(ctx, o.Spec.Target, o.Spec.NIC, func(now nic.Spec) (nic.Spec, error) {
-			moved(&now)
+			if o.Secure {
+				secured(&now)
+			} else {
+				moved(&now)
+			}
 			return now, nil
 		})
 		return err

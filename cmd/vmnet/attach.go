@@ -259,7 +259,7 @@ func (a *app) printAttached(res nic.Result, json bool) error {
 		mode = " mode " + n.Mode
 	}
 	if settings := nicSettings(n); settings != "" {
-		mode = " with " + settings
+		mode += " with " + settings
 	}
 	err := a.line("%s/%s: %s%s %s on %s%s, MAC %s, %s, vhost %s", n.VM, n.ID, unchanged,
 		n.Type, n.Interface, on, mode, n.MAC, count(n.Queues, "queue"), n.Vhost)

@@ -64,7 +64,7 @@ is hidden if no process is seen to hold it: its files are somewhere that /proc d
 
 // sourceText returns a NIC's bridge, switch or parent device, with mode and settings.
 func sourceText(n nic.NIC) string {
-	how := n.Mode + nicSettings(n)
+	how := strings.Trim(n.Mode+";"+nicSettings(n), ";")
 	if n.Switch {
 		how = strings.TrimSuffix("switch;"+how, ";")
 	}
