@@ -171,11 +171,6 @@ func (m *Manager) moveSteps(n *config.Network, u *uplink.Uplink, bridge *rtnl.Li
 	if err != nil || !needed {
 		return port, err
 	}
-	if u.Port != nil {
-		if _, err := uplink.CheckMove(m.nl, u.Port); err != nil {
-			return nil, err
-		}
-	}
 	var steps []step.Step
 	if m.Confirm > 0 {
 		steps = append(steps, m.snapshotStep(n, u))

@@ -592,18 +592,45 @@ func TestLiveMoverHangs(t *testing.T) {
 	}
 }
 
-// TestLiveNexthopsRefused: routes by nexthop objects are not moved, so nothing is.
-func TestLiveNexthopsRefused(t *testing.T) {
+// TestLiveNexthopsMove: objects of ip-nexthop(8) move with the routes by them, and come back, also
+// when the kernel has removed them with the bridge.
+func TestLiveNexthopsMove(t *testing.T) {
 	x := newHost(t)
-	x.settled()
 	x.ip(x.host, "nexthop", "add", "id", "7", "via", wanIP, "dev", "up0")
-	x.ip(x.host, "route", "add", "10.7.0.0/16", "nhid", "7")
-	before, host := x.left(), x.hostSide("up0")
-	if err := x.m.Create(x.ctx(), moving()); !errors.Is(err, uplink.ErrNexthops) {
-		t.Error(err)
+	x.ip(x.host, "nexthop", "add", "id", "8", "group", "7")
+	x.ip(x.host, "route", "add", "10.7.0.0/16", "nhid", "7", "src", "203.0.113.2")
+	x.ip(x.host, "route", "add", "10.8.0.0/16", "nhid", "8")
+	x.settled()
+	host := func(link string) string {
+		return x.hostSide(link) + strings.ReplaceAll(x.ip(x.host, "nexthop"), link, "up0")
 	}
-	x.wants("left", x.left(), before)
-	x.hasAgain("after all", host)
+	before := host("up0")
+	moved := func() {
+		t.Helper()
+		if err := x.m.Create(x.ctx(), moving()); err != nil {
+			t.Fatal(err)
+		}
+		for _, to := range []string{"10.7.0.1", "10.8.0.1"} {
+			if out := x.ip(x.host, "route", "get", to); !strings.Contains(out, "dev lan ") {
+				t.Errorf("after the move: %s", out)
+			}
+		}
+	}
+	back := func(what string) {
+		t.Helper()
+		x.becomes(what, before, func() string { return host("up0") })
+	}
+	moved()
+	if err := x.m.Delete(x.ctx(), "lan", false); err != nil {
+		t.Fatal(err)
+	}
+	back("after a delete")
+	ended := x.guarded(time.Minute)
+	moved()
+	x.deleted("lan")
+	x.ip(x.host, "link", "del", "lan")
+	ended()
+	back("after the bridge was deleted under the move")
 }
 
 // TestLiveMoveDeleteCutOff: an interrupted delete is repeated.

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink/nl"
@@ -11,12 +12,14 @@ import (
 )
 
 // A HostConfig is what makes a link an interface of the host: addresses with their lifetimes and
-// flags, routes of all tables, rules that name the link, and neighbors, as the kernel's messages.
+// flags, nexthop objects, routes of all tables, rules that name the link, and neighbors, as the
+// kernel's messages.
 type HostConfig struct {
 	Link      int    // index
 	Name      string // of the link
 	AddrGen   uint8  // Link.AddrGen
 	Addrs     [][]byte
+	Nexthops  [][]byte // by the link, and then the groups that have one of them (ip-nexthop(8))
 	Routes    [][]byte
 	Rules     [][]byte
 	Neighbors [][]byte
@@ -32,7 +35,8 @@ func (c *Conn) HostConfig(l *Link) (*HostConfig, error) {
 		what string
 		f    func(*HostConfig) error
 	}{
-		{"addresses", c.readAddrs}, {"routes", c.readRoutes}, {"rules", c.readRules}, {"neighbors", c.readNeighbors},
+		{"addresses", c.readAddrs}, {"nexthop objects", c.readNexthops}, {"routes", c.readRoutes},
+		{"rules", c.readRules}, {"neighbors", c.readNeighbors},
 	} {
 		if err := read.f(h); err != nil {
 			return nil, fmt.Errorf("list the %s of %s: %w", read.what, l.Name, err)
@@ -63,12 +67,21 @@ func (c *Conn) readRoutes(h *HostConfig) error {
 		for _, m := range all {
 			// The kernel makes its routes to local addresses with the addresses.
 			own := m.b[4] == unix.RT_TABLE_LOCAL && m.b[5] == unix.RTPROT_KERNEL
-			if !own && leadsBy(m, h.Link) {
+			if !own && h.has(m) {
 				h.Routes = append(h.Routes, m.b)
 			}
 		}
 	}
 	return nil
+}
+
+// has reports whether a route is by the link. The kernel may not say where a route by a nexthop
+// object leads (net.ipv4.nexthop_compat_mode).
+func (h *HostConfig) has(route message) bool {
+	if id := route.number(rtaNHID); id != 0 {
+		return slices.ContainsFunc(h.Nexthops, func(b []byte) bool { return nexthop(b).number(unix.NHA_ID) == id })
+	}
+	return leadsBy(route, h.Link)
 }
 
 // leadsBy reports whether a route, or a hop of it, is by the link with that index.
@@ -152,20 +165,6 @@ func (h *HostConfig) Addresses() (addrs []netip.Prefix) {
 	}
 	return addrs
 }
-
-// UsesNexthops reports whether a route is by an object of ip-nexthop(8), which a batch does not
-// move.
-func (h *HostConfig) UsesNexthops() bool {
-	for _, b := range h.Routes {
-		if (message{b, sizeofRoute}).attr(rtaNHID) != nil {
-			return true
-		}
-	}
-	return false
-}
-
-// rtaNHID is RTA_NH_ID (include/uapi/linux/rtnetlink.h).
-const rtaNHID = 30
 
 // label returns the label of an IPv4 address on another link: "eth1:1" becomes "lan:1". nil stands
 // for the link's name.

@@ -31,11 +31,7 @@ func (b *Batch) give(h *HostConfig, to *Link, take bool) {
 	}
 	// A router is reached by a route without one, so those come first.
 	for _, byRouter := range []bool{false, true} {
-		for _, raw := range h.Routes {
-			if m := (message{raw, sizeofRoute}); hasRouter(m) == byRouter {
-				b.giveRoute(m, h, to, take)
-			}
-		}
+		b.giveRoutes(h, to, take, byRouter)
 	}
 	for _, raw := range h.Neighbors {
 		b.giveNeighbor(message{raw, sizeofNeighbor}, h, to, take)
@@ -123,6 +119,35 @@ func (b *Batch) giveRule(m message, h *HostConfig, to *Link, take bool) {
 	}
 }
 
+// giveRoutes gives the routes by routers, or the others. A nexthop object takes the routes by it
+// along. They are added for the case that the kernel has removed them with it, as it does when the
+// link loses its carrier (nh_netdev_event in net/ipv4/nexthop.c).
+func (b *Batch) giveRoutes(h *HostConfig, to *Link, take, byRouter bool) {
+	indirect := map[int]bool{} // by id: nexthops that are by a router
+	for _, raw := range h.Nexthops {
+		m := nexthop(raw)
+		indirect[m.number(unix.NHA_ID)] = m.attr(unix.NHA_GATEWAY) != nil || m.attr(unix.NHA_GROUP) != nil
+	}
+	var later []message
+	for _, raw := range h.Routes {
+		m := message{raw, sizeofRoute}
+		switch id := m.number(rtaNHID); {
+		case id != 0 && indirect[id] == byRouter:
+			later = append(later, m)
+		case id == 0 && hasRouter(m) == byRouter:
+			b.giveRoute(m, h, to, take)
+		}
+	}
+	for _, raw := range h.Nexthops {
+		if m := nexthop(raw); indirect[m.number(unix.NHA_ID)] == byRouter {
+			b.giveNexthop(m, h, to)
+		}
+	}
+	for _, m := range later {
+		b.giveRoute(m, h, to, false)
+	}
+}
+
 func hasRouter(m message) bool {
 	has := false
 	eachHop(m.attr(unix.RTA_MULTIPATH), func(hop []byte) {
@@ -161,6 +186,9 @@ func (b *Batch) giveRoute(m message, h *HostConfig, to *Link, take bool) {
 		}
 		return v
 	})
+	if m.number(rtaNHID) != 0 {
+		c = byNexthop(clean)
+	}
 	// struct rta_cacheinfo: rta_expires is the third field, in hundredths of a second.
 	if info := m.attr(unix.RTA_CACHEINFO); m.b[0] == unix.AF_INET6 && len(info) >= 12 {
 		if left := int32(u32(info[8:])); left > 0 {

@@ -47,6 +47,24 @@ route add default via 2001:db8::1 metric 50
 route add 2001:db8:7::/48 via fe80::1 dev eth0 expires 900
 route add 2001:db8:8::/48 nexthop via 2001:db8::1 nexthop via 2001:db8:9::1
 route add 2001:db8:a::/48 via fe80::1 dev eth0 table 100 proto ra
+nexthop add id 11 via 192.0.2.1 dev eth0
+nexthop add id 12 via 198.51.100.1 dev eth1
+nexthop add id 13 dev eth0 proto static
+nexthop add id 14 via 203.0.113.7 dev eth0 onlink
+nexthop add id 15 via fe80::1 dev eth0
+nexthop add id 16 group 11,3/12
+nexthop add id 17 group 11/14 type resilient buckets 4 idle_timer 60
+-6 nexthop add id 18 dev eth0
+nexthop add id 19 blackhole
+route add 10.21.0.0/16 nhid 11 src 192.0.2.3 metric 7
+route add 10.22.0.0/16 nhid 13 scope link
+route add 10.23.0.0/16 nhid 14 table 100
+route add 10.24.0.0/16 nhid 16 mtu 1300
+route add 10.25.0.0/16 nhid 17
+route add 10.26.0.0/16 nhid 19
+route add 10.27.0.0/16 via 10.22.0.1
+route add 2001:db8:21::/48 nhid 15 src 2001:db8::2 expires 900
+route add 2001:db8:22::/48 nhid 18
 rule add iif eth0 lookup 100 priority 500
 rule add from 192.0.2.3 lookup 100 priority 501
 rule add oif eth0 lookup 100 priority 502
@@ -93,6 +111,7 @@ func hostSide(t *testing.T, ns *netns.NS, link string) string {
 	var b strings.Builder
 	for _, args := range [][]string{
 		{"-o", "addr", "show", "dev", link},
+		{"nexthop"},
 		{"-4", "-o", "route", "show", "table", "all"},
 		{"-6", "-o", "route", "show", "table", "all"},
 		{"rule"},
@@ -116,12 +135,18 @@ func hostSide(t *testing.T, ns *netns.NS, link string) string {
 }
 
 func TestLiveHostMoves(t *testing.T) {
+	t.Run("routes say where they lead", func(t *testing.T) { hostMoves(t, "1") })
+	t.Run("routes name their nexthop object only", func(t *testing.T) { hostMoves(t, "0") })
+}
+
+func hostMoves(t *testing.T, compat string) {
 	ns := nstest.New(t)
 	c := open(t, ns)
-	const dad = "/proc/sys/net/ipv6/conf/default/accept_dad"
-	err := ns.Do(func() error { return os.WriteFile(dad, []byte("0"), 0o644) })
-	if err != nil {
-		t.Fatal(err)
+	for name, value := range map[string]string{"ipv6/conf/default/accept_dad": "0", "ipv4/nexthop_compat_mode": compat} {
+		err := ns.Do(func() error { return os.WriteFile("/proc/sys/net/"+name, []byte(value), 0o644) })
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 	ipBatch(t, ns, movedHost)
 	eth0, err := c.Link("eth0")
@@ -147,6 +172,9 @@ func TestLiveHostMoves(t *testing.T) {
 	h, err = c.HostConfig(br)
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, id := range []string{"11", "13", "14", "15", "18"} { // the kernel removes them without a carrier
+		ip(t, ns, "nexthop", "del", "id", id)
 	}
 	var back Batch
 	back.Set("no master", eth0.Index, Master(0))

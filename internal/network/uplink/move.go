@@ -31,19 +31,6 @@ type Mover struct {
 	Snapshot Snapshot
 }
 
-// ErrNexthops is the error for routes that cannot be moved.
-var ErrNexthops = errors.New("routes by nexthop objects cannot be moved (ip nexthop: ask the routing daemon " +
-	"that made them to use the bridge)")
-
-// CheckMove returns why what the host has on a link cannot be moved, or nil.
-func CheckMove(c *rtnl.Conn, l *rtnl.Link) (*rtnl.HostConfig, error) {
-	h, err := c.HostConfig(l)
-	if err == nil && h.UsesNexthops() {
-		err = fmt.Errorf("uplink %s: %w", l.Name, ErrNexthops)
-	}
-	return h, err
-}
-
 // moved reports whether a bridge has what was on an interface: it has its address then.
 func moved(br, l *rtnl.Link) bool { return bytes.Equal(br.MAC, l.MAC) }
 
@@ -72,7 +59,7 @@ func (m Mover) Step(u *Uplink) step.Step {
 			if err != nil {
 				return err
 			}
-			h, err := CheckMove(m.C, l)
+			h, err := m.C.HostConfig(l)
 			if err != nil {
 				return err
 			}
