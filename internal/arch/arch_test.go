@@ -45,7 +45,7 @@ var layers = [][]string{
 	{
 		"internal/kernel/tun", "internal/kernel/rtnl", "internal/vmm/qemu", "libvirt/domainxml",
 		"internal/kernel/ethtool", "internal/network/nft", "internal/network/ruleset", "internal/network/dhcp",
-		"internal/network/radv", "internal/network/dnsrelay",
+		"internal/network/radv", "internal/network/dnsrelay", "internal/kernel/announce",
 	},
 	{"internal/network/tool"},
 	{"internal/kernel/netns", "step", "internal/stablemac", "internal/network/config", "internal/network/child"},
@@ -67,7 +67,7 @@ var systemCalls = []string{
 	"internal/kernel/netns", "internal/kernel/procfd", "internal/kernel/rtnl", "internal/kernel/fdpass",
 	"internal/kernel/pidfd", "internal/kernel/procview", "internal/kernel/ethtool",
 	"internal/kernel/bpfguard", "internal/kernel/macvlan", "vhost", "qmp", "internal/network/radv",
-	"internal/network/dnsrelay",
+	"internal/network/dnsrelay", "internal/kernel/announce",
 	"libvirt", "internal/doctor",
 	"internal/cli/fdroom", "testvm", "cmd/testvm",
 }

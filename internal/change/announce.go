@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"vmnet/internal/kernel/announce"
 	"vmnet/internal/kernel/tun"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
@@ -36,7 +37,7 @@ func (p *Plan) announce(ctx context.Context) {
 	}
 	inode, err := p.m.NS.Inode()
 	if err == nil {
-		err = tun.Inject(p.guest.PID(), p.dev.Name, inode, Announcements(p.to.MAC, p.to.IP)...)
+		err = tun.Inject(p.guest.PID(), p.dev.Name, inode, announce.Frames(p.to.MAC, p.to.IP)...)
 	}
 	if err != nil {
 		p.Notices = append(p.Notices, fmt.Sprintf("%s was not announced on %s: %v", p.to.MAC, p.to.Source, err))

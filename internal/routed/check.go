@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"vmnet/internal/kernel/announce"
 	"vmnet/internal/kernel/rtnl"
 )
 
@@ -82,6 +83,10 @@ func (h *Host) Check(n NIC, uplink *rtnl.Link) (notices []string, err error) {
 	if err == nil && filter > "1" && n.has(false) {
 		notices = append(notices, fmt.Sprintf("sysctl net.ipv4.conf.all.rp_filter=%s: "+
 			"the kernel does not drop what the guest sends from others' addresses (with 0 or 1 it does)", filter))
+	}
+	if err := announce.May(h.NS); err != nil {
+		notices = append(notices, fmt.Sprintf("the guest's addresses are not announced on %s: %v; "+
+			"a neighbor that knows another machine by one finds out by itself", uplink.Name, err))
 	}
 	texts, err := h.uplinkTexts(n)
 	if len(texts) > 0 {

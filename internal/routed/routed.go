@@ -128,7 +128,7 @@ func (h *Host) Steps(n NIC, uplink *rtnl.Link) ([]step.Step, error) {
 			Undo: func(context.Context) error { return h.NL.DeleteProxy(h.entry(n, a)) },
 		})
 	}
-	return list, nil
+	return append(list, h.announceStep(n, uplink)), nil
 }
 
 func (h *Host) entry(n NIC, a netip.Addr) rtnl.Proxy {

@@ -91,6 +91,45 @@ func TestLiveIPv4Alone(t *testing.T) {
 	x.pings(x.lan, g1)
 }
 
+// TestLiveAnnounced: a neighbor that knew another machine by a guest's addresses sends to the host
+// from now on, after an attach and after entries were restored.
+func TestLiveAnnounced(t *testing.T) {
+	x := newHost(t)
+	const other = "02:00:00:00:00:99"
+	knows := func(mac string) bool {
+		found := 0
+		for _, a := range []string{g1, g1v6} {
+			if strings.Contains(x.run(x.lan, "ip", "neigh", "show", a, "dev", "eth0"), mac) {
+				found++
+			}
+		}
+		return found == 2
+	}
+	forget := func() {
+		t.Helper()
+		for _, a := range []string{g1, g1v6} {
+			x.run(x.lan, "ip", "neigh", "replace", a, "lladdr", other, "nud", "reachable", "dev", "eth0")
+		}
+		if !knows(other) {
+			t.Fatal("the neighbor does not know the other machine")
+		}
+	}
+	forget()
+	x.guest("t1", g1, g1v6)
+	mac := x.link("eth0").MAC.String()
+	nstest.Eventually(t, patience, "the neighbor knows the host's address", func() bool { return knows(mac) })
+	forget()
+	if err := x.Mend(t.Context(), x.nics[0]); err != nil || !knows(other) {
+		t.Errorf("announced although nothing was missing, or %v", err)
+	}
+	x.run(x.NS, "ip", "neigh", "del", "proxy", g1, "dev", "eth0")
+	x.run(x.NS, "ip", "-6", "neigh", "del", "proxy", g1v6, "dev", "eth0")
+	if err := x.Mend(t.Context(), x.nics[0]); err != nil {
+		t.Fatal(err)
+	}
+	nstest.Eventually(t, patience, "it knows that again", func() bool { return knows(mac) })
+}
+
 // TestLiveKilled: a guest whose tap has gone is not answered for, for IPv4 at once and for IPv6
 // once somebody tidies. Its former entries, and then the settings, are taken away, and other
 // people's are not.

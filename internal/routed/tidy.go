@@ -256,10 +256,20 @@ func (h *Host) Mend(ctx context.Context, n NIC) error {
 		return err
 	}
 	return h.onTap(n, func(n NIC, tap int) error {
-		err := errors.Join(h.up(n, tap), h.addGateways(n, tap))
-		for _, a := range n.IPs {
-			err = errors.Join(err, h.mendAddr(a, n, tap))
+		entries, err := h.entries()
+		if err != nil {
+			return err
 		}
+		err = errors.Join(h.up(n, tap), h.addGateways(n, tap))
+		var fresh []netip.Addr
+		for _, a := range n.IPs {
+			mendErr := h.mendAddr(a, n, tap)
+			if mendErr == nil && !slices.Contains(entries, h.entry(n, a)) {
+				fresh = append(fresh, a)
+			}
+			err = errors.Join(err, mendErr)
+		}
+		h.announce(n.Uplink, fresh)
 		return err
 	})
 }

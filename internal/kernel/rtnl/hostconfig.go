@@ -35,8 +35,11 @@ func (c *Conn) HostConfig(l *Link) (*HostConfig, error) {
 		what string
 		f    func(*HostConfig) error
 	}{
-		{"addresses", c.readAddrs}, {"nexthop objects", c.readNexthops}, {"routes", c.readRoutes},
-		{"rules", c.readRules}, {"neighbors", c.readNeighbors},
+		{"addresses", c.readAddrs},
+		{"nexthop objects", c.readNexthops},
+		{"routes", c.readRoutes},
+		{"rules", c.readRules},
+		{"neighbors", c.readNeighbors},
 	} {
 		if err := read.f(h); err != nil {
 			return nil, fmt.Errorf("list the %s of %s: %w", read.what, l.Name, err)

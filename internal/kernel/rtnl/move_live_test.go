@@ -142,7 +142,9 @@ func TestLiveHostMoves(t *testing.T) {
 func hostMoves(t *testing.T, compat string) {
 	ns := nstest.New(t)
 	c := open(t, ns)
-	for name, value := range map[string]string{"ipv6/conf/default/accept_dad": "0", "ipv4/nexthop_compat_mode": compat} {
+	for name, value := range map[string]string{
+		"ipv6/conf/default/accept_dad": "0", "ipv4/nexthop_compat_mode": compat,
+	} {
 		err := ns.Do(func() error { return os.WriteFile("/proc/sys/net/"+name, []byte(value), 0o644) })
 		if err != nil {
 			t.Fatal(err)

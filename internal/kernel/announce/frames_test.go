@@ -1,4 +1,4 @@
-package change
+package announce
 
 import (
 	"bytes"
@@ -11,9 +11,9 @@ import (
 	"github.com/google/gopacket/layers"
 )
 
-// TestAnnouncements compares frames with bytes written out by the RFCs, and the advertisement's
+// TestFrames compares frames with bytes written out by the RFCs, and the advertisement's
 // checksum with the one that another implementation computes.
-func TestAnnouncements(t *testing.T) {
+func TestFrames(t *testing.T) {
 	mac := net.HardwareAddr{0x52, 0x54, 0, 0, 0, 1}
 	for _, tc := range []struct{ ip, want string }{
 		{"192.0.2.7", "ffffffffffff525400000001" + "0806" + "0001080006040001" +
@@ -28,7 +28,7 @@ func TestAnnouncements(t *testing.T) {
 		if tc.ip != "" {
 			ips = append(ips, netip.MustParseAddr(tc.ip))
 		}
-		got := Announcements(mac, ips)
+		got := Frames(mac, ips)
 		if len(got) != 1 || hex.EncodeToString(got[0]) != tc.want {
 			t.Errorf("%q: %x\nwant %s", tc.ip, got, tc.want)
 		}

@@ -1,4 +1,6 @@
-package change
+// Package announce tells neighbours and switches by which MAC address, and so behind which port, a
+// guest's addresses are: by frames that nobody has asked for.
+package announce
 
 import (
 	"encoding/binary"
@@ -20,10 +22,10 @@ const (
 	advertisementBytes = 32 // of ICMPv6, with one option
 )
 
-// Announcements returns frames by which neighbours and switches learn where mac is: for each of its
+// Frames returns frames by which neighbours and switches learn where mac is: for each of its
 // addresses a gratuitous ARP request (RFC 5227) or an unsolicited neighbour advertisement (RFC
 // 4861, 7.2.6), and without any a RARP request for itself, as QEMU sends it after a migration.
-func Announcements(mac net.HardwareAddr, ips []netip.Addr) (frames [][]byte) {
+func Frames(mac net.HardwareAddr, ips []netip.Addr) (frames [][]byte) {
 	for _, a := range ips {
 		if a.Is4() {
 			frames = append(frames, arp(mac, etherARP, 1, a))
