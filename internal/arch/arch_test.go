@@ -38,7 +38,7 @@ var layers = [][]string{
 	},
 	{
 		"internal/kernel/bridges", "internal/kernel/macvlan", "vhost", "qmp", "libvirt", "internal/network/firewall",
-		"internal/network/integrate", "internal/kernel/bpfguard",
+		"internal/network/integrate", "internal/kernel/bpfguard", "internal/kernel/ratelimit",
 		"internal/kernel/peers", "internal/routed",
 	},
 	{"internal/kernel/forwarding"},
@@ -55,7 +55,7 @@ var layers = [][]string{
 		"internal/cli/version", "internal/access/privilege", "internal/libvirthook/hookfile", "bridge/vswitch/offload",
 		"internal/rundir", "internal/alias", "internal/cli/fdroom", "bridge/brport", "macvtap/vtap",
 		"internal/kernel/sockopt", "internal/strictyaml", "internal/routed/gateway", "internal/filelock",
-		"bridge/portsec",
+		"bridge/portsec", "bridge/portrate",
 	},
 }
 
@@ -66,6 +66,7 @@ var systemCalls = []string{
 	"internal/kernel/tun",
 	"internal/kernel/netns", "internal/kernel/procfd", "internal/kernel/rtnl", "internal/kernel/fdpass",
 	"internal/kernel/pidfd", "internal/kernel/procview", "internal/kernel/ethtool",
+	"internal/kernel/ratelimit",
 	"internal/kernel/bpfguard", "internal/kernel/macvlan", "vhost", "qmp", "internal/network/radv",
 	"internal/network/dnsrelay", "internal/kernel/announce",
 	"libvirt", "internal/doctor",

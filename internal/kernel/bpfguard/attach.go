@@ -130,16 +130,7 @@ func detach(c *rtnl.Conn, l *rtnl.Link) error {
 
 // tidy removes a clsact qdisc without filters.
 func tidy(c *rtnl.Conn, l *rtnl.Link) error {
-	for _, hook := range []rtnl.Hook{rtnl.Ingress, rtnl.Egress} {
-		all, err := c.Filters(l.Index, hook)
-		if err != nil {
-			return fmt.Errorf("list filters: %w", err)
-		}
-		if len(all) > 0 {
-			return nil
-		}
-	}
-	if err := c.DeleteClsact(l.Index); err != nil {
+	if err := c.TidyClsact(l.Index); err != nil {
 		return fmt.Errorf("delete the clsact qdisc: %w", err)
 	}
 	return nil

@@ -53,6 +53,17 @@ func (c *Conn) DeleteClsact(index int) error {
 	return err
 }
 
+// TidyClsact removes a link's clsact qdisc if it has no filters.
+func (c *Conn) TidyClsact(index int) error {
+	for _, hook := range []Hook{Ingress, Egress} {
+		all, err := c.Filters(index, hook)
+		if err != nil || len(all) > 0 {
+			return err
+		}
+	}
+	return c.DeleteClsact(index)
+}
+
 func (c *Conn) qdisc(kind, flags, index int) error {
 	req := c.request(kind, unix.NLM_F_ACK|flags)
 	req.AddData(&nl.TcMsg{

@@ -1,0 +1,250 @@
+// Package ratelimit limits the rate of a guest's NIC in the kernel, as package portrate
+// (bridge/portrate) describes. What the guest's device sends passes a token bucket filter
+// (tc-tbf(8)), in which frames wait: of a tap these are frames to the guest, of a macvtap or ipvtap
+// those from it. What the device receives passes a token bucket in BPF, at the clsact qdisc of the
+// device, which drops what is over the rate. So are packets in both directions, which tbf does not
+// count.
+//
+// Both go with the device. `nft flush ruleset` does not touch them. Linux 5.10 has all of it.
+package ratelimit
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/bridge/portrate"
+	"vmnet/internal/kernel/rtnl"
+)
+
+// filter is the filters' place at their hooks: behind that of port security (package bpfguard), so
+// that a frame which that drops costs nothing.
+var filter = rtnl.Filter{Priority: 2, Handle: 1, Kind: "bpf", Name: filterName}
+
+// filterName begins the filters' names, which have the limits as text.
+const filterName = "vmnet_rate"
+
+// maxWait is how long frames wait for their turn.
+const maxWait = 50 * time.Millisecond
+
+// sides are the limits of a device's two directions.
+type sides struct {
+	tbf  *rtnl.TBF // nil for none
+	hook map[rtnl.Hook]portrate.Bucket
+}
+
+// isReversed reports whether a device sends what comes from the guest.
+func isReversed(l *rtnl.Link) bool { return l.Kind == "macvtap" || l.Kind == "ipvtap" }
+
+func sidesOf(l *rtnl.Link, cfg portrate.Config) sides {
+	sent, received := cfg.DownBucket(), cfg.UpBucket()
+	if isReversed(l) {
+		sent, received = received, sent
+	}
+	s := sides{hook: map[rtnl.Hook]portrate.Bucket{}}
+	if sent.Bits != 0 {
+		rate := sent.Bits / 8
+		waiting := float64(rate)*maxWait.Seconds() + float64(sent.Burst)
+		s.tbf = &rtnl.TBF{Rate: rate, Burst: uint32(sent.Burst), Limit: uint32(min(waiting, math.MaxInt32))}
+	}
+	s.hook[rtnl.Egress] = portrate.Bucket{Limit: portrate.Limit{Packets: sent.Packets}}
+	s.hook[rtnl.Ingress] = received
+	return s
+}
+
+// nameOf returns the name of the filter with that bucket.
+func nameOf(b portrate.Bucket) string {
+	name := filterName + " " + b.Limit.String()
+	if b.Burst != 0 {
+		name += " burst " + portrate.FormatBurst(b.Burst)
+	}
+	return name
+}
+
+// Check returns an error if a link of that MTU in bytes cannot have such limits.
+func Check(mtu int, cfg portrate.Config) error {
+	const header = 14 + 8 // Ethernet, with two VLAN tags
+	for _, b := range []portrate.Bucket{cfg.UpBucket(), cfg.DownBucket()} {
+		if b.Bits != 0 && b.Burst < uint64(mtu+header) {
+			return fmt.Errorf("burst of %s: a frame of %d bytes could never pass (--burst %dk, or less MTU)",
+				portrate.FormatBurst(b.Burst), mtu+header, (mtu+header+1023)>>10)
+		}
+	}
+	return nil
+}
+
+// Set makes the limits of the guest behind a link those of cfg, whatever they were. c is a socket
+// in the link's netns. What is so already stays as it is.
+func Set(c *rtnl.Conn, l *rtnl.Link, cfg portrate.Config) error {
+	if err := set(c, l, cfg); err != nil {
+		return fmt.Errorf("rates of %s: %w", l.Name, err)
+	}
+	return nil
+}
+
+func set(c *rtnl.Conn, l *rtnl.Link, cfg portrate.Config) error {
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	if err := Check(l.MTU, cfg); err != nil {
+		return err
+	}
+	want := sidesOf(l, cfg)
+	for _, hook := range []rtnl.Hook{rtnl.Ingress, rtnl.Egress} {
+		if err := setFilter(c, l, hook, want.hook[hook]); err != nil {
+			return errors.Join(err, c.TidyClsact(l.Index))
+		}
+	}
+	if want.tbf == nil {
+		if err := c.DeleteTBF(l.Index); err != nil {
+			return fmt.Errorf("delete the tbf qdisc: %w", err)
+		}
+		return c.TidyClsact(l.Index)
+	}
+	if err := c.SetTBF(l.Index, *want.tbf); err != nil {
+		return fmt.Errorf("set a tbf qdisc: %w", explain(err, "CONFIG_NET_SCH_TBF: modprobe sch_tbf"))
+	}
+	return c.TidyClsact(l.Index)
+}
+
+// setFilter makes the filter at a hook that of the bucket, or removes it.
+func setFilter(c *rtnl.Conn, l *rtnl.Link, hook rtnl.Hook, b portrate.Bucket) error {
+	old, err := find(c, l, hook)
+	if err != nil {
+		return err
+	}
+	if b.IsZero() {
+		if old == nil {
+			return nil
+		}
+		if err := c.DeleteFilter(l.Index, hook, *old); rtnl.IgnoreNotExist(err) != nil {
+			return fmt.Errorf("delete the filter: %w", err)
+		}
+		return nil
+	}
+	if old != nil && isOf(*old, b) {
+		return nil
+	}
+	fd, err := load(programOf(b))
+	if err != nil {
+		return explain(err, "CONFIG_BPF_SYSCALL, Linux 5.10 or newer")
+	}
+	defer unix.Close(fd)
+	const cure = "CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF: modprobe -a sch_ingress cls_bpf"
+	if err := c.AddClsact(l.Index); err != nil {
+		return fmt.Errorf("add a clsact qdisc: %w", explain(err, cure))
+	}
+	f := filter
+	f.Name = nameOf(b)
+	if err := c.SetBPFFilter(l.Index, hook, f, fd); err != nil {
+		return fmt.Errorf("add the filter: %w", explain(err, cure))
+	}
+	return nil
+}
+
+// ErrUnavailable is returned where this kernel, or this process, cannot limit rates.
+var ErrUnavailable = errors.New("limits of a NIC's rate are not available")
+
+// explain adds the cure to an error; need is what the kernel needs.
+func explain(err error, need string) error {
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS):
+		return fmt.Errorf("%w: %w (use a kernel with %s)", ErrUnavailable, err, need)
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		const cure = "run it as root of the host, where no seccomp filter or kernel lockdown forbids bpf(2); " +
+			"or use a userspace switch, whose limits need no privilege"
+		return fmt.Errorf("%w: %w (%s)", ErrUnavailable, err, cure)
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EEXIST), errors.Is(err, unix.EBUSY):
+		const cure = "does a filter of another program have its place? tc filter show dev DEVICE ingress, or egress"
+		return fmt.Errorf("%w (%s)", err, cure)
+	}
+	return err
+}
+
+// find returns this package's filter at a hook; nil for none.
+func find(c *rtnl.Conn, l *rtnl.Link, hook rtnl.Hook) (*rtnl.Filter, error) {
+	all, err := c.Filters(l.Index, hook)
+	if err != nil {
+		return nil, fmt.Errorf("list filters: %w", err)
+	}
+	for _, f := range all {
+		if f.Kind == filter.Kind && f.Priority == filter.Priority && strings.HasPrefix(f.Name, filterName+" ") {
+			return &f, nil
+		}
+	}
+	return nil, nil
+}
+
+// isOf reports whether a filter has that bucket's program.
+func isOf(f rtnl.Filter, b portrate.Bucket) bool {
+	return f.Name == nameOf(b) && programOf(b).hasTag(f.Tag)
+}
+
+// State is how a link's rates are limited.
+type State struct {
+	link   *rtnl.Link
+	tbf    *rtnl.TBF // nil for none
+	filter map[rtnl.Hook]*rtnl.Filter
+}
+
+// Read reads how a link's rates are limited. It needs no privilege.
+func Read(c *rtnl.Conn, l *rtnl.Link) (State, error) {
+	s := State{link: l, filter: map[rtnl.Hook]*rtnl.Filter{}}
+	tbf, err := c.ReadTBF(l.Index)
+	switch {
+	case err == nil:
+		s.tbf = &tbf
+	case !errors.Is(err, fs.ErrNotExist):
+		return s, fmt.Errorf("read the rates of %s: %w", l.Name, err)
+	}
+	for _, hook := range []rtnl.Hook{rtnl.Ingress, rtnl.Egress} {
+		if s.filter[hook], err = find(c, l, hook); err != nil {
+			return s, fmt.Errorf("read the rates of %s: %w", l.Name, err)
+		}
+	}
+	return s, nil
+}
+
+// Is reports whether the limits are those of cfg.
+func (s State) Is(cfg portrate.Config) bool {
+	want := sidesOf(s.link, cfg)
+	if (s.tbf == nil) != (want.tbf == nil) || s.tbf != nil && !s.tbf.Is(*want.tbf) {
+		return false
+	}
+	for hook, b := range want.hook {
+		f := s.filter[hook]
+		if (f == nil) != b.IsZero() || f != nil && !isOf(*f, b) {
+			return false
+		}
+	}
+	return true
+}
+
+// String describes the limits as they were found, such as "up 100M burst 128k; down 1G burst 2M";
+// "none" if there are none.
+func (s State) String() string {
+	sent, received := "down", "up"
+	if isReversed(s.link) {
+		sent, received = received, sent
+	}
+	var words []string
+	if f := s.filter[rtnl.Ingress]; f != nil {
+		words = append(words, received+strings.TrimPrefix(f.Name, filterName))
+	}
+	if s.tbf != nil {
+		limit := portrate.Limit{Bits: s.tbf.Rate * 8}
+		words = append(words, fmt.Sprintf("%s %s burst %d", sent, limit, s.tbf.Burst))
+	}
+	if f := s.filter[rtnl.Egress]; f != nil {
+		words = append(words, sent+strings.TrimPrefix(f.Name, filterName))
+	}
+	if len(words) == 0 {
+		return portrate.None
+	}
+	return strings.Join(words, "; ")
+}

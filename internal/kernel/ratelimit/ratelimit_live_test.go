@@ -1,0 +1,359 @@
+package ratelimit
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/bridge/portrate"
+	"vmnet/internal/kernel/macvlan"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/kernel/tun"
+	"vmnet/internal/leaktest"
+	"vmnet/internal/nstest"
+	"vmnet/macvtap/vtap"
+)
+
+func TestMain(m *testing.M) { leaktest.Main(m) }
+
+var guestMAC, farMAC = net.HardwareAddr{2, 0, 0, 0, 0, 1}, net.HardwareAddr{2, 0, 0, 0, 0, 2}
+
+// An end is where frames are sent and received.
+type end struct {
+	*os.File
+	fd   int // of the File
+	vnet int // bytes of a vnet header before each frame
+	mac  net.HardwareAddr
+}
+
+// A port is a guest's device, and a peer of the guest.
+type port struct {
+	ns         *netns.NS
+	c          *rtnl.Conn
+	link       *rtnl.Link
+	guest, far end
+}
+
+const vnetHeader = 10
+
+func run(t *testing.T, ns *netns.NS, args ...string) string {
+	t.Helper()
+	var out []byte
+	err := ns.Do(func() (err error) {
+		out, err = exec.Command(args[0], args[1:]...).CombinedOutput()
+		return err
+	})
+	if err != nil {
+		t.Fatalf("%s: %v: %s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+func openLink(t *testing.T, ns *netns.NS, name string) (*rtnl.Conn, *rtnl.Link) {
+	t.Helper()
+	c, err := rtnl.Open(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	l, err := c.Link(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c, l
+}
+
+// newTap makes a bridge with two taps.
+func newTap(t *testing.T) *port {
+	t.Helper()
+	ns := nstest.New(t)
+	run(t, ns, "ip", "link", "add", "br0", "up", "type", "bridge", "mcast_snooping", "0")
+	p := &port{ns: ns}
+	for _, e := range []struct {
+		name string
+		end  *end
+		mac  net.HardwareAddr
+	}{{"guest", &p.guest, guestMAC}, {"far", &p.far, farMAC}} {
+		tap, err := tun.Create(ns, e.name, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = tap.Close() })
+		run(t, ns, "ip", "link", "set", e.name, "master", "br0", "addrgenmode", "none", "up")
+		*e.end = newEnd(t, tap.Queues()[0], vnetHeader, e.mac)
+	}
+	p.c, p.link = openLink(t, ns, "guest")
+	return p
+}
+
+// newMacvtap makes a macvtap in a netns of its own. Its peer is behind its parent device.
+func newMacvtap(t *testing.T) *port {
+	t.Helper()
+	ns := nstest.New(t)
+	run(t, ns, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "far0")
+	for _, name := range []string{"eth0", "far0"} {
+		run(t, ns, "ip", "link", "set", name, "addrgenmode", "none", "up")
+	}
+	c, parent := openLink(t, ns, "eth0")
+	_, far := openLink(t, ns, "far0")
+	cfg := vtap.Config{Kind: vtap.Macvtap, Name: "guest", Mode: "bridge", MAC: guestMAC}
+	d, err := macvlan.Create(c, parent, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = d.Close() })
+	if err := errors.Join(d.OpenQueue(), d.Up()); err != nil {
+		t.Fatal(err)
+	}
+	return &port{
+		ns: d.Netns(), c: d.NL(), link: d.Link, guest: newEnd(t, d.Queues()[0], vnetHeader, guestMAC),
+		far: newEnd(t, packetSocket(t, ns, far.Index), 0, farMAC),
+	}
+}
+
+// newEnd returns an end with a copy of a file, that does not block.
+func newEnd(t *testing.T, f *os.File, vnet int, mac net.HardwareAddr) end {
+	t.Helper()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err == nil {
+		err = unix.SetNonblock(fd, true)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := os.NewFile(uintptr(fd), f.Name())
+	t.Cleanup(func() { _ = own.Close() })
+	return end{own, fd, vnet, mac}
+}
+
+// send writes a frame, or waits for a while until there is room for it, as QEMU does: by a poll
+// that is not edge-triggered, since a macvtap wakes no other writer.
+func (e end) send(frame []byte) error {
+	_, err := unix.Write(e.fd, frame)
+	switch {
+	case errors.Is(err, unix.EAGAIN):
+		_, err = unix.Poll([]unix.PollFd{{Fd: int32(e.fd), Events: unix.POLLOUT}}, 100)
+		return err
+	case errors.Is(err, unix.ENOBUFS): // the kernel has none
+		return nil
+	}
+	return err
+}
+
+func packetSocket(t *testing.T, ns *netns.NS, index int) *os.File {
+	t.Helper()
+	protocol := binary.NativeEndian.Uint16([]byte{0, unix.ETH_P_ALL})
+	var fd int
+	err := ns.Do(func() (err error) {
+		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(protocol))
+		return err
+	})
+	if err == nil {
+		err = errors.Join(unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: protocol, Ifindex: index}),
+			unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "packet socket")
+	t.Cleanup(func() { _ = f.Close() })
+	return f
+}
+
+// frameSize is the length of the frames.
+const frameSize = 1000
+
+// measure sends frames as fast as it can until that many have arrived, and returns how long that
+// took, from before the first was sent to after the last arrived.
+func measure(t *testing.T, from, to end, frames int) time.Duration {
+	t.Helper()
+	const most = 2 * time.Minute // of a loaded machine
+	text := make([]byte, from.vnet+frameSize)
+	copy(text[from.vnet:], to.mac)
+	copy(text[from.vnet+6:], from.mac)
+	binary.BigEndian.PutUint16(text[from.vnet+12:], 0x88b5) // for experiments (IEEE 802)
+	start := time.Now()
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				if err := from.send(text); err != nil && !errors.Is(err, unix.EINTR) {
+					t.Errorf("send: %v", err)
+					return
+				}
+			}
+		}
+	}()
+	defer func() { close(stop); <-stopped }()
+	if err := to.SetReadDeadline(start.Add(most)); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 1<<16)
+	for arrived := 0; arrived < frames; {
+		n, err := to.Read(buf)
+		if err != nil && !errors.Is(err, io.ErrNoProgress) {
+			t.Fatalf("%d frames of %d: %v", arrived, frames, err)
+		}
+		if n == to.vnet+frameSize && bytes.Equal(buf[to.vnet+6:to.vnet+12], from.mac) {
+			arrived++
+		}
+	}
+	return time.Since(start)
+}
+
+// TestLiveRate: whatever the load of the machine, not more passes in a time than the rate and a
+// burst; and as much does within two minutes.
+func TestLiveRate(t *testing.T) {
+	t.Parallel()
+	nstest.RequireTun(t)
+	const bits, packets = 8_000_000, 1000
+	both := portrate.Config{Up: portrate.Limit{Bits: bits}, Down: portrate.Limit{Bits: bits}, Burst: 64 << 10}
+	bits1s := (64<<10 + bits/8/2) / frameSize // that many take half a second, the burst excepted
+	perSecond := portrate.Config{Up: portrate.Limit{Packets: packets}, Down: portrate.Limit{Packets: packets}}
+	for name, make := range map[string]func(*testing.T) *port{"tap": newTap, "macvtap": newMacvtap} {
+		for what, tc := range map[string]struct {
+			cfg    portrate.Config
+			frames int
+		}{"bits": {both, bits1s}, "packets": {perSecond, packets/20 + packets/2}} {
+			t.Run(name+" "+what, func(t *testing.T) {
+				t.Parallel()
+				p := make(t)
+				if err := Set(p.c, p.link, tc.cfg); err != nil {
+					t.Fatal(err)
+				}
+				if took := measure(t, p.guest, p.far, tc.frames); took < 490*time.Millisecond {
+					t.Errorf("from the guest: %d frames in %v", tc.frames, took)
+				}
+				if took := measure(t, p.far, p.guest, tc.frames); took < 490*time.Millisecond {
+					t.Errorf("to the guest: %d frames in %v", tc.frames, took)
+				}
+			})
+		}
+	}
+}
+
+// TestLiveSet: what is set is read back, changes in place, and goes without a trace.
+func TestLiveSet(t *testing.T) {
+	t.Parallel()
+	nstest.RequireTun(t)
+	for name, make := range map[string]func(*testing.T) *port{"tap": newTap, "macvtap": newMacvtap} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := make(t)
+			before := run(t, p.ns, "tc", "qdisc", "show", "dev", "guest")
+			var last portrate.Config
+			for _, text := range []struct{ up, down string }{
+				{"100M", "none"},
+				{"none", "1G"},
+				{"100M,20kpps", "2.5G,100kpps"},
+				{"none", "30kpps"},
+				{"64k", "10G"},
+				{"1T", "1T"},
+				{"100G,100pps", "64k"},
+				{"none", "none"},
+			} {
+				var cfg portrate.Config
+				var err error
+				if cfg.Up, err = portrate.ParseLimit(text.up); err != nil {
+					t.Fatal(err)
+				}
+				if cfg.Down, err = portrate.ParseLimit(text.down); err != nil {
+					t.Fatal(err)
+				}
+				for range 2 { // the second time nothing changes
+					if err := Set(p.c, p.link, cfg); err != nil {
+						t.Fatalf("%v: %v", cfg, err)
+					}
+				}
+				s, err := Read(p.c, p.link)
+				if err != nil || !s.Is(cfg) || s.Is(last) {
+					t.Errorf("%v: read back %v, %v", cfg, s, err)
+				}
+				last = cfg
+			}
+			if after := run(t, p.ns, "tc", "qdisc", "show", "dev", "guest"); after != before {
+				t.Errorf("qdiscs before:\n%safter:\n%s", before, after)
+			}
+		})
+	}
+}
+
+// TestLiveOthers: what others have done to the device is seen, and what is theirs stays.
+func TestLiveOthers(t *testing.T) {
+	t.Parallel()
+	nstest.RequireTun(t)
+	p := newTap(t)
+	cfg := portrate.Config{Up: portrate.Limit{Bits: 1e8, Packets: 1e4}, Down: portrate.Limit{Bits: 1e9}}
+	set := func() {
+		t.Helper()
+		if err := Set(p.c, p.link, cfg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, args := range []string{
+		"tc qdisc del dev guest root", "tc qdisc replace dev guest root handle 766d: tbf rate 900mbit burst 2m latency 50ms",
+		"tc qdisc replace dev guest root pfifo", "tc qdisc del dev guest clsact", "tc filter del dev guest ingress",
+	} {
+		set()
+		run(t, p.ns, strings.Fields(args)...)
+		if s, err := Read(p.c, p.link); err != nil || s.Is(cfg) {
+			t.Errorf("after %s: %v, %v", args, s, err)
+		}
+	}
+	set()
+	run(t, p.ns, "tc", "filter", "add", "dev", "guest", "ingress", "prio", "7", "protocol", "all",
+		"u32", "match", "u32", "0", "0", "classid", "1:1")
+	if err := Set(p.c, p.link, portrate.Config{}); err != nil {
+		t.Fatal(err)
+	}
+	if out := run(t, p.ns, "tc", "filter", "show", "dev", "guest", "ingress"); !strings.Contains(out, "u32") ||
+		strings.Contains(out, filterName) {
+		t.Errorf("filters: %s", out)
+	}
+	run(t, p.ns, "tc", "qdisc", "replace", "dev", "guest", "root", "handle", "7:", "pfifo")
+	if err := Set(p.c, p.link, portrate.Config{}); err != nil {
+		t.Fatal(err)
+	}
+	if out := run(t, p.ns, "tc", "qdisc", "show", "dev", "guest"); !strings.Contains(out, "pfifo 7:") {
+		t.Errorf("qdiscs: %s", out)
+	}
+}
+
+// TestLiveRefused: a limit that the kernel or the device cannot have leaves nothing.
+func TestLiveRefused(t *testing.T) {
+	t.Parallel()
+	nstest.RequireTun(t)
+	p := newTap(t)
+	before := run(t, p.ns, "tc", "qdisc", "show", "dev", "guest")
+	p.link.MTU = 65000
+	err := Set(p.c, p.link, portrate.Config{Up: portrate.Limit{Bits: 1e8}, Burst: 16 << 10})
+	if err == nil || !strings.Contains(err.Error(), "--burst 64k") {
+		t.Error(err)
+	}
+	p.link.MTU = 1500
+	run(t, p.ns, "tc", "qdisc", "add", "dev", "guest", "clsact")
+	run(t, p.ns, "tc", "filter", "add", "dev", "guest", "ingress", "prio", "2", "protocol", "all",
+		"u32", "match", "u32", "0", "0", "classid", "1:1")
+	err = Set(p.c, p.link, portrate.Config{Up: portrate.Limit{Bits: 1e8}, Down: portrate.Limit{Bits: 1e8}})
+	if err == nil || !strings.Contains(err.Error(), "tc filter show") {
+		t.Error(err)
+	}
+	run(t, p.ns, "tc", "qdisc", "del", "dev", "guest", "clsact")
+	if after := run(t, p.ns, "tc", "qdisc", "show", "dev", "guest"); after != before {
+		t.Errorf("before:\n%safter:\n%s", before, after)
+	}
+}
