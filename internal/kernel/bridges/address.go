@@ -3,6 +3,7 @@ package bridges
 import (
 	"bytes"
 	"fmt"
+	"net"
 
 	"vmnet/internal/kernel/rtnl"
 )
@@ -16,22 +17,41 @@ import (
 // pin makes a bridge keep its current address, which its neighbours know. The caller pins it before
 // it adds a port that would change the address, either by joining or by leaving later. The kernel
 // treats any address that is set, even the same one, as an administrator's choice (NET_ADDR_SET).
+//
+// A bridge that has lost its last port has the address 00:00:00:00:00:00. The kernel would keep it
+// if it was set, and a host with that address reaches no guest, so the bridge gets DefaultMAC.
 func pin(c *rtnl.Conn, br, joining *rtnl.Link) error {
-	if bytes.Equal(br.MAC, DefaultMAC(br.Name)) { // set by Create
+	if isDefault(br) { // set by Create
 		return nil
 	}
 	ports, err := c.Links("", br.Index)
-	if err != nil {
-		return err
+	now := br
+	if err == nil && (len(ports) > 0 || !valid(br.MAC)) {
+		now, err = c.LinkByIndex(br.Index) // br may have been read before it had ports
 	}
-	now, err := c.LinkByIndex(br.Index) // br may have been read before it had ports
-	if err == nil && wanders(now, ports, joining) {
+	switch {
+	case err != nil:
+	case !valid(now.MAC):
+		err = c.Set(br.Index, rtnl.MAC(DefaultMAC(br.Name)))
+	case wanders(now, ports, joining):
 		err = c.Set(br.Index, rtnl.MAC(now.MAC))
 	}
 	if err != nil {
 		return fmt.Errorf("keep the address of bridge %s: %w", br.Name, Explain(err))
 	}
 	return nil
+}
+
+// isDefault reports whether a bridge has DefaultMAC, which costs a look at the machine's id only if
+// the address begins like one.
+func isDefault(br *rtnl.Link) bool {
+	return bytes.HasPrefix(br.MAC, defaultPrefix) && bytes.Equal(br.MAC, DefaultMAC(br.Name))
+}
+
+// valid reports whether an address can be a host's (is_valid_ether_addr in
+// include/linux/etherdevice.h).
+func valid(mac net.HardwareAddr) bool {
+	return len(mac) == 6 && mac[0]&1 == 0 && !bytes.Equal(mac, make([]byte, 6))
 }
 
 // wanders reports whether the address of br may change as guests' ports come and go.

@@ -64,6 +64,22 @@ func TestLiveABridgeKeepsItsAddress(t *testing.T) {
 		t.Errorf("address %s without the guest that had it, was %s", got, before)
 	}
 
+	// A bridge that has lost its last port: the kernel leaves it no address.
+	br = plain("br3")
+	last, lastLink := tap(t, ns, c, "t5")
+	must(c.Set(lastLink.Index, rtnl.Master(br.Index)))
+	must(last.Close())
+	if got := address(br); got != "00:00:00:00:00:00" {
+		t.Fatalf("address %s without a port: the test is wrong", got)
+	}
+	_, next := tap(t, ns, c, "t6")
+	br, err := c.Link("br3")
+	must(err)
+	must(bridges.AddPort(c, br, next, brport.Settings{}))
+	if got, want := address(br), bridges.DefaultMAC("br3").String(); got != want {
+		t.Errorf("address %s after it had none, want %s", got, want)
+	}
+
 	br = plain("br2")
 	card := net.HardwareAddr{0, 1, 2, 3, 4, 5}
 	must(c.Create("ifb", rtnl.Name("eth0"), rtnl.MAC(card), rtnl.Master(br.Index)))

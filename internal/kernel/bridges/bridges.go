@@ -37,8 +37,10 @@ func Get(c *rtnl.Conn, name string) (*rtnl.Link, error) {
 // same on one machine. A bridge without a set address would take the lowest address of its ports,
 // which changes as guests start and stop.
 func DefaultMAC(name string) net.HardwareAddr {
-	return stablemac.New([]byte{0x02}, "bridge", name)
+	return stablemac.New(defaultPrefix, "bridge", name)
 }
+
+var defaultPrefix = []byte{0x02}
 
 // Filters reports whether a bridge filters VLANs.
 func Filters(br *rtnl.Link) bool { return br.Bridge != nil && br.Bridge.VLANFiltering }
