@@ -27,8 +27,7 @@ type order struct {
 	NoTun  bool   // sees no /dev/net/tun
 
 	Prepare bool   // does the hook's part of the guest's start instead
-	Move    bool   // makes the change moved of the NIC instead
-	Secure  bool   // makes the change secured of the NIC instead
+	Set     bool   // changes the NIC to that Spec instead
 	Libvirt string // URI
 
 	Reconcile bool   // reconciles instead, with a /proc of its own pid namespace
@@ -142,15 +141,8 @@ func (o order) run() error {
 		_, err = m.Host().Prepare(ctx, o.Spec)
 		return err
 	}
-	if o.Move || o.Secure {
-		_, err = m.Set(ctx, o.Spec.Target, o.Spec.NIC, func(now nic.Spec) (nic.Spec, error) {
-			if o.Secure {
-				secured(&now)
-			} else {
-				moved(&now)
-			}
-			return now, nil
-		})
+	if o.Set {
+		_, err = m.Set(ctx, o.Spec.Target, o.Spec.NIC, func(nic.Spec) (nic.Spec, error) { return o.Spec, nil })
 		return err
 	}
 	_, err = m.Attach(ctx, o.Spec)

@@ -335,7 +335,7 @@ func TestLiveSecurityChanges(t *testing.T) {
 	if slices.Index(steps, "port security") > slices.Index(steps, "bridge") {
 		t.Errorf("a NIC that moves is not checked when it has moved: %q", steps)
 	}
-	cmd := h.command(order{Spec: g.spec("net0"), Secure: true, KillAt: "port security", After: true})
+	cmd := h.command(order{Spec: h.changed(g, secured), Set: true, KillAt: "port security", After: true})
 	out, err := cmd.CombinedOutput()
 	if cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
 		t.Fatalf("%v: %s", err, out)

@@ -39,7 +39,7 @@ func TestLiveLibvirtSet(t *testing.T) {
 				t.Fatal(err)
 			}
 			what := fmt.Sprintf("persistent %v, %s", persistent, c.seat)
-			h.wants(what, tap, c.seat)
+			h.wants(what, h.seat(tap), c.seat)
 			running, stored := h.virt.Virsh("dumpxml", g.Name), h.virt.Virsh("dumpxml", "--inactive", g.Name)
 			if got := seatOf(running); got != c.seat {
 				t.Errorf("%s: the running domain has %q", what, got)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"vmnet/bridge"
+	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/nstest"
 	"vmnet/tapmgr/nic"
@@ -27,9 +28,13 @@ func (h *host) set(g *guest, edit func(*nic.Spec)) (nic.ChangeResult, error) {
 	})
 }
 
-// moved is a change of everything that a tap of a bridge can change, without a VLAN, and back.
-func moved(s *nic.Spec)  { s.Bridge, s.Port.Isolated, s.LinkDown = "br1", true, true }
-func former(s *nic.Spec) { s.Bridge, s.Port.Isolated, s.LinkDown = "br0", false, false }
+// A trial is a change of a guest's net0 and the way back, with the NIC's seat then.
+type trial struct {
+	there, back  func(*nic.Spec)
+	seat         func() string
+	then, before string
+	switches     []string // that the process which is killed knows
+}
 
 // seat describes where a tap is, and how.
 func (h *host) seat(name string) string {
@@ -50,9 +55,9 @@ func (h *host) seat(name string) string {
 }
 
 // wants demands that the NIC is at that seat, and that check finds nothing.
-func (h *host) wants(what, name, seat string) {
+func (h *host) wants(what, got, seat string) {
 	h.Helper()
-	if got := h.seat(name); got != seat {
+	if got != seat {
 		h.Errorf("%s: %s, want %s", what, got, seat)
 	}
 	if got := h.check(); len(got) != 0 {
@@ -60,39 +65,42 @@ func (h *host) wants(what, name, seat string) {
 	}
 }
 
-// TestLiveSet changes a NIC, whose device and index stay, and fails and kills the change at each
-// step. After a fault all is as it was.
+// TestLiveSet changes a NIC, whose device and index stay.
 func TestLiveSet(t *testing.T) {
 	h := newHost(t)
 	h.bridge(bridge.Config{Name: "br1"})
 	g := h.empty()
 	n := h.attach(g.spec("net0"))
 	index := h.link(n.Interface).Index
-	names := h.stepNamesOf(func() error { _, err := h.set(g, moved); return err })
+	names := h.try(g, trial{
+		there: func(s *nic.Spec) { s.Bridge, s.Port.Isolated, s.LinkDown = "br1", true, true },
+		back:  func(s *nic.Spec) { s.Bridge, s.Port.Isolated, s.LinkDown = "br0", false, false },
+		seat:  func() string { return h.seat(n.Interface) },
+		then:  "br1, isolated, no carrier", before: "br0",
+	})
 	for _, want := range []string{"record", "set_link", "bridge", "carrier", "announce", "verify"} {
-		if !strings.Contains(" "+strings.Join(names, " ")+" ", " "+want+" ") {
+		if !slices.Contains(names, want) {
 			t.Errorf("steps %q lack %q", names, want)
 		}
-	}
-	h.faultAtEach(names, func() {
-		h.Run = nil
-		h.wants("after a fault", n.Interface, "br0")
-	}, func() error { _, err := h.set(g, moved); return err })
-	h.killedAtEach(g, names, n.Interface)
-	if res, err := h.set(g, former); err != nil || res.Changed || len(res.Changes) > 0 {
-		t.Errorf("the same again: %+v, %v", res, err)
 	}
 	if now := h.link(n.Interface).Index; now != index {
 		t.Errorf("the tap's index was %d, and is %d", index, now)
 	}
 }
 
-// killedAtEach has SIGKILL end a process that makes the change moved, after each of its steps. Then
-// check says so, and reconcile or the same change completes it.
-func (h *host) killedAtEach(g *guest, names []string, tap string) {
+// try makes a change, and fails and kills it at each of its steps, whose names it returns. After a
+// fault all is as it was. After a kill check says so, and reconcile or the same change completes
+// it.
+func (h *host) try(g *guest, c trial) (names []string) {
 	h.Helper()
+	names = h.stepNamesOf(func() error { _, err := h.set(g, c.there); return err })
+	wanted := h.changed(g, c.there)
+	h.faultAtEach(names, func() {
+		h.Run = nil
+		h.wants("after a fault", c.seat(), c.before)
+	}, func() error { _, err := h.set(g, c.there); return err })
 	for i, name := range names {
-		cmd := h.command(order{Spec: g.spec("net0"), Move: true, KillAt: name, After: true})
+		cmd := h.command(order{Spec: wanted, Set: true, KillAt: name, After: true, Switches: c.switches})
 		out, err := cmd.CombinedOutput()
 		if cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
 			h.Fatalf("%s: %v: %s", name, err, out)
@@ -101,19 +109,30 @@ func (h *host) killedAtEach(g *guest, names []string, tap string) {
 			h.Errorf("killed after %s: state %s, check finds %+v", name, h.states(g), got)
 		}
 		if i%2 == 0 {
-			_, err = h.Reconcile(h.context(20*time.Second), false)
-		} else {
-			_, err = h.set(g, moved)
-		}
-		if err != nil {
+			h.settled()
+		} else if _, err := h.set(g, c.there); err != nil {
 			h.Error(err)
 		}
-		h.wants("killed after "+name, tap, "br1, isolated, no carrier")
-		if _, err := h.set(g, former); err != nil {
+		h.wants("killed after "+name, c.seat(), c.then)
+		if _, err := h.set(g, c.back); err != nil {
 			h.Fatal(err)
 		}
-		h.wants("back after "+name, tap, "br0")
+		h.wants("back after "+name, c.seat(), c.before)
 	}
+	if res, err := h.set(g, c.back); err != nil || res.Changed || len(res.Changes) > 0 {
+		h.Errorf("the same again: %+v, %v", res, err)
+	}
+	return names
+}
+
+// changed returns net0 as edit would change it.
+func (h *host) changed(g *guest, edit func(*nic.Spec)) (wanted nic.Spec) {
+	h.Helper()
+	h.stepNamesOf(func() error {
+		_, err := h.set(g, func(s *nic.Spec) { edit(s); wanted = *s })
+		return err
+	})
+	return wanted
 }
 
 func (h *host) states(g *guest) nic.State {
@@ -143,7 +162,7 @@ func TestLiveSetRefuses(t *testing.T) {
 			t.Errorf("got %v, want %q", err, what)
 		}
 	}
-	h.wants("refused", n.Interface, "br0")
+	h.wants("refused", h.seat(n.Interface), "br0")
 	spec := g.spec("net0")
 	spec.Port.Isolated = true
 	_, err := h.Attach(h.context(20*time.Second), spec)
@@ -170,7 +189,7 @@ func TestLiveSetMoves(t *testing.T) {
 	g := h.booted(testvm.Config{})
 	n := h.attach(g.spec("net0"))
 	h.reach(g, n, guestAddr)
-	p := h.pinging(guestAddr)
+	p := h.pinging(h.ns, guestAddr)
 	p.answered(1)
 	sent := p.sent.Load()
 	for _, edit := range []func(*nic.Spec){
@@ -198,10 +217,10 @@ type pinger struct {
 	got  map[int64]bool // by sequence number, from 1
 }
 
-func (h *host) pinging(addr string) *pinger {
+func (h *host) pinging(ns *netns.NS, addr string) *pinger {
 	h.Helper()
 	var conn net.PacketConn
-	err := h.ns.Do(func() (err error) { conn, err = net.ListenPacket("ip4:icmp", "0.0.0.0"); return err })
+	err := ns.Do(func() (err error) { conn, err = net.ListenPacket("ip4:icmp", "0.0.0.0"); return err })
 	if err != nil {
 		h.Fatal(err)
 	}

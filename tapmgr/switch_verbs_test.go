@@ -2,6 +2,7 @@ package tapmgr_test
 
 import (
 	"errors"
+	"reflect"
 	"slices"
 	"strings"
 	"syscall"
@@ -10,6 +11,7 @@ import (
 
 	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch/control"
+	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/nstest"
 	"vmnet/tapmgr/nic"
 )
@@ -212,30 +214,28 @@ func TestSwitchForce(t *testing.T) {
 	})
 }
 
-// TestSwitchSettingsAreMended: somebody has made the tap's port again with other settings.
+// TestSwitchSettingsAreMended: somebody has given the port other settings.
 func TestSwitchSettingsAreMended(t *testing.T) {
 	fakeOnSwitch(t, func(t *testing.T, s *userSwitch, g *fakeGuest, spec nic.Spec) {
-		if spec.Switch.By != nic.ByTap {
-			return // a socket's port goes for good with its settings
-		}
 		spec.Port.Isolated = true
 		s.attach(spec)
+		was := s.port().Config
 		c, err := control.Dial(s.context(5*time.Second), s.path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		err = c.RemovePort(s.context(5*time.Second), s.port().Name)
+		err = c.SetPort(s.context(5*time.Second), s.port().Name, vport.Config{})
 		if err = errors.Join(err, c.Close()); err != nil {
 			t.Fatal(err)
 		}
-		if got := s.check(); len(got) != 1 || got[0].What != "switch" || got[0].MendedBy != nic.MendReconcile {
+		if got := s.check(); len(got) != 1 || got[0].What != "settings" || got[0].MendedBy != nic.MendReconcile {
 			t.Errorf("check %+v", got)
 		}
 		if res, err := g.tryAttach(spec); err != nil || !res.Changed {
 			t.Errorf("the same again: %+v, %v", res, err)
 		}
-		if p := s.port(); !p.Config.Isolated {
-			t.Errorf("port %+v", p)
+		if p := s.port(); !reflect.DeepEqual(p.Config, was) {
+			t.Errorf("port %+v, want %+v", p, was)
 		}
 	})
 }

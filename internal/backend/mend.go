@@ -156,12 +156,9 @@ func (m *Maker) mend(ctx context.Context, v *inventory.View, f inventory.Fix) er
 		}
 		return m.Routed().Mend(ctx, n)
 	case inventory.FixSwitch:
-		return m.ReconnectSwitch(ctx, v.Device, v.VMMPID())
+		return m.joinSwitch(ctx, v.Device)
 	case inventory.FixSwitchPort:
-		if err := m.DisconnectSwitch(ctx, v.Device); err != nil {
-			return err
-		}
-		return m.ReconnectSwitch(ctx, v.Device, v.VMMPID())
+		return m.setSwitchPort(ctx, v.Device)
 	}
 	return nil
 }

@@ -303,6 +303,37 @@ func (m *Maker) ReconnectSwitch(ctx context.Context, dev *inventory.Device, pid 
 	return addPort(ctx, r.Source, portOf(r, dev.Name, label, pid), files...)
 }
 
+// joinSwitch makes a tap a port of its switch, and no longer of the one that has had it.
+func (m *Maker) joinSwitch(ctx context.Context, dev *inventory.Device) error {
+	if dev.Want.Former != "" {
+		former := *dev
+		former.Want.Source = dev.Want.Former
+		former.SwitchPort = m.ReadSwitchPort(ctx, &former)
+		if err := m.DisconnectSwitch(ctx, &former); err != nil {
+			return err
+		}
+	}
+	return m.ReconnectSwitch(ctx, dev, dev.VMMPID())
+}
+
+// setSwitchPort gives a NIC's port its settings. The label of a tap's port follows the record; that
+// of a socket's port is the record.
+func (m *Maker) setSwitchPort(ctx context.Context, dev *inventory.Device) error {
+	port := dev.SwitchPort.Port.Name
+	r := dev.Want
+	r.Phase = nic.PhasePlugged
+	label, err := r.Encode()
+	if err != nil {
+		return err
+	}
+	return inventory.WithSwitch(ctx, dev.SwitchPort.Path, func(ctx context.Context, c *control.Client) error {
+		if err := c.SetPort(ctx, port, r.SwitchPortConfig()); err != nil || dev.IsSocket() {
+			return err
+		}
+		return c.SetLabel(ctx, port, label)
+	})
+}
+
 // DisconnectSwitch removes a NIC's port from its switch. It is success if the switch or the port is
 // gone.
 func (m *Maker) DisconnectSwitch(ctx context.Context, dev *inventory.Device) error {

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"slices"
 
+	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/backend"
 	"vmnet/internal/cli/nicflags"
 	"vmnet/internal/guest"
@@ -38,12 +39,20 @@ type Plan struct {
 // matches nic.ErrInvalid if the guest would have to notice the change.
 func New(ctx context.Context, m *backend.Maker, g *guest.Guest, dev *inventory.Device, spec nic.Spec) (*Plan, error) {
 	p := &Plan{m: m, guest: g, dev: dev, from: dev.Want}
+	if spec.Switch != nil && isSwitch(p.from, spec.Switch.Name) {
+		same := *spec.Switch
+		same.Name, spec.Switch = p.from.Source, &same
+	}
 	p.Changes = nicflags.Differences(p.from.Spec(), spec)
 	if err := refuse(p.from, p.Changes); err != nil {
 		return nil, step.WithStage(nic.ErrInvalid, err)
 	}
 	if err := spec.CheckSecurity(); err != nil {
 		return nil, err
+	}
+	if p.from.Former != "" && p.changesSwitch(spec) {
+		return nil, fmt.Errorf("%w: its move from switch %s to %s was cut short (vmnet reconcile first)",
+			nic.ErrInUse, p.from.Former, p.from.Source)
 	}
 	if err := p.record(ctx, spec); err != nil {
 		return nil, err
@@ -72,7 +81,7 @@ func (p *Plan) record(ctx context.Context, spec nic.Spec) error {
 	planned := spec
 	planned.Via = "" // there is a device already
 	h := p.m.New(planned.WithDefaults(), nic.PhaseChanging)
-	if isOnBridge(p.from) && len(p.Changes) > 0 {
+	if isOnBridge(p.from) && len(p.Changes) > 0 || p.changesSwitch(spec) {
 		if err := h.PlanInterface(ctx); err != nil {
 			return step.WithStage(nic.ErrLink, err)
 		}
@@ -99,6 +108,18 @@ func (p *Plan) record(ctx context.Context, spec nic.Spec) error {
 	return nil
 }
 
+// isSwitch reports whether the NIC is on the switch of that name, or of that socket's path.
+func isSwitch(r nic.Record, name string) bool {
+	is, err := control.Path(r.Source)
+	asked, askedErr := control.Path(name)
+	return r.Switch && err == nil && askedErr == nil && is == asked
+}
+
+// changesSwitch reports whether the NIC moves to another switch.
+func (p *Plan) changesSwitch(spec nic.Spec) bool {
+	return p.from.Switch && spec.Switch != nil && spec.Switch.Name != p.from.Source
+}
+
 func isOnBridge(r nic.Record) bool { return r.Type == nic.TypeTap && !r.Switch }
 
 // fits returns an error if the guest may send longer frames than its new bridge carries: QEMU
@@ -115,8 +136,7 @@ func fits(from nic.Record, h *backend.NIC) error {
 
 // plan decides the steps.
 func (p *Plan) plan(ctx context.Context) error {
-	wanted := p.to
-	wanted.Phase = nic.PhaseChanging
+	wanted := p.underWay(p.from, p.to)
 	final := p.to
 	final.Phase = nic.PhasePlugged
 	underWay, err := wanted.Encode()
@@ -127,7 +147,7 @@ func (p *Plan) plan(ctx context.Context) error {
 	if err != nil {
 		return step.WithStage(nic.ErrInvalid, err)
 	}
-	mends, err := p.mends(wanted)
+	mends, err := p.mends(ctx, wanted)
 	if err != nil {
 		return err
 	}
@@ -150,8 +170,8 @@ func (p *Plan) plan(ctx context.Context) error {
 
 // moves reports whether the guest's frames come out elsewhere.
 func (p *Plan) moves() bool {
-	return p.from.Source != p.to.Source || p.from.Port != p.to.Port || p.from.LinkDown && !p.to.LinkDown ||
-		p.dev.MasterName != "" && p.dev.MasterName != p.to.Source
+	return p.from.Source != p.to.Source || p.from.Former != "" || p.from.Port != p.to.Port ||
+		p.from.LinkDown && !p.to.LinkDown || p.dev.MasterName != "" && p.dev.MasterName != p.to.Source
 }
 
 // as returns the NIC as it is now, compared with the record r.
@@ -160,15 +180,36 @@ func (p *Plan) as(ctx context.Context, r nic.Record) (*inventory.View, error) {
 	if err != nil {
 		return nil, err
 	}
-	now.Want = r
-	return p.m.View(&now)
+	return p.view(ctx, now, r)
+}
+
+// view compares the NIC, as it was read, with the record r.
+func (p *Plan) view(ctx context.Context, dev inventory.Device, r nic.Record) (*inventory.View, error) {
+	other := dev.Want.Source != r.Source
+	dev.Want = r
+	if r.Switch && other {
+		dev.SwitchPort = p.m.ReadSwitchPort(ctx, &dev)
+	}
+	return p.m.View(&dev)
+}
+
+// underWay returns the record to of a NIC while it changes from the record from.
+func (p *Plan) underWay(from, to nic.Record) nic.Record {
+	to.Phase = nic.PhaseChanging
+	to.Former = ""
+	switch {
+	case !from.Switch:
+	case from.Source != to.Source:
+		to.Former = from.Source
+	default:
+		to.Former = from.Former
+	}
+	return to
 }
 
 // mends returns the steps that make the NIC as the record says.
-func (p *Plan) mends(wanted nic.Record) ([]step.Step, error) {
-	dev := *p.dev
-	dev.Want = wanted
-	v, err := p.m.View(&dev)
+func (p *Plan) mends(ctx context.Context, wanted nic.Record) ([]step.Step, error) {
+	v, err := p.view(ctx, *p.dev, wanted)
 	if err != nil {
 		return nil, step.WithStage(nic.ErrLink, err)
 	}
@@ -195,8 +236,7 @@ func (p *Plan) mends(wanted nic.Record) ([]step.Step, error) {
 
 // mendStep mends one property, and its undo mends the property as the former record says.
 func (p *Plan) mendStep(wanted nic.Record, f inventory.Finding) step.Step {
-	former := p.from
-	former.Phase = nic.PhaseChanging
+	former := p.underWay(p.to, p.from)
 	return step.Step{
 		Name: f.What, Text: f.Text,
 		Do:   func(ctx context.Context) error { return p.mend(ctx, wanted, f.What) },

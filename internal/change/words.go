@@ -23,7 +23,7 @@ var fixed = map[string]string{
 	"routed":     "a routed NIC has no port, and others have no routes",
 	"macvtap":    "the kernel ties a macvtap to its parent device for good",
 	"ipvtap":     "the kernel ties an ipvtap to its parent device for good",
-	"switch":     "QEMU and the switch have the two ends of what the NIC was plugged with",
+	"switch":     "a NIC moves from bridge to bridge, or from switch to switch",
 	"source-mac": "the kernel forgets the senders of mode source when they change",
 	"nopromisc":  "the kernel decides that when the device is made",
 	"flag":       "all ipvtaps of a parent device have one flag",
@@ -36,6 +36,8 @@ func refuse(from nic.Record, changes []nic.Change) error {
 		switch {
 		case c.To != "" && slices.Contains(nicflags.Places, c.Flag) && c.Flag != kindOf(from) && !isFixed:
 			why, isFixed = fixed[kindOf(from)]
+		case c.Flag == "switch" && c.To != "" && from.Switch:
+			why, isFixed = "its switch has the other end of the guest's socket", from.Type == nic.TypeSocket
 		case c.Flag == "mode" && from.Type == string(vtap.IPVtap):
 			why, isFixed = "all ipvtaps of a parent device have one mode", true
 		case c.Flag == "ip" && from.Type != nic.TypeTap:

@@ -46,7 +46,7 @@ func TestRefuse(t *testing.T) {
 	}{
 		"type=macvtap source=eth0 mode=vepa rx=none": {func(s *nic.Spec) { s.Lower.Device = "eth1" }, "for good"},
 		"type=ipvtap source=eth0 mode=l2 rx=none":    {func(s *nic.Spec) { s.Lower.Mode = "l3" }, "have one mode"},
-		"type=socket source=sw0 switch=on":           {func(s *nic.Spec) { s.Switch, s.Bridge = nil, "br0" }, "two ends"},
+		"type=socket source=sw0 switch=on":           {func(s *nic.Spec) { s.Switch, s.Bridge = nil, "br0" }, "from switch to switch"},
 		"type=macvtap source=eth0 mode=vepa rx=all":  {func(s *nic.Spec) { s.Lower, s.Bridge = nil, "br0" }, "for good"},
 	} {
 		r, ok := nic.ParseRecord("vmnet vm=P2 nic=net0 " + alias + " mac=52:54:00:00:00:01")

@@ -185,7 +185,7 @@ func TestCompare(t *testing.T) {
 		}, nic.MendAttach, "the same vmnet attach again"},
 		{"settings", socketView, func(v *View) {
 			v.SwitchPort.Port.Config = vport.Config{}
-		}, nic.MendDetach, detachFirst},
+		}, nic.MendReconcile, "vmnet reconcile"},
 
 		{"host MAC", plainView, func(v *View) { v.MAC = guestMAC }, nic.MendReconcile, "vmnet reconcile"},
 		{"port", plainView, func(v *View) { v.port.Isolated = false }, nic.MendReconcile, "vmnet reconcile"},

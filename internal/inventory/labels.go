@@ -87,14 +87,15 @@ func holds(pid int, target string) (found bool) {
 	return found
 }
 
-// setSwitchPort sets the port of a NIC by a socket. Only the port's label has the phase.
+// setSwitchPort sets the port of a NIC by a socket. The port's label is the later one: the label
+// that QEMU holds stays as it was when the NIC was plugged.
 func (dev *Device) setSwitchPort(s SwitchPort) {
 	dev.SwitchPort = s
 	if s.Port == nil {
 		return
 	}
 	if r, ok := nic.ParseRecord(s.Port.Label); ok {
-		dev.Want.Phase, dev.Alias = r.Phase, s.Port.Label
+		dev.Want, dev.Alias = dev.Want.ChangedTo(r), s.Port.Label
 	}
 }
 

@@ -210,19 +210,20 @@ func mendSeat(v *View) Remedy {
 		r.left = v.notRuns.Error()
 		return r
 	}
+	if v.Want.Former != "" {
+		return byReconcile(
+			fmt.Sprintf("switch %s: remove-port %s; switch %s: add-port %[2]s", v.Want.Former, v.Name, v.Want.Source),
+			"moved to switch "+v.Want.Source, Fix{Kind: FixSwitch})
+	}
 	return byReconcile(fmt.Sprintf("switch %s: add-port %s again, which it has lost", v.Want.Source, v.Name),
 		"joined again to switch "+v.Want.Source, Fix{Kind: FixSwitch})
 }
 
-// mendSettings: a switch's port gets its settings when it is made, and the port of a socket cannot
-// be made again.
 func mendSettings(v *View) Remedy {
-	if v.IsSocket() {
-		return byDetach(v)
-	}
-	return byReconcile(fmt.Sprintf("switch %s: remove-port %s, add-port %s", v.Want.Source, v.SwitchPort.Port.Name,
-		v.Name), "given its port's settings again",
-		Fix{Kind: FixSwitchPort})
+	return byReconcile(
+		fmt.Sprintf("switch %s: set-port %s: %s", v.Want.Source, v.SwitchPort.Port.Name,
+			settingsText(v.Want.SwitchPortConfig())),
+		"given its port's settings again", Fix{Kind: FixSwitchPort})
 }
 
 // mendLoop: the switch starts the port again once the loop has ended.

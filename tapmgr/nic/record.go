@@ -135,6 +135,7 @@ type Record struct {
 	VM, NIC  string
 	Type     string       // TypeTap, TypeRouted, TypeSocket, "macvtap" or "ipvtap"
 	Source   string       // the bridge, uplink, parent device or switch
+	Former   string       // of phase changing: the switch that has had the tap; empty for none
 	Switch   bool         // Source is a userspace switch
 	Network  string       // the network whose bridge Source is; empty for none
 	IP       []netip.Addr // the guest's own addresses
@@ -195,6 +196,15 @@ func (r Record) Spec() Spec {
 		}
 	}
 	return s
+}
+
+// ChangedTo returns the record with what a set can change as the later record now of the same NIC
+// has it. It is for a NIC whose identity and present state are recorded in two places.
+func (r Record) ChangedTo(now Record) Record {
+	now.VM, now.NIC, now.Type, now.Source, now.Switch, now.Netns = r.VM, r.NIC, r.Type, r.Source, r.Switch, r.Netns
+	now.MAC, now.Model, now.Queues, now.Vhost, now.MTU = r.MAC, r.Model, r.Queues, r.Vhost, r.MTU
+	now.Options, now.Owner, now.Via = r.Options, r.Owner, r.Via
+	return now
 }
 
 // Encode returns the alias. If it would be too long, defaults are left out; it is an error if it is
@@ -266,6 +276,9 @@ func (r Record) text(terse bool) string {
 	}
 	add("via", string(r.Via))
 	add("state", string(r.Phase))
+	if r.Phase == PhaseChanging {
+		add("former", r.Former)
+	}
 	if r.Phase == PhaseStarting {
 		add("since", strconv.FormatInt(r.Since, 10))
 	}
@@ -307,6 +320,8 @@ func (r *Record) set(key, value string) bool {
 		r.Type = value
 	case "source":
 		r.Source = value
+	case "former":
+		r.Former = value
 	case "network":
 		r.Network = value
 	case "ip":
