@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"vmnet/internal/cli/nicflags"
+	"vmnet/internal/routed/obstacles"
 	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
@@ -63,7 +64,9 @@ With --routed the guest has addresses of the LAN behind an uplink, without a bri
 each --ip to the guest's tap, and answers for it on the uplink by entries of proxy ARP and NDP. The
 LAN sees the uplink's MAC alone, as Wi-Fi and hosters that filter by MAC demand. The LAN, the host
 and other guests reach the guest. An address that the host, another routed guest or a machine on the
-LAN has is refused; the LAN is asked for a second. attach and show print what the guest must be
+LAN has is refused; the LAN is asked for a second. The guest's addresses are announced there (needs
+CAP_NET_RAW). A note names chains of Docker, ufw, firewalld and others that drop the guest's
+traffic, with the cure; so do vmnet check and doctor. attach and show print what the guest must be
 configured with: its addresses, and default routes via 169.254.0.1 and fe80::1. The kernel drops
 IPv4 packets from other addresses than the guest's (rp_filter); nothing checks the sources of its
 IPv6 packets. Forwarding is turned on for the tap and the uplink, before Linux 6.17 for IPv6 on all
@@ -186,6 +189,7 @@ func (a *app) attach(ctx context.Context, o *attachOptions) error {
 		if o.steps.planned {
 			return nil
 		}
+		a.tellRouted(ctx, res.NIC)
 		var waitErr error
 		if o.wait {
 			waitErr = a.waitForwarding(ctx, m, &res)
@@ -196,6 +200,21 @@ func (a *app) attach(ctx context.Context, o *attachOptions) error {
 		}
 		return waitErr
 	})
+}
+
+// tellRouted notes what drops the traffic of a routed guest.
+func (a *app) tellRouted(ctx context.Context, n nic.NIC) {
+	if n.Type != nic.TypeRouted {
+		return
+	}
+	found, err := obstacles.In(ctx, a.netns, n.Interface)
+	if err != nil {
+		a.note(err.Error())
+	}
+	for _, d := range found.Differences {
+		a.note(fmt.Sprintf("%s/%s: %s (%s)", d.VM, d.NIC, d.Found, d.Mend))
+	}
+	a.notes(found.Notices)
 }
 
 func attachInTime(ctx context.Context, m *tapmgr.Manager, o *attachOptions) (nic.Result, error) {

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmnet/internal/nsport"
+	"vmnet/internal/routed/obstacles"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 )
@@ -38,6 +39,11 @@ difference, the exit status is 1.`,
 			}
 			checked.Differences = append(checked.Differences, more...)
 			declaredErr := a.checkDeclared(cmd.Context(), m, declared, &checked)
+			found, err := obstacles.In(cmd.Context(), a.netns, "")
+			if err != nil {
+				checked.Notices = append(checked.Notices, err.Error())
+			}
+			checked.Differences = append(checked.Differences, found.Differences...)
 			a.notes(checked.Notices)
 			if *format == "json" {
 				err = a.printJSON(checked)

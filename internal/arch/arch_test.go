@@ -22,7 +22,7 @@ var layers = [][]string{
 	{"internal/guestfile"},
 	{"internal/libvirthook/declared", "internal/network/userdirs"},
 	{"internal/cli/nicflags"},
-	{"internal/vmm/launch", "internal/hostaccess", "internal/nsport"},
+	{"internal/vmm/launch", "internal/hostaccess", "internal/nsport", "internal/routed/obstacles"},
 	{"internal/access/bridgeconf", "internal/access/policy"},
 	{"internal/backend"},
 	{"internal/inventory"},

@@ -13,8 +13,11 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/leaktest"
+	"vmnet/internal/network/nft"
 	"vmnet/internal/nstest"
+	"vmnet/tapmgr/nic"
 )
 
 func TestMain(m *testing.M) { leaktest.Main(m) }
@@ -307,4 +310,32 @@ func TestLiveRouted(t *testing.T) {
 		!strings.Contains(got[0].Cure, "vmnet reconcile") {
 		t.Errorf("%+v", got)
 	}
+	if err := nl.DeleteProxy(entry); err != nil {
+		t.Fatal(err)
+	}
+
+	tap, err := tun.Create(ns, "P2-net0", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tap.Close()
+	alias, aliasErr := nic.Record{
+		VM: "P2", NIC: "net0", Type: nic.TypeRouted, Source: "lo", MAC: nic.DefaultMAC("P2", "net0"),
+		IP: []netip.Addr{entry.Addr}, Model: nic.DefaultModel, Queues: 1,
+	}.Encode()
+	l, err := nl.Link("P2-net0")
+	if err == nil {
+		err = nl.Set(l.Index, rtnl.Alias(alias))
+	}
+	if err = errors.Join(err, aliasErr); err != nil {
+		t.Fatal(err)
+	}
+	wants(t, m.routed(t.Context()), Check{"routed NICs", OK, "1, nothing is left of others, and no other ", ""})
+	err = nft.Apply(t.Context(), ns, "table ip x { chain F { type filter hook forward priority 0; policy drop; }\n}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wants(t, m.routed(t.Context()), Check{
+		"routed NICs", Fail, "P2/net0 P2-net0: ip x F of the table x drops ", "nft insert rule ip x F iifname P2-net0 ",
+	})
 }

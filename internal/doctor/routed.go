@@ -7,6 +7,7 @@ import (
 
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/routed/obstacles"
 )
 
 // routed checks what routed NICs need of the netns, and what others have left there. A host without
@@ -41,5 +42,19 @@ func (m Machine) routed(ctx context.Context) []Check {
 	if len(nics) == 0 {
 		return nil
 	}
-	return ok(name, "%d, and nothing is left of others", len(nics))
+	found, err := obstacles.Find(ctx, m.NS, "")
+	if err != nil {
+		return warn(name, "", "%v", err)
+	}
+	var checks []Check
+	for _, d := range found.Differences {
+		checks = append(checks, fail(name, d.Mend, "%s/%s %s: %s", d.VM, d.NIC, d.Interface, d.Found)...)
+	}
+	for _, notice := range found.Notices {
+		checks = append(checks, warn(name, "", "%s", notice)...)
+	}
+	if len(checks) > 0 {
+		return checks
+	}
+	return ok(name, "%d, nothing is left of others, and no other firewall drops their traffic", len(nics))
 }

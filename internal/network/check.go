@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"slices"
-	"strings"
 	"syscall"
 
 	"vmnet/internal/kernel/forwarding"
@@ -239,7 +238,7 @@ func (m *Manager) obstacles(n *config.Network, rules *nft.Ruleset) ([]firewall.O
 	if err != nil {
 		return nil, err
 	}
-	legacy, err := m.legacyTables()
+	legacy, err := firewall.LegacyTables(m.NS)
 	if err != nil {
 		return nil, err
 	}
@@ -272,24 +271,6 @@ func (m *Manager) uplinks() (names []string, err error) {
 		}
 	}
 	return names, nil
-}
-
-// legacyTables are those of iptables-legacy.
-func (m *Manager) legacyTables() (tables []string, err error) {
-	err = m.NS.Do(func() error {
-		for _, name := range []string{"ip_tables_names", "ip6_tables_names"} {
-			text, err := os.ReadFile("/proc/thread-self/net/" + name)
-			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			tables = append(tables, strings.Fields(string(text))...)
-		}
-		return nil
-	})
-	return tables, err
 }
 
 // UpstreamNotices says so if the server of a network cannot ask the host's name servers.

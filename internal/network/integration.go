@@ -7,6 +7,7 @@ import (
 
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/network/config"
+	"vmnet/internal/network/firewall"
 	"vmnet/internal/network/integrate"
 	"vmnet/internal/network/nft"
 	"vmnet/step"
@@ -85,7 +86,7 @@ func (m *Manager) endIntegrationSteps(ctx context.Context, name string, rules *n
 	if !integrated {
 		return nil, nil
 	}
-	legacy, err := m.legacyTables()
+	legacy, err := firewall.LegacyTables(m.NS)
 	if err != nil {
 		return nil, err
 	}

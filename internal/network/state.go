@@ -10,6 +10,7 @@ import (
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/network/config"
+	"vmnet/internal/network/firewall"
 	"vmnet/internal/network/nft"
 	"vmnet/internal/network/ruleset"
 	"vmnet/internal/network/server"
@@ -51,7 +52,7 @@ func (m *Manager) readAll(ctx context.Context, networks []*config.Network) ([]*s
 	if err != nil {
 		return nil, err
 	}
-	legacy, err := m.legacyTables()
+	legacy, err := firewall.LegacyTables(m.NS)
 	if err != nil {
 		return nil, err
 	}

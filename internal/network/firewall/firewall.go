@@ -43,31 +43,51 @@ type Host struct {
 // of the names of our tables.
 func (h Host) Obstacles(bridge, own string) []Obstacle {
 	found := []Obstacle{}
-	for _, c := range h.Ruleset.Chains {
-		if strings.HasPrefix(c.Table.Name, own) || !slices.Contains([]string{"ip", "ip6", "inet"}, c.Table.Family) {
-			continue
+	for _, c := range h.dropping(own, "forward", "input") {
+		if !h.lets(c, bridge, map[string]bool{}) {
+			found = append(found, h.obstacle(c, bridge))
 		}
-		if c.Hook != "forward" && c.Hook != "input" || !drops(c) || h.lets(c, bridge, map[string]bool{}) {
-			continue
-		}
-		found = append(found, h.obstacle(c, bridge))
 	}
-	if slices.Contains(h.Legacy, "filter") {
-		found = append(found, Obstacle{
-			Chain: "filter", Owner: "iptables-legacy", Effect: "may drop what guests send: nft does not list its rules",
-			Cure: "iptables-legacy -S FORWARD shows them",
-		})
+	return append(found, h.legacy()...)
+}
+
+// dropping returns the base chains of others that drop what they do not accept, at these hooks.
+func (h Host) dropping(own string, hooks ...string) (found []*nft.Chain) {
+	for _, c := range h.Ruleset.Chains {
+		if !strings.HasPrefix(c.Table.Name, own) && slices.Contains(hooks, c.Hook) && traffic[c.Table.Family] != "" &&
+			drops(c) {
+			if accepts, _ := h.accepts(c, map[string]bool{}); !accepts {
+				found = append(found, c)
+			}
+		}
 	}
 	return found
 }
 
-func (h Host) obstacle(c *nft.Chain, bridge string) Obstacle {
-	owner := h.owner(c)
-	o := Obstacle{
+func (h Host) legacy() []Obstacle {
+	if !slices.Contains(h.Legacy, "filter") {
+		return nil
+	}
+	return []Obstacle{{
+		Chain: "filter", Owner: "iptables-legacy", Effect: "may drop what guests send: nft does not list its rules",
+		Cure: "iptables-legacy -S FORWARD shows them",
+	}}
+}
+
+// traffic is what chains of a family decide on.
+var traffic = map[string]string{"ip": "IPv4 traffic", "ip6": "IPv6 traffic", "inet": "traffic"}
+
+// of returns an obstacle without its effect and cure.
+func of(c *nft.Chain, owner owner) Obstacle {
+	return Obstacle{
 		Chain: strings.Join([]string{c.Table.Family, c.Table.Name, c.Name}, " "), Owner: owner.name,
 		Blocks: c.Hook == "forward",
 	}
-	what := map[string]string{"ip": "IPv4 traffic", "ip6": "IPv6 traffic", "inet": "traffic"}[c.Table.Family]
+}
+
+func (h Host) obstacle(c *nft.Chain, bridge string) Obstacle {
+	owner := h.owner(c)
+	o, what := of(c, owner), traffic[c.Table.Family]
 	if c.Hook == "input" {
 		o.Effect = "drops " + what + " of guests to the host itself; DHCP and DNS are not affected"
 		o.Cure = owner.input(bridge)
@@ -77,7 +97,7 @@ func (h Host) obstacle(c *nft.Chain, bridge string) Obstacle {
 	if o.Bridged = h.BridgeNetfilter && c.Table.Family != "ip6"; o.Bridged {
 		o.Effect += ", and to each other and their DHCP server, since net.bridge.bridge-nf-call-iptables is 1"
 	}
-	o.Cure = owner.forward(bridge, c)
+	o.Cure = owner.forward(passage{link: bridge}, c)
 	return o
 }
 

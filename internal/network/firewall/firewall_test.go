@@ -26,6 +26,7 @@ func TestLiveObstacles(t *testing.T) {
 		{"nothing", "", Host{}, nil},
 		{"ours", "table inet vmnet-lab { " + forward + "drop; }\n}", Host{}, nil},
 		{"accept", "table ip filter { " + forward + "accept; }\n}", Host{}, nil},
+		{"all", "table ip filter { chain a { accept; }\n" + forward + "drop; ct state invalid drop; jump a; }\n}", Host{}, nil},
 		{
 			"unknown", "table ip mine { " + forward + "drop; }\n}",
 			Host{},
@@ -135,6 +136,44 @@ func TestLiveObstacles(t *testing.T) {
 	}
 }
 
+// TestLiveRouted: a chain lets a routed guest's traffic pass if it does so in both directions.
+func TestLiveRouted(t *testing.T) {
+	_, err := tool.Find("nft", "nftables")
+	nstest.Require(t, "nft", err == nil, "apt install nftables")
+	const cure = " (nft insert rule ip x F iifname t1 accept; nft insert rule ip x F oifname t1 accept)"
+	for rules, want := range map[string]string{
+		"":                                     " of the guest to and from the LAN" + cure,
+		"iifname t1 accept":                    " from the LAN to the guest" + cure,
+		"oifname t1 accept":                    " of the guest to the LAN" + cure,
+		"iifname eth0 accept":                  " of the guest to the LAN" + cure,
+		"tcp dport 22 accept":                  " of the guest to and from the LAN" + cure,
+		"oifname t11 accept":                   " of the guest to and from the LAN" + cure,
+		"ct state new counter":                 " of the guest to and from the LAN" + cure,
+		"iifname { t1, eth0 } accept":          "",
+		"iifname t1 accept; oifname t* accept": "",
+		"oifname { t1, eth0 } accept":          "",
+		"accept":                               "",
+	} {
+		ns := nstest.New(t)
+		err := nft.Apply(t.Context(), ns, "table ip x { chain F { type filter hook forward priority 0; policy drop; "+
+			rules+"; }\nchain I { type filter hook input priority 0; policy drop; }\n}")
+		if err != nil {
+			t.Fatal(err)
+		}
+		h, err := Read(t.Context(), ns)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		for _, o := range h.Routed("t1", "eth0", "vmnet-") {
+			got += strings.TrimPrefix(o.String(), "ip x F of the table x drops IPv4 traffic")
+		}
+		if got != want {
+			t.Errorf("%q: %q, want %q", rules, got, want)
+		}
+	}
+}
+
 // firewalldRules are the part of firewalld's that decides on what is forwarded: eth1 is in a zone
 // that accepts, up0 in one by name, and all others are in that by default.
 const firewalldRules = `table inet firewalld {
@@ -166,7 +205,8 @@ func FuzzObstacles(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for _, o := range (Host{Ruleset: r}).Obstacles("lab", "vmnet-") {
+		h := Host{Ruleset: r}
+		for _, o := range append(h.Obstacles("lab", "vmnet-"), h.Routed("t1", "eth0", "vmnet-")...) {
 			if o.Owner == "" || o.Cure == "" || o.Effect == "" {
 				t.Errorf("%+v", o)
 			}
