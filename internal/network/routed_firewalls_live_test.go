@@ -16,7 +16,8 @@ func TestLiveRoutedBesideOthers(t *testing.T) {
 			t.Parallel()
 			x := newHost(t)
 			guest := nstest.New(t)
-			x.cable(x.host, "tap0", "169.254.0.1/32", "fe80::1/64", guest, "eth0", "203.0.113.11/24", "2001:db8:f::11/64")
+			x.cable(x.host, "tap0", "169.254.0.1/32", "fe80::1/64",
+				guest, "eth0", "203.0.113.11/24", "2001:db8:f::11/64")
 			x.ip(x.host, "route", "add", "203.0.113.11", "dev", "tap0")
 			x.ip(guest, "route", "replace", "203.0.113.0/24", "via", "169.254.0.1", "dev", "eth0", "onlink")
 			x.ip(x.wan, "route", "add", "203.0.113.11", "via", hostIP)

@@ -26,7 +26,11 @@ func TestLiveObstacles(t *testing.T) {
 		{"nothing", "", Host{}, nil},
 		{"ours", "table inet vmnet-lab { " + forward + "drop; }\n}", Host{}, nil},
 		{"accept", "table ip filter { " + forward + "accept; }\n}", Host{}, nil},
-		{"all", "table ip filter { chain a { accept; }\n" + forward + "drop; ct state invalid drop; jump a; }\n}", Host{}, nil},
+		{
+			"all", "table ip filter { chain a { accept; }\n" + forward + "drop; ct state invalid drop; jump a; }\n}",
+			Host{},
+			nil,
+		},
 		{
 			"unknown", "table ip mine { " + forward + "drop; }\n}",
 			Host{},

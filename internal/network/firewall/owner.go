@@ -62,7 +62,8 @@ var (
 				return trusted(p.link)
 			}
 			in := "firewall-cmd --zone=ZONE --add-"
-			return fmt.Sprintf("%sinterface=%s; %[1]sinterface=%[3]s; %[1]sforward; ZONE is that of %[2]s", in, p.lan, p.link)
+			return fmt.Sprintf("%sinterface=%s; %[1]sinterface=%[3]s; %[1]sforward; ZONE is that of %[2]s",
+				in, p.lan, p.link)
 		}, trusted,
 	}
 	libvirt = owner{"libvirt", anyForward, inputRule}
@@ -87,7 +88,8 @@ func iptables(chain string) func(passage, *nft.Chain) string {
 		if p.lan != "" {
 			which = ""
 		}
-		return fmt.Sprintf("%s -I %s -i %s -j ACCEPT; %[1]s -I %[2]s -o %[3]s%s -j ACCEPT", program, chain, p.link, which)
+		return fmt.Sprintf("%s -I %s -i %s -j ACCEPT; %[1]s -I %[2]s -o %[3]s%s -j ACCEPT",
+			program, chain, p.link, which)
 	}
 }
 
