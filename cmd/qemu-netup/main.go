@@ -37,21 +37,26 @@ var (
 const exitFailure = 1
 
 func main() {
-	err := fdroom.Check()
-	if err == nil {
-		var p *privilege.Process
-		if p, err = privilege.Begin(); err == nil { // before anything else
-			err = run(p, os.Args)
-		}
-	}
-	if err != nil {
+	if err := run(os.Args); err != nil {
 		console.Say(os.Stderr, "qemu-netup", err.Error()) // QEMU's users see its stderr
 		os.Exit(exitFailure)
 	}
 }
 
-func run(p *privilege.Process, argv []string) error {
-	if r, ok := asQEMU(argv); ok {
+func run(argv []string) error {
+	r, helper := asQEMU(argv)
+	room := fdroom.Check
+	if helper {
+		room = fdroom.CheckLimit // Serve closes what the caller has left open
+	}
+	if err := room(); err != nil {
+		return err
+	}
+	p, err := privilege.Begin() // before anything else
+	if err != nil {
+		return err
+	}
+	if helper {
 		return bridgehelper.Serve(p, gate.Files{ACL: aclPath, Policy: policyPath}, r)
 	}
 	// The capabilities that any form of that program needs; each form drops what it does not need.

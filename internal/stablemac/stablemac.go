@@ -7,11 +7,14 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"vmnet/internal/kernel/procfd"
 )
 
 // The files that distinguish machines.
@@ -80,8 +83,15 @@ func machineID(root string) (string, error) {
 	return id, nil
 }
 
+// read returns the start of a file without the space around it, or "". os.ReadFile would start Go's
+// poller, which the bridge helper does without.
 func read(root, path string) string {
-	b, _ := os.ReadFile(filepath.Join(root, path))
+	f, err := procfd.OpenRegular(filepath.Join(root, path))
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	b, _ := io.ReadAll(io.LimitReader(f, 4096))
 	return string(bytes.TrimSpace(b))
 }
 

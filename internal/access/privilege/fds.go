@@ -86,7 +86,7 @@ func CloseInherited(keep ...int) error {
 
 // ownFDs is more than are ever open before the caller's are closed: two or three of Go's runtime
 // and one or two of this package.
-const ownFDs = 32
+const ownFDs = 16
 
 func closeRange(first, last int) error {
 	if first > last {

@@ -13,39 +13,40 @@ import (
 const Least = 32
 
 // Check returns an error if the process cannot open Least more files (RLIMIT_NOFILE of
-// getrlimit(2)), or none at all (file-max of proc(5)). Call it before anything else. It closes
-// every fd that it makes.
-//
-// It runs at each start of the bridge helper. All fds but the first are therefore duplicates, and
-// are made by system calls that Go's scheduler need not know about, since they never block.
+// getrlimit(2), file-max of proc(5)). Call it before anything else. It closes every file that it
+// opens.
 func Check() error {
-	const without = 0 // the system call has no third parameter
-	var made [Least]uintptr
-	n := 0
+	var opened []int
 	defer func() {
-		for _, fd := range made[:n] {
-			_, _, _ = syscall.RawSyscall(syscall.SYS_CLOSE, fd, without, without)
+		for _, fd := range opened {
+			_ = syscall.Close(fd)
 		}
 	}()
-	first, err := syscall.Open("/", syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
-	if err == nil {
-		made[0], n = uintptr(first), 1
-	}
-	for err == nil && n < Least {
-		fd, _, errno := syscall.RawSyscall(syscall.SYS_FCNTL, made[0], syscall.F_DUPFD_CLOEXEC, 0)
-		if errno != 0 {
-			err = errno
-			break
+	for range Least {
+		fd, err := syscall.Open("/", syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+		if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+			return refusal(limitText())
 		}
-		made[n] = fd
-		n++
+		if err == nil { // other errors are about the file system
+			opened = append(opened, fd)
+		}
 	}
-	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
-		return fmt.Errorf(
-			"fewer than %d files can be opened; the limit is %s (raise it: ulimit -n 1024, or LimitNOFILE= in the unit)",
-			Least, limitText())
+	return nil
+}
+
+// CheckLimit is Check for a program that closes all inherited files before it opens any: it looks
+// at the limit only, and so costs a single system call.
+func CheckLimit() error {
+	if l, err := Limit(); err == nil && l < Least {
+		return refusal(fmt.Sprint(l))
 	}
-	return nil // other errors are about the file system
+	return nil
+}
+
+func refusal(limit string) error {
+	return fmt.Errorf(
+		"fewer than %d files can be opened; the limit is %s (raise it: ulimit -n 1024, or LimitNOFILE= in the unit)",
+		Least, limit)
 }
 
 // Limit returns how many files this process may have open at once (RLIMIT_NOFILE of getrlimit(2)).

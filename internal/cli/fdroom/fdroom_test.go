@@ -31,10 +31,15 @@ func TestProgramsWithoutRoom(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
+	commands := [][]string{{"qemu-netup", "--br=br0", "--fd=0"}} // the bridge helper
 	for _, p := range programs {
+		commands = append(commands, []string{p, "list"})
+	}
+	for _, p := range commands {
 		for _, n := range []int{3, 5, 6, 8, 12} {
-			out, err := exec.Command("/bin/sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$0" list`, n),
-				filepath.Join(dir, p)).CombinedOutput()
+			out, err := exec.Command("/bin/sh", append([]string{
+				"-c", fmt.Sprintf(`ulimit -n %d; exec "$0" "$@"`, n), filepath.Join(dir, p[0]),
+			}, p[1:]...)...).CombinedOutput()
 			text := string(out)
 			if err == nil || strings.Count(text, "\n") != 1 ||
 				!strings.Contains(text, fmt.Sprintf("the limit is %d (raise it: ulimit -n 1024", n)) {
