@@ -122,6 +122,7 @@ func (a *app) serve(args []string) error {
 	if f.NArg() > 0 || *fd < 0 {
 		return usagef("--attach --fd=NUMBER is for vmnet attach only (run vmnet attach)")
 	}
+	a.p.Reserve(cap.BPF, cap.PERFMON) // for port security
 	sock, err := bridgehelper.Socket(a.p, *fd)
 	if err != nil {
 		return err

@@ -236,9 +236,13 @@ func TestLiveMonitorFolder(t *testing.T) {
 }
 
 // fileCaps is struct vfs_cap_data of linux/capability.h, revision 2: permitted and effective.
-func fileCaps(v cap.Value) []byte {
+func fileCaps(all ...cap.Value) []byte {
 	var data []byte
-	for _, word := range []uint32{0x02000000 | 1, 1 << v, 0, 0, 0} {
+	var permitted uint64
+	for _, v := range all {
+		permitted |= 1 << v
+	}
+	for _, word := range []uint32{0x02000000 | 1, uint32(permitted), 0, uint32(permitted >> 32), 0} {
 		data = binary.LittleEndian.AppendUint32(data, word)
 	}
 	return data

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/base32"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net"
@@ -120,7 +121,8 @@ func readConfig(path string) (string, error) {
 }
 
 // keepFor keeps the capabilities that making the devices needs: a macvtap is made in a netns of its
-// own (CAP_SYS_ADMIN) and opened by a node of its own (CAP_MKNOD).
+// own (CAP_SYS_ADMIN) and opened by a node of its own (CAP_MKNOD); port security takes a BPF program
+// (CAP_BPF), whose pointer arithmetic the verifier allows with CAP_PERFMON.
 func (a *app) keepFor(o *launchOptions) error {
 	if o.netns != "" && !a.p.Caller.Root() {
 		return usagef(
@@ -130,9 +132,19 @@ func (a *app) keepFor(o *launchOptions) error {
 	if o.dryRun {
 		return a.p.Drop()
 	}
-	none := true // no NIC needs a privilege
+	var keep, reserve []cap.Value
 	for _, n := range o.nics {
-		none = none && n.spec.Switch != nil
+		if n.spec.Switch != nil { // which takes no privilege
+			continue
+		}
+		keep = append(keep, cap.NET_ADMIN)
+		if !n.spec.Security.IsZero() {
+			if !a.p.Has(cap.BPF) || !a.p.Has(cap.PERFMON) {
+				return errors.New("--port-security needs CAP_BPF and CAP_PERFMON (install qemu-netup setuid root with " +
+					"chmod u+s, or with setcap cap_net_admin,cap_bpf,cap_perfmon+ep; see vmnet doctor)")
+			}
+			reserve = append(reserve, cap.BPF, cap.PERFMON)
+		}
 		if n.spec.Lower == nil {
 			continue
 		}
@@ -143,13 +155,14 @@ func (a *app) keepFor(o *launchOptions) error {
 		}
 		// A macvtap is in a netns that only /proc of its holders shows, and they can hide from
 		// other processes of their user: the count must be able to inspect all of them.
-		a.p.Reserve(cap.SYS_PTRACE, cap.DAC_READ_SEARCH)
-		return a.p.Keep(cap.NET_ADMIN, cap.SYS_ADMIN, cap.MKNOD)
+		reserve = append(reserve, cap.SYS_PTRACE, cap.DAC_READ_SEARCH)
+		keep = append(keep, cap.SYS_ADMIN, cap.MKNOD)
 	}
-	if none {
+	if len(keep) == 0 {
 		return a.p.Drop()
 	}
-	return a.p.Keep(cap.NET_ADMIN)
+	a.p.Reserve(reserve...)
+	return a.p.Keep(keep...)
 }
 
 // make makes the devices that the caller may have.
@@ -201,11 +214,12 @@ func (a *app) make(o *launchOptions) (made *backend.Launch, err error) {
 func request(s nic.Spec) policy.Request {
 	r := policy.Request{
 		Guest: s.VM, Bridge: cmp.Or(s.Bridge, s.Network), Network: s.Network, Routed: s.Routed, Port: s.Port,
-		MAC: s.MAC, Queues: s.Queues,
+		MAC: s.MAC, Queues: s.Queues, Checks: s.Security.Checks, EtherTypes: s.Security.EtherTypes,
 	}
 	for _, a := range s.IP {
 		r.Addrs = append(r.Addrs, netip.PrefixFrom(a, a.BitLen()))
 	}
+	r.Addrs = append(r.Addrs, s.Security.Nets...)
 	if l := s.Lower; l != nil {
 		r.Lower, r.Kind, r.Addrs = l.Device, l.Kind, l.Addrs
 		r.Mode = cmp.Or(l.Mode, vtap.Modes(l.Kind)[0])

@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"vmnet/bridge/brport"
+	"vmnet/bridge/portsec"
 	"vmnet/internal/access/policy"
 	"vmnet/internal/nstest"
 	"vmnet/macvtap/vtap"
@@ -35,6 +36,18 @@ func TestRequest(t *testing.T) {
 		{
 			nic.Spec{Target: guest, Lower: &nic.Lower{Kind: vtap.Macvtap, Device: "eth0", Mode: "passthru"}},
 			policy.Request{Guest: "P2", Lower: "eth0", Kind: vtap.Macvtap, Mode: "passthru"},
+		},
+		{
+			nic.Spec{
+				Target: guest, Bridge: "br0", IP: []netip.Addr{netip.MustParseAddr("192.0.2.7")}, Security: nic.Security{
+					Checks: portsec.IP, EtherTypes: []portsec.EtherType{0x88f7},
+					Nets: []netip.Prefix{netip.MustParsePrefix("2001:db8::/64")},
+				},
+			},
+			policy.Request{
+				Guest: "P2", Bridge: "br0", Checks: portsec.IP, EtherTypes: []portsec.EtherType{0x88f7},
+				Addrs: []netip.Prefix{netip.MustParsePrefix("192.0.2.7/32"), netip.MustParsePrefix("2001:db8::/64")},
+			},
 		},
 		{
 			nic.Spec{Target: guest, Lower: &nic.Lower{Kind: vtap.IPVtap, Device: "eth0", Addrs: addrs}},

@@ -16,6 +16,7 @@ import (
 	"vmnet/internal/access/policy"
 	"vmnet/internal/cli/nicflags"
 	"vmnet/macvtap/vtap"
+	"vmnet/tapmgr/nic"
 )
 
 func (a *app) policyCommand() *cobra.Command {
@@ -80,6 +81,7 @@ type policyTest struct {
 	file            string // empty: the default file, which need not exist
 	bridgeConf      string
 	macvtap, ipvtap string
+	security        nic.Security
 	json            bool
 }
 
@@ -125,7 +127,8 @@ func (o *policyTest) flags(cmd *cobra.Command) {
 		ip, err := policy.ParseIP(s)
 		o.request.Addrs = append(o.request.Addrs, ip)
 		return err
-	}), "ip", "a requested address of the guest, on a network, routed or of an ipvtap (repeatable)")
+	}), "ip", "a requested address of the guest: on a network, routed, of an ipvtap, or with --port-security (repeatable)")
+	nicflags.AddSecurity(f, &o.security)
 	nicflags.AddPort(cmd.Flags(), &o.request.Port)
 	nicflags.AddMAC(f, &o.request.MAC, "the requested address (default none: it is derived from names)")
 	o.request.Queues, o.request.NICs = 1, 1
@@ -143,6 +146,7 @@ func (a *app) completePolicyTest(cmd *cobra.Command) {
 	modes := append(vtap.Modes(vtap.Macvtap), vtap.Modes(vtap.IPVtap)...)
 	complete(cmd, "mode", cobra.FixedCompletions(modes, noFiles))
 	complete(cmd, "ip", cobra.NoFileCompletions)
+	complete(cmd, "port-security", cobra.FixedCompletions(nicflags.Securities, noFiles))
 	complete(cmd, "vm", cobra.NoFileCompletions)
 	complete(cmd, "user", cobra.NoFileCompletions)
 	complete(cmd, "bridge", a.bridgeNames)
@@ -178,6 +182,7 @@ func (a *app) policyTest(o *policyTest) error {
 // the mode is the usual one if none is given.
 func (o *policyTest) place() {
 	q := &o.request
+	q.Checks, q.EtherTypes = o.security.Checks, o.security.EtherTypes
 	switch {
 	case q.Network != "":
 		q.Bridge = q.Network

@@ -2,7 +2,9 @@ package backend
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 
 	"vmnet/internal/kernel/bpfguard"
 	"vmnet/internal/kernel/rtnl"
@@ -10,13 +12,17 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// maySecure returns an error if this process cannot have the kernel check the NIC's frames. A
-// switch checks those of its ports by itself, and a helper those of the taps that it makes.
+// maySecure returns an error if this kernel cannot check the NIC's frames. Whether this process may
+// have it do so, which a dry run need not, shows in the step. A switch checks the frames of its
+// ports by itself.
 func (h *NIC) maySecure() error {
-	if _, byHelper := h.host.(*helperTap); byHelper || h.Spec.Switch != nil || h.Record.Security.IsZero() {
+	if h.Spec.Switch != nil || h.Record.Security.IsZero() {
 		return nil
 	}
 	err := h.m.WithPrivilege(func() error { return bpfguard.Probe(h.Record.PortSecurity()) })
+	if errors.Is(err, fs.ErrPermission) {
+		return nil
+	}
 	return step.WithStage(nic.ErrLink, err)
 }
 

@@ -7,6 +7,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmnet/bridge/portsec"
+	"vmnet/internal/kernel/bpfguard"
 	"vmnet/internal/kernel/tun"
 	"vmnet/vhost"
 )
@@ -63,4 +65,20 @@ func (m Machine) vhost() []Check {
 	}
 	f.Close()
 	return ok(name, "%s can be opened", vhost.Device)
+}
+
+// portSecurity loads the program that checks frames, unless Root names another machine.
+func (m Machine) portSecurity() []Check {
+	const name = "port security"
+	if m.Root != "" {
+		return nil
+	}
+	err := bpfguard.Probe(portsec.Config{Checks: portsec.DHCP | portsec.RA})
+	switch {
+	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0:
+		return ok(name, "only root can load its BPF program: it was not tried (sudo vmnet doctor)")
+	case err != nil:
+		return warn(name, "", "%v", err)
+	}
+	return ok(name, "the kernel loads its BPF program")
 }

@@ -48,7 +48,7 @@ type Machine struct {
 func (m Machine) Look(ctx context.Context) []Check {
 	return slices.Concat(
 		m.helper(), m.bridgeConf(), m.policy(),
-		m.tun(), m.vhost(), m.packetPorts(),
+		m.tun(), m.vhost(), m.portSecurity(), m.packetPorts(),
 		m.qemu(ctx), m.hook(ctx),
 		m.netfilter(), m.networkManager(), m.networkd(), m.udev(),
 		m.machineID(), m.watch(), m.bridges(), m.networks(ctx), m.routed(ctx),

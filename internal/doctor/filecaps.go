@@ -71,7 +71,7 @@ func (c fileCaps) has(number int) bool { return c.Permitted&(1<<number) != 0 }
 // capNames are the capabilities that the helper uses.
 var capNames = map[int]string{
 	unix.CAP_NET_ADMIN: "cap_net_admin", unix.CAP_SYS_ADMIN: "cap_sys_admin",
-	unix.CAP_MKNOD: "cap_mknod",
+	unix.CAP_MKNOD: "cap_mknod", unix.CAP_BPF: "cap_bpf", unix.CAP_PERFMON: "cap_perfmon",
 }
 
 // String formats them as setcap(8) does, with numbers for those that the helper does not use.

@@ -145,9 +145,12 @@ func (m Machine) right(path string) []Check {
 		return ok(name, "setuid root, mode %04o", unixMode(info.Mode()))
 	}
 	if !caps.has(unix.CAP_SYS_ADMIN) || !caps.has(unix.CAP_MKNOD) {
-		return ok(name,
-			"file capabilities %s, mode %04o: NICs on bridges; --macvtap and --ipvtap need a helper that is setuid root",
-			caps, unixMode(info.Mode()))
+		lacks := "--macvtap and --ipvtap"
+		if !caps.has(unix.CAP_BPF) || !caps.has(unix.CAP_PERFMON) {
+			lacks = "--macvtap, --ipvtap and --port-security"
+		}
+		return ok(name, "file capabilities %s, mode %04o: NICs on bridges; %s need a helper that is setuid root",
+			caps, unixMode(info.Mode()), lacks)
 	}
 	return ok(name, "file capabilities %s, mode %04o", caps, unixMode(info.Mode()))
 }

@@ -242,7 +242,7 @@ func TestLive(t *testing.T) {
 		}
 	}
 	for _, name := range []string{
-		"helper", "bridge.conf", "policy.yaml", "tun", "vhost-net", "qemu", "br_netfilter",
+		"helper", "bridge.conf", "policy.yaml", "tun", "vhost-net", "port security", "qemu", "br_netfilter",
 		"NetworkManager", "systemd-networkd", "udev",
 	} {
 		if !found[name] {

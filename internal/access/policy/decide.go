@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"vmnet/bridge/brport"
+	"vmnet/bridge/portsec"
 	"vmnet/macvtap/vtap"
 )
 
@@ -23,13 +24,16 @@ type Request struct {
 	Network string
 	Routed  string // the uplink on which the host would answer for Addrs
 	Port    brport.Settings
-	Lower   string           // the parent device of a macvtap or ipvtap
-	Kind    vtap.Kind        // of the device on Lower
-	Mode    string           // of vtap.Modes(Kind), never empty
-	Addrs   []netip.Prefix   // of the guest of an ipvtap, of a network or of a routed NIC
-	MAC     net.HardwareAddr // nil: none asked for
-	Queues  int              // 0: 1; an automatic number must have been decided before
-	NICs    int              // how many the user would have then
+	Lower   string         // the parent device of a macvtap or ipvtap
+	Kind    vtap.Kind      // of the device on Lower
+	Mode    string         // of vtap.Modes(Kind), never empty
+	Addrs   []netip.Prefix // of the guest of an ipvtap, of a network or of a routed NIC, or with Checks
+	// Checks are those of port security, and EtherTypes pass them.
+	Checks     portsec.Checks
+	EtherTypes []portsec.EtherType
+	MAC        net.HardwareAddr // nil: none asked for
+	Queues     int              // 0: 1; an automatic number must have been decided before
+	NICs       int              // how many the user would have then
 }
 
 // Verdict is the answer to a Request.
@@ -188,7 +192,7 @@ func (q *Request) rule() string {
 	}
 	var ips []string
 	for _, p := range q.Addrs {
-		ips = append(ips, fmt.Sprintf("%q", p.Addr()))
+		ips = append(ips, fmt.Sprintf("%q", portsec.FormatIP(q.asked(p))))
 	}
 	if len(ips) > 0 {
 		items = append(items, "ips: ["+strings.Join(ips, ", ")+"]")

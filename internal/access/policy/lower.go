@@ -9,6 +9,7 @@ import (
 
 	"github.com/goccy/go-yaml/ast"
 
+	"vmnet/bridge/portsec"
 	"vmnet/internal/strictyaml"
 	"vmnet/macvtap/vtap"
 )
@@ -61,15 +62,15 @@ func (q *Request) validateLower() error {
 		return errors.New("a mode needs a macvtap or ipvtap")
 	case q.Routed != "" && len(q.Addrs) == 0:
 		return errors.New("packets find a routed guest by its IP address, and none is named")
-	case q.Lower == "" && q.Network == "" && q.Routed == "" && len(q.Addrs) > 0:
-		return errors.New("IP addresses need a network, an uplink or an ipvtap")
+	case q.Lower == "" && q.Network == "" && q.Routed == "" && len(q.Addrs) > 0 && q.Checks == 0:
+		return errors.New("IP addresses need a network, an uplink, an ipvtap or port security")
 	case q.Lower == "":
 	case q.Kind != vtap.Macvtap && q.Kind != vtap.IPVtap:
 		return fmt.Errorf("kind %q: want macvtap or ipvtap", q.Kind)
 	case !slices.Contains(vtap.Modes(q.Kind), q.Mode):
 		return fmt.Errorf("%s mode %q: want %s", q.Kind, q.Mode, strings.Join(vtap.Modes(q.Kind), ", "))
-	case q.Kind == vtap.Macvtap && len(q.Addrs) > 0:
-		return errors.New("a macvtap needs no IP address: only an ipvtap delivers by it")
+	case q.Kind == vtap.Macvtap && len(q.Addrs) > 0 && q.Checks == 0:
+		return errors.New("a macvtap needs no IP address without port security: only an ipvtap delivers by it")
 	case q.Kind == vtap.IPVtap && len(q.Addrs) == 0:
 		return errors.New("an ipvtap delivers by IP address, and none is named")
 	}
@@ -97,17 +98,29 @@ func withMode(mode string) string {
 	return "modes: [" + strings.Join(append(slices.Clone(defaultModes), mode), ", ") + "]"
 }
 
-// checkIPs compares the addresses alone: the kernel ignores their prefixes for delivery. In a
-// network, guests may have any address that is free, unless the rule says which.
-func (r *rule) checkIPs(q *Request) *objection {
-	if _, limited := r.lines["ips"]; q.Network != "" && !limited {
-		return nil
+// asked returns what a request for an address means. Of an ipvtap it is the address alone: the
+// kernel ignores its prefix for delivery.
+func (q *Request) asked(p netip.Prefix) netip.Prefix {
+	if q.Kind == vtap.IPVtap {
+		return netip.PrefixFrom(p.Addr(), p.Addr().BitLen())
 	}
-	for _, asked := range q.Addrs {
-		a := asked.Addr()
-		if slices.ContainsFunc(r.ips, func(p netip.Prefix) bool { return p.Contains(a) }) {
+	return p
+}
+
+// checkIPs compares the addresses, and the networks from which a guest chooses some. In a network,
+// guests may have any address that is free, and port security that a user asks for without need
+// compares with any, unless the rule says which.
+func (r *rule) checkIPs(q *Request) *objection {
+	_, limited := r.lines["ips"]
+	isFree := !limited && q.Kind != vtap.IPVtap && q.Routed == ""
+	for _, p := range q.Addrs {
+		asked := q.asked(p)
+		within := func(p netip.Prefix) bool { return p.Bits() <= asked.Bits() && p.Contains(asked.Addr()) }
+		if slices.ContainsFunc(r.ips, within) ||
+			isFree && (asked.IsSingleIP() || !r.security.Has(portsec.IP)) {
 			continue
 		}
+		a := portsec.FormatIP(asked)
 		cure := fmt.Sprintf("add %q to ips", a)
 		if len(r.ips) == 0 {
 			cure = fmt.Sprintf("write ips: [%q]", a)
@@ -116,7 +129,7 @@ func (r *rule) checkIPs(q *Request) *objection {
 		for _, p := range r.ips {
 			allowed = append(allowed, p.String())
 		}
-		return &objection{"ips", "IP address " + a.String() + notAmong(allowed), cure}
+		return &objection{"ips", "IP address " + a + notAmong(allowed), cure}
 	}
 	return nil
 }

@@ -31,7 +31,7 @@ func TestNetworks(t *testing.T) {
 		{Request{UID: 1, Bridge: "lan", Network: "lab"}, "its bridge has its name"},
 		{
 			Request{UID: 1, Bridge: "lab", Addrs: ips("10.66.0.20")},
-			"IP addresses need a network, an uplink or an ipvtap",
+			"IP addresses need a network, an uplink, an ipvtap or port security",
 		},
 	} {
 		err := p.Decide(tc.q).Err()

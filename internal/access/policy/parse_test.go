@@ -125,7 +125,7 @@ func TestParseErrors(t *testing.T) {
 			"unknown key of a rule",
 			rule(
 				"vlan: 10"),
-			"4:5: a rule has no key \"vlan\" (want users, groups, bridges, networks, lowers, uplinks, modes, ips, guests, vlans, port, require, macs, nics, queues), in `vlan: 10`",
+			"4:5: a rule has no key \"vlan\" (want users, groups, bridges, networks, lowers, uplinks, modes, ips, guests, vlans, port, require, port-security, ethertypes, macs, nics, queues), in `vlan: 10`",
 		},
 		{
 			"duplicate key", rule("bridges: [br1]"),
@@ -276,7 +276,7 @@ func TestManPage(t *testing.T) {
 	_, text, _ := strings.Cut(string(page), "# EXAMPLES\n")
 	text, _, _ = strings.Cut(text, "\nWhat may")
 	p := parse(t, strings.ReplaceAll(text, "\n    ", "\n"))
-	if p.Rules() != 3 || p.Script("tap150").Bridge != "lab-1" || p.Script("tap15").Bridge != "br0" {
+	if p.Rules() != 4 || p.Script("tap150").Bridge != "lab-1" || p.Script("tap15").Bridge != "br0" {
 		t.Errorf("%+v", p)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/goccy/go-yaml/ast"
 
 	"vmnet/bridge/brport"
+	"vmnet/bridge/portsec"
 	"vmnet/internal/strictyaml"
 )
 
@@ -27,6 +28,8 @@ type rule struct {
 	vlans         []brport.VLANRange
 	port          []string // names of settings
 	require       []string // names of requirements
+	security      portsec.Checks
+	etherTypes    []portsec.EtherType
 	macs          []macRange
 	nics          int // 0: no limit
 	queues        int
@@ -103,6 +106,16 @@ func (d *decoder) rule(n ast.Node) error {
 		}),
 		words("port", &r.port, settingWords()...),
 		words("require", &r.require, isolated, vlan),
+		strictyaml.Key("port-security", func(n ast.Node) (err error) {
+			r.lines["port-security"] = line(n)
+			r.security, err = joined(d, n, "port-security", portsec.ParseChecks)
+			return err
+		}),
+		of("ethertypes", func(n ast.Node) error {
+			t, err := d.etherType(n)
+			r.etherTypes = append(r.etherTypes, t)
+			return err
+		}),
 		of("macs", func(n ast.Node) error {
 			m, err := d.macRange(n)
 			r.macs = append(r.macs, m)
@@ -118,6 +131,9 @@ func (d *decoder) rule(n ast.Node) error {
 		return d.Errorf(strictyaml.TokenOf(n), "the rule has no users (add users or groups)")
 	case len(r.bridges)+len(r.networks)+len(r.lowers)+len(r.uplinks) == 0:
 		return d.Errorf(strictyaml.TokenOf(n), "the rule allows nothing (add bridges, networks, lowers or uplinks)")
+	}
+	if err := r.consistent(); err != nil {
+		return d.Errorf(strictyaml.TokenOf(n), "%v", err)
 	}
 	d.p.rules = append(d.p.rules, r)
 	return nil

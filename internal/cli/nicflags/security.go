@@ -10,8 +10,8 @@ import (
 // Securities are values of the flag --port-security, for completion.
 var Securities = []string{portsec.All.String(), "mac,arp,nd,dhcp,ra,vlan", "mac", none}
 
-// addSecurity adds the flags for port security.
-func addSecurity(fs *pflag.FlagSet, p *nic.Security) {
+// AddSecurity adds the flags for port security.
+func AddSecurity(fs *pflag.FlagSet, p *nic.Security) {
 	fs.Var(Value("CHECKS", none, func(s string) (err error) {
 		p.Checks, err = portsec.ParseChecks(s)
 		return err

@@ -73,7 +73,8 @@ func explain(err error) error {
 	case errors.Is(err, unix.ENOSYS), errors.Is(err, ebpf.ErrNotSupported):
 		cure = "use a kernel with CONFIG_BPF_SYSCALL, Linux 5.10 or newer"
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		cure = "run it as root of the host, without a seccomp filter or a kernel lockdown that forbids bpf(2)"
+		cure = "run it as root of the host, without a seccomp filter or a kernel lockdown that forbids bpf(2); " +
+			"qemu-netup needs setuid root, or setcap cap_net_admin,cap_bpf,cap_perfmon+ep"
 	default:
 		return err
 	}
