@@ -121,7 +121,7 @@ func readConfig(path string) (string, error) {
 }
 
 // keepFor keeps the capabilities that making the devices needs: a macvtap is made in a netns of its
-// own (CAP_SYS_ADMIN) and opened by a node of its own (CAP_MKNOD); port security takes a BPF program
+// own (CAP_SYS_ADMIN) and opened by a node of its own (CAP_MKNOD). Port security takes a BPF program
 // (CAP_BPF), whose pointer arithmetic the verifier allows with CAP_PERFMON.
 func (a *app) keepFor(o *launchOptions) error {
 	if o.netns != "" && !a.p.Caller.Root() {
@@ -140,8 +140,8 @@ func (a *app) keepFor(o *launchOptions) error {
 		keep = append(keep, cap.NET_ADMIN)
 		if !n.spec.Security.IsZero() {
 			if !a.p.Has(cap.BPF) || !a.p.Has(cap.PERFMON) {
-				return errors.New("--port-security needs CAP_BPF and CAP_PERFMON (install qemu-netup setuid root with " +
-					"chmod u+s, or with setcap cap_net_admin,cap_bpf,cap_perfmon+ep; see vmnet doctor)")
+				return errors.New("--port-security needs CAP_BPF and CAP_PERFMON (install qemu-netup setuid root, " +
+					"or with setcap cap_net_admin,cap_bpf,cap_perfmon+ep; see vmnet doctor)")
 			}
 			reserve = append(reserve, cap.BPF, cap.PERFMON)
 		}

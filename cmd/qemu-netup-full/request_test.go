@@ -39,7 +39,8 @@ func TestRequest(t *testing.T) {
 		},
 		{
 			nic.Spec{
-				Target: guest, Bridge: "br0", IP: []netip.Addr{netip.MustParseAddr("192.0.2.7")}, Security: nic.Security{
+				Target: guest, Bridge: "br0", IP: []netip.Addr{netip.MustParseAddr("192.0.2.7")},
+				Security: nic.Security{
 					Checks: portsec.IP, EtherTypes: []portsec.EtherType{0x88f7},
 					Nets: []netip.Prefix{netip.MustParsePrefix("2001:db8::/64")},
 				},

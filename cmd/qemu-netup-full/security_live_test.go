@@ -1,7 +1,6 @@
 package main
 
 import (
-	"os"
 	"testing"
 
 	"kernel.org/pub/linux/libs/security/libcap/cap"
@@ -27,7 +26,8 @@ func (h *host) guarded(name, ip string) {
 // it by any form, cannot weaken it, and gets one that the kernel checks, with either privilege.
 func TestLivePortSecurityRequired(t *testing.T) {
 	h := newHost(t).withVMNet()
-	h.policy(`{users: ["*"], bridges: [br0], ips: [10.7.0.64/28], port-security: [mac, ip, arp], ethertypes: ["0x88f7"]}`)
+	h.policy(`{users: ["*"], bridges: [br0], ips: [10.7.0.64/28],
+  port-security: [mac, ip, arp], ethertypes: ["0x88f7"]}`)
 	launch := func(args ...string) result {
 		args = append([]string{"--vm", "P3", "--bridge", "br0"}, args...)
 		return h.nobodys(append(args, "--vmm", "env", "--", "/bin/sh", "-c",
@@ -73,5 +73,4 @@ func TestLivePortSecurityRequired(t *testing.T) {
 	h.fails(h.attach("N2", "net2", append([]string{"--bridge", "br0"}, all...)...), exitFailure,
 		"setcap cap_net_admin,cap_bpf,cap_perfmon+ep")
 	h.gone("N2-net2")
-	_ = os.Remove(h.path("policy.yaml"))
 }
