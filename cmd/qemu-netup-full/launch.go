@@ -121,8 +121,8 @@ func readConfig(path string) (string, error) {
 }
 
 // keepFor keeps the capabilities that making the devices needs: a macvtap is made in a netns of its
-// own (CAP_SYS_ADMIN) and opened by a node of its own (CAP_MKNOD). Port security takes a BPF program
-// (CAP_BPF), whose pointer arithmetic the verifier allows with CAP_PERFMON.
+// own (CAP_SYS_ADMIN) and opened by a node of its own (CAP_MKNOD). Port security takes a BPF
+// program (CAP_BPF), whose pointer arithmetic the verifier allows with CAP_PERFMON.
 func (a *app) keepFor(o *launchOptions) error {
 	if o.netns != "" && !a.p.Caller.Root() {
 		return usagef(
