@@ -60,6 +60,8 @@ func (m *Manager) attach(ctx context.Context, spec, requested nic.Spec) (nic.Res
 // otherwise by libvirt.
 func wayOf(spec nic.Spec, isLibvirts, hasHelper bool) (nic.Via, error) {
 	switch {
+	case spec.Prepared && (isLibvirts || hasHelper):
+		return "", mayNotPrepare(spec, isLibvirts)
 	case !isLibvirts && (spec.Via != "" || spec.Persistent):
 		return "",
 			step.WithStage(nic.ErrInvalid,
@@ -84,6 +86,17 @@ func wayOf(spec nic.Spec, isLibvirts, hasHelper bool) (nic.Via, error) {
 					"only root can hand libvirt a device by its name (--via monitor needs no root, and libvirt does not know the NIC then)"))
 	}
 	return spec.Via, nil
+}
+
+// mayNotPrepare returns why a NIC of the guest cannot be prepared, or not by this caller.
+func mayNotPrepare(spec nic.Spec, isLibvirts bool) error {
+	if isLibvirts {
+		return step.WithStage(nic.ErrInvalid,
+			fmt.Errorf(
+				"guest %s is libvirt's, which migrates its guests itself: vmnet's hook makes their NICs (vmnet hook install)",
+				spec.VM))
+	}
+	return step.WithStage(nic.ErrLink, errors.New("to prepare a NIC takes root, as the commit does"))
 }
 
 // attachment is an attach under way.

@@ -145,7 +145,7 @@ func (m *Manager) markStep(dev *inventory.Device, keep *bool) step.Step {
 // unmarked returns the alias without the mark of an earlier detach, which has ended if the guest
 // now refuses. The mark of a NIC that was cut off stays: reconcile would connect it again.
 func unmarked(dev *inventory.Device) string {
-	if isMarked(dev) && dev.HasLink() && dev.Up {
+	if isMarked(dev) && dev.HasLink() && (dev.Up || dev.Want.Prepared) {
 		r := dev.Want
 		r.Phase = nic.PhasePlugged
 		if alias, err := r.Encode(); err == nil {

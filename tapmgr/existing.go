@@ -93,6 +93,8 @@ func judge(requested nic.Spec, dev *inventory.Device, plugged, held bool, pid in
 		return existing{},
 			fmt.Errorf("%w: it is being detached, but the guest has not released it yet (vmnet detach waits for it)",
 				nic.ErrExist)
+	case dev.Want.Prepared != requested.Prepared:
+		return existing{}, preparedOrNot(dev, requested)
 	case len(diff) > 0:
 		cure := "detach it first, or use another --nic"
 		if set := change.Command(dev.Want, requested); set != "" {
@@ -101,6 +103,16 @@ func judge(requested nic.Spec, dev *inventory.Device, plugged, held bool, pid in
 		return existing{}, fmt.Errorf("%w, but not as asked for: %s (%s)", nic.ErrExist, strings.Join(diff, ", "), cure)
 	}
 	return existing{asRequested, dev}, nil
+}
+
+// preparedOrNot returns why an attach of a prepared NIC, or a prepare of an attached one, is
+// refused.
+func preparedOrNot(dev *inventory.Device, requested nic.Spec) error {
+	if requested.Prepared {
+		return fmt.Errorf("%w, and is not prepared: it was attached, or committed (vmnet detach it first)", nic.ErrExist)
+	}
+	return fmt.Errorf("%w, prepared: it is down until vmnet commit --vm %s --nic %s (vmnet abort removes it)",
+		nic.ErrExist, requested.VM, requested.NIC)
 }
 
 // otherVia is about a NIC that was, or was about to be, handed over in another way than the

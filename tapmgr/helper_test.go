@@ -145,6 +145,10 @@ func (o order) run() error {
 		_, err = m.Set(ctx, o.Spec.Target, o.Spec.NIC, func(nic.Spec) (nic.Spec, error) { return o.Spec, nil })
 		return err
 	}
+	if o.Spec.Prepared {
+		_, err = m.Prepare(ctx, o.Spec)
+		return err
+	}
 	_, err = m.Attach(ctx, o.Spec)
 	return err
 }

@@ -8,6 +8,7 @@ import (
 
 	"vmnet/internal/change"
 	"vmnet/internal/guest"
+	"vmnet/internal/inventory"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
@@ -70,6 +71,9 @@ func (m *Manager) set(ctx context.Context, t nic.Target, nicID string,
 	case !plugged, dev.Deleted, dev.Want.Phase != nic.PhasePlugged && !change.IsUnfinished(dev):
 		return res, fmt.Errorf("%w: its state is %s (the same vmnet attach, or vmnet reconcile, first)",
 			nic.ErrInUse, dev.NIC().State)
+	case dev.Want.Prepared:
+		return res, fmt.Errorf("%w: it is down until vmnet commit --vm %s --nic %s, and can be changed then", nic.ErrInUse,
+			t.VM, nicID)
 	case !m.hasPrivilege(dev):
 		return res, step.WithStage(nic.ErrLink, fmt.Errorf("to change %s takes root", dev.Name))
 	}
@@ -88,6 +92,11 @@ func (m *Manager) set(ctx context.Context, t nic.Target, nicID string,
 	if err != nil {
 		return res, err
 	}
+	return m.changed(ctx, dev, res)
+}
+
+// changed adds to a result the NIC as it is now, and how it differs from its record.
+func (m *Manager) changed(ctx context.Context, dev *inventory.Device, res nic.ChangeResult) (nic.ChangeResult, error) {
 	now, err := m.host.Refresh(ctx, *dev)
 	if err != nil {
 		return res, err

@@ -21,6 +21,7 @@ type launchOptions struct {
 	place      string
 	netns      string
 	sparePorts int
+	prepared   bool
 	dryRun     bool
 	verbose    bool
 	given      []string // names of the given flags among ofAll
@@ -116,7 +117,7 @@ func (o *launchOptions) parseNIC(args []string) error {
 
 // ofAll returns the names of the flags that apply to all NICs.
 func ofAll() []string {
-	return []string{"vm", "vmm", "qmp", "spare-ports", "place", "netns", "dry-run", "verbose"}
+	return []string{"vm", "vmm", "qmp", "spare-ports", "place", "prepared", "netns", "dry-run", "verbose"}
 }
 
 // once refuses to take those flags a second time.
@@ -146,6 +147,8 @@ func (o *launchOptions) flags(f *pflag.FlagSet) *nicflags.NIC {
 	nicflags.Choice(f, &o.vmm, "vmm", "",
 		"how PROGRAM takes its NICs: qemu, as arguments at its end; env, by VMNET_ARGS or VMNET_JSON; default: by the program",
 		"auto", "qemu", "env")
+	f.BoolVar(&o.prepared, "prepared", o.prepared,
+		"the guest comes by migration (-incoming): its NICs are down until vmnet commit, as root")
 	f.StringVar(&o.netns, "netns",
 		o.netns, "the network namespace of bridges and taps, a `NAME` of ip-netns(8) or a path; for root")
 	f.BoolVar(&o.dryRun, "dry-run", o.dryRun, "print every step and the command line, and change nothing")
@@ -195,6 +198,7 @@ func (o *launchOptions) settle(p *policy.Policy) ([]nic.Spec, error) {
 	var specs []nic.Spec
 	for _, n := range o.nics {
 		s := n.spec
+		s.Prepared = o.prepared
 		if n.profile != "" {
 			from, err := p.Profile(n.profile)
 			if err != nil {

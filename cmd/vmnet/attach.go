@@ -220,6 +220,9 @@ func (a *app) tellRouted(ctx context.Context, n nic.NIC) {
 func attachInTime(ctx context.Context, m *tapmgr.Manager, o *attachOptions) (nic.Result, error) {
 	ctx, cancel := withTimeout(ctx, o.timeout)
 	defer cancel()
+	if o.spec.Prepared {
+		return m.Prepare(ctx, o.spec)
+	}
 	return m.Attach(ctx, o.spec)
 }
 
@@ -280,8 +283,12 @@ func (a *app) printAttached(res nic.Result, json bool) error {
 	if settings := nicSettings(n); settings != "" {
 		mode += " with " + settings
 	}
-	err := a.line("%s/%s: %s%s %s on %s%s, MAC %s, %s, vhost %s", n.VM, n.ID, unchanged,
-		n.Type, n.Interface, on, mode, n.MAC, count(n.Queues, "queue"), n.Vhost)
+	state := ""
+	if n.State == nic.Prepared {
+		state = ", down until vmnet commit"
+	}
+	err := a.line("%s/%s: %s%s %s on %s%s, MAC %s, %s, vhost %s%s", n.VM, n.ID, unchanged,
+		n.Type, n.Interface, on, mode, n.MAC, count(n.Queues, "queue"), n.Vhost, state)
 	if c := n.GuestConfig(); c != nil && err == nil {
 		return a.line("%s", c)
 	}

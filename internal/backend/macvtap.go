@@ -97,6 +97,9 @@ func (s *macvtapInterface) steps(w making) []step.Step {
 			Do:   func(context.Context) error { return s.dev.AddAltName(s.altName) },
 		})
 	}
+	if s.spec.Prepared {
+		return list
+	}
 	return append(list, step.Step{
 		Name: "up",
 		Text: fmt.Sprintf("RTM_SETLINK %s: up", s.name),
@@ -194,8 +197,8 @@ func (s *macvtapInterface) verify(_ context.Context, w making) (*inventory.Devic
 		return nil, errors.New("the device is gone, QEMU did not keep it")
 	case dev == nil:
 		return nil, errors.New("the device cannot be found in the netns that QEMU holds")
-	case !dev.Up:
-		return nil, fmt.Errorf("somebody set %s down meanwhile", dev.Name)
+	case dev.Up == w.record.Prepared:
+		return nil, fmt.Errorf("somebody changed %s meanwhile: up is %v", dev.Name, dev.Up)
 	}
 	return dev, s.m.Set(dev, rtnl.Alias(w.final))
 }

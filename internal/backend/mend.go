@@ -217,8 +217,12 @@ func (m *Maker) putOnBridge(dev *inventory.Device, br *rtnl.Link) error {
 	if err := m.NL.SetQuiet(dev.Index, rtnl.MTU(br.MTU)); err != nil {
 		return err
 	}
+	add := bridges.AddPort
+	if dev.Want.Prepared {
+		add = bridges.AddPortDown
+	}
 	if dev.IsPlain() || dev.Want.At == br.Index {
-		return bridges.AddPort(m.NL, br, dev.Link, dev.Want.PortConfig())
+		return add(m.NL, br, dev.Link, dev.Want.PortConfig())
 	}
 	r := dev.Want
 	r.At = br.Index
@@ -226,7 +230,7 @@ func (m *Maker) putOnBridge(dev *inventory.Device, br *rtnl.Link) error {
 	if err != nil {
 		return err
 	}
-	return bridges.AddPort(m.NL, br, dev.Link, dev.Want.PortConfig(), rtnl.Alias(text))
+	return add(m.NL, br, dev.Link, dev.Want.PortConfig(), rtnl.Alias(text))
 }
 
 // PutBack makes the taps of NICs whose bridges were deleted ports of the bridges of these names
@@ -280,16 +284,7 @@ func (m *Maker) PutBackForeign(name string, mac net.HardwareAddr, bridgeName str
 	if l.Up {
 		return true, bridges.AddPort(m.NL, br, l, cfg)
 	}
-	if err := bridges.CheckPort(m.NL, br, l, cfg); err != nil {
-		return true, err
-	}
-	if err := m.NL.Set(l.Index, rtnl.Master(br.Index)); err != nil {
-		return true, fmt.Errorf("add port %s to %s: %w", l.Name, br.Name, err)
-	}
-	if err := bridges.SetPort(m.NL, br, l, cfg); err != nil {
-		return true, errors.Join(err, bridges.RemovePort(m.NL, l))
-	}
-	return true, nil
+	return true, bridges.AddPortDown(m.NL, br, l, cfg)
 }
 
 // SetForeignPort applies settings to the bridge port of the tap that another program has made for

@@ -137,7 +137,7 @@ func (m *Maker) New(spec nic.Spec, p nic.Phase) *NIC {
 	h := &NIC{m: m, Spec: spec, Record: nic.Record{
 		VM: spec.VM, NIC: spec.NIC, MAC: spec.MAC, Model: spec.Model, Options: spec.OptionsHash(),
 		Network: spec.Network, IP: spec.OwnIPs(), Security: spec.Security,
-		Owner: m.Owner, Via: spec.Via, Phase: p,
+		Owner: m.Owner, Via: spec.Via, Prepared: spec.Prepared, Phase: p,
 	}}
 	h.host = m.interfaceFor(h)
 	if bytes.Equal(spec.MAC, nic.DefaultMAC(spec.VM, spec.NIC)) {

@@ -170,11 +170,14 @@ func (s *switchTap) plan(_ context.Context, r *nic.Record) (_ Interface, err err
 func (s *switchTap) steps(w making) []step.Step {
 	port := portOf(w.record, s.name, w.final, w.pid)
 	list := append(s.queueSteps(w.record.Queues), s.linkSteps(w.underWay)...)
-	return append(list, step.Step{
-		Name: "up",
-		Text: fmt.Sprintf("RTM_SETLINK %s: up", s.name),
-		Do:   func(context.Context) error { return s.m.NL.Set(s.link.Index, rtnl.Up(true)) },
-	}, addPortStep(w.record.Source, &port, func(ctx context.Context) ([]*os.File, error) {
+	if !s.spec.Prepared {
+		list = append(list, step.Step{
+			Name: "up",
+			Text: fmt.Sprintf("RTM_SETLINK %s: up", s.name),
+			Do:   func(context.Context) error { return s.m.NL.Set(s.link.Index, rtnl.Up(true)) },
+		})
+	}
+	return append(list, addPortStep(w.record.Source, &port, func(ctx context.Context) ([]*os.File, error) {
 		return s.m.packetFiles(ctx, s.name)
 	}))
 }
@@ -184,7 +187,7 @@ func (s *switchTap) verify(ctx context.Context, w making) (*inventory.Device, er
 	if err != nil {
 		return nil, err
 	}
-	if l.Master != 0 || !l.Up {
+	if l.Master != 0 || l.Up == w.record.Prepared {
 		return nil, fmt.Errorf("somebody changed %s meanwhile: up is %v, on a bridge: %v", l.Name, l.Up, l.Master != 0)
 	}
 	dev := &inventory.Device{Link: l, Want: w.record}

@@ -89,7 +89,7 @@ func (s *placedTap) verify(_ context.Context, w making) (*inventory.Device, erro
 	if on := s.master(); on != nil {
 		dev.MasterName, master = on.Name, on.Index
 	}
-	if l.Master != master || !l.Up {
+	if l.Master != master || l.Up == w.record.Prepared {
 		return nil, fmt.Errorf("somebody changed %s meanwhile: up is %v, its bridge was changed: %v",
 			l.Name, l.Up, l.Master != master)
 	}
@@ -118,10 +118,14 @@ func (p *bridgePlace) planPort(s *hostTap, r *nic.Record) (Interface, error) {
 func (p *bridgePlace) master() *rtnl.Link { return p.br }
 
 func (p *bridgePlace) put(s *hostTap) []step.Step {
+	add, state := bridges.AddPort, "up"
+	if s.spec.Prepared {
+		add, state = bridges.AddPortDown, "down"
+	}
 	return []step.Step{{
 		Name: "port",
-		Text: fmt.Sprintf("RTM_SETLINK %s: master %s%s, up", s.name, p.br.Name, portText(s.spec.Port)),
-		Do:   func(context.Context) error { return bridges.AddPort(s.m.NL, p.br, s.link, s.spec.Port) },
+		Text: fmt.Sprintf("RTM_SETLINK %s: master %s%s, %s", s.name, p.br.Name, portText(s.spec.Port), state),
+		Do:   func(context.Context) error { return add(s.m.NL, p.br, s.link, s.spec.Port) },
 	}}
 }
 

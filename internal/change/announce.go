@@ -29,11 +29,14 @@ func (p *Plan) announceStep() step.Step {
 }
 
 func (p *Plan) announce(ctx context.Context) {
-	if p.to.LinkDown || p.dev.Tun == nil {
+	if p.to.LinkDown {
 		return
 	}
 	if err := p.guest.Announce(ctx, p.to.NIC); err != nil {
 		p.Notices = append(p.Notices, fmt.Sprintf("QEMU did not announce the guest: %v", err))
+	}
+	if p.dev.Tun == nil { // only the guest can send there
+		return
 	}
 	inode, err := p.m.NS.Inode()
 	if err == nil {

@@ -60,6 +60,14 @@ func New(ctx context.Context, m *backend.Maker, g *guest.Guest, dev *inventory.D
 	return p, p.plan(ctx)
 }
 
+// Commit plans to raise a NIC that was prepared, and to announce its guest. A commit that was cut
+// short is known and completed as any other change.
+func Commit(ctx context.Context, m *backend.Maker, g *guest.Guest, dev *inventory.Device) (*Plan, error) {
+	p := &Plan{m: m, guest: g, dev: dev, from: dev.Want, to: dev.Want}
+	p.to.Prepared = false
+	return p, p.plan(ctx)
+}
+
 // Finish completes a change that was cut short: the NIC's record says what is wanted. Without one
 // it does nothing.
 func Finish(ctx context.Context, m *backend.Maker, g *guest.Guest, dev *inventory.Device) error {
@@ -103,7 +111,7 @@ func (p *Plan) record(ctx context.Context, spec nic.Spec) error {
 	r := h.Record
 	r.MAC, r.Model, r.Queues, r.Vhost, r.MTU = p.from.MAC, p.from.Model, p.from.Queues, p.from.Vhost, p.from.MTU
 	r.Options, r.Owner, r.Via, r.Netns = p.from.Options, p.from.Owner, p.from.Via, p.from.Netns
-	r.LinkDown, r.Phase = spec.LinkDown, nic.PhasePlugged
+	r.LinkDown, r.Prepared, r.Phase = spec.LinkDown, false, nic.PhasePlugged
 	p.to = r
 	return nil
 }
@@ -155,7 +163,7 @@ func (p *Plan) plan(ctx context.Context) error {
 	if err != nil {
 		return step.WithStage(nic.ErrHandover, err)
 	}
-	if len(p.Changes) == 0 && len(mends) == 0 && !IsUnfinished(p.dev) {
+	if len(p.Changes) == 0 && len(mends) == 0 && !IsUnfinished(p.dev) && !p.from.Prepared {
 		return nil
 	}
 	p.Steps = append(p.Steps, p.recordStep(underWay))
@@ -170,7 +178,8 @@ func (p *Plan) plan(ctx context.Context) error {
 
 // moves reports whether the guest's frames come out elsewhere.
 func (p *Plan) moves() bool {
-	return p.from.Source != p.to.Source || p.from.Former != "" || p.from.Port != p.to.Port ||
+	return IsUnfinished(p.dev) || p.from.Prepared ||
+		p.from.Source != p.to.Source || p.from.Former != "" || p.from.Port != p.to.Port ||
 		p.from.LinkDown && !p.to.LinkDown || p.dev.MasterName != "" && p.dev.MasterName != p.to.Source
 }
 

@@ -165,9 +165,9 @@ var properties = []property{
 
 func is(text string) func(*View) string { return func(*View) string { return text } }
 
-// wantLink returns whether the device should be up. A macvtap or ipvtap has the carrier of its
-// parent device, so it is down while its guest's link is.
-func wantLink(v *View) string { return upDown(v.isTap() || !v.Want.LinkDown) }
+// wantLink returns whether the device should be up: not before a commit. A macvtap or ipvtap has
+// the carrier of its parent device, so it is down while its guest's link is.
+func wantLink(v *View) string { return upDown(!v.Want.Prepared && (v.isTap() || !v.Want.LinkDown)) }
 
 func wantCarrier(v *View) string { return nic.OnOff(!v.Want.LinkDown) }
 
@@ -453,6 +453,10 @@ const maxParents = 8
 // expects.
 func (v *View) Advice() []string {
 	var list []string
+	if v.Want.Prepared {
+		list = append(list, fmt.Sprintf("it is down until vmnet commit --vm %s --nic %s (vmnet abort removes it)",
+			v.Want.VM, v.Want.NIC))
+	}
 	if told, most := v.Want.GuestMTU(), v.WantMTU(); !v.Want.Switch && !v.IsPlain() && most != 0 && told > most {
 		list = append(list,
 			fmt.Sprintf(

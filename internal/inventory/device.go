@@ -84,7 +84,9 @@ func (dev *Device) IsHealthy() bool {
 
 // isCutOff reports whether a forced detach has taken the NIC off the network while the guest keeps
 // the dead device.
-func (dev *Device) isCutOff() bool { return dev.Want.Phase == nic.PhaseDetaching && !dev.Up }
+func (dev *Device) isCutOff() bool {
+	return dev.Want.Phase == nic.PhaseDetaching && !dev.Up && !dev.Want.Prepared
+}
 
 // StaysBehind reports whether the device outlives the process that holds it.
 func (dev *Device) StaysBehind() bool {
@@ -325,6 +327,14 @@ func (dev *Device) stateByHolders(m moment, own nic.State) nic.State {
 
 // ownState returns the state of the device, or of its switch's port, regardless of its holders.
 func (dev *Device) ownState() nic.State {
+	s := dev.foundState()
+	if s == nic.Down && dev.Want.Prepared && !dev.Up {
+		return nic.Prepared
+	}
+	return s
+}
+
+func (dev *Device) foundState() nic.State {
 	switch {
 	case dev.Deleted:
 		return nic.Gone

@@ -140,8 +140,8 @@ func mendBridge(v *View) Remedy {
 	switch {
 	case v.MasterName != "" && v.Want.Phase == nic.PhaseChanging && v.Home != nil && !v.IsRouted() && !v.Want.Switch:
 		return byReconcile(
-			fmt.Sprintf("RTM_SETLINK %s: no master; mtu %d, master %s%s, up", v.Name, v.Home.MTU, v.Home.Name,
-				portText(v.Want.Port)), "moved to "+v.Home.Name, Fix{Kind: FixBridge})
+			fmt.Sprintf("RTM_SETLINK %s: no master; mtu %d, master %s%s, %s", v.Name, v.Home.MTU, v.Home.Name,
+				portText(v.Want.Port), wantLink(v)), "moved to "+v.Home.Name, Fix{Kind: FixBridge})
 	case v.MasterName != "" && v.IsRouted():
 		r := byAdmin("%s", free)
 		r.left = fmt.Sprintf("it is a port of %s, and its guest's addresses are routed", v.MasterName)
@@ -160,7 +160,7 @@ func mendBridge(v *View) Remedy {
 		return byAdmin("vmnet bridge create %s && vmnet reconcile", v.Want.Source)
 	}
 	br := v.Home
-	return byReconcile(fmt.Sprintf("RTM_SETLINK %s: mtu %d, master %s, up", v.Name, br.MTU, br.Name),
+	return byReconcile(fmt.Sprintf("RTM_SETLINK %s: mtu %d, master %s, %s", v.Name, br.MTU, br.Name, wantLink(v)),
 		"put back on "+br.Name, Fix{Kind: FixBridge})
 }
 

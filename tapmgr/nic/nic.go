@@ -57,6 +57,7 @@ const (
 	LeftOver    State = "left-over"    // nobody holds it: vmnet reconcile
 	NoBridge    State = "no-bridge"    // it has no master
 	OtherBridge State = "other-bridge" // it has another master than its record says
+	Prepared    State = "prepared"     // it is down until vmnet commit
 	Down        State = "down"
 	NoCarrier   State = "no-carrier" // its parent device has no carrier
 	Up          State = "up"         // a macvtap or ipvtap, which has no port

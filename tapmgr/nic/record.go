@@ -153,6 +153,7 @@ type Record struct {
 	MTU      int    // bytes, that the guest was given; 0 for none
 	Options  string // hash of the other options of the request; empty for none
 	LinkDown bool   // the guest and its neighbours see no carrier
+	Prepared bool   // its device stays down until a commit
 	Owner    int    // uid for whom a privileged helper made it; 0 for none
 	Via      Via    // ViaLibvirt: handed over by name; ViaMonitor: as fds through libvirt; empty: as fds
 	Phase    Phase
@@ -171,7 +172,7 @@ func (r Record) Spec() Spec {
 	s := Spec{
 		Target: Target{VM: r.VM}, NIC: r.NIC, IP: r.IP, Port: r.PortConfig(), MAC: r.MAC, MTU: r.MTU,
 		Queues: r.Queues, Vhost: Vhost(OnOff(r.Vhost)), Model: r.Model, Via: r.Via, LinkDown: r.LinkDown,
-		Security: r.Security,
+		Security: r.Security, Prepared: r.Prepared,
 	}
 	switch {
 	case r.Switch:
@@ -270,6 +271,9 @@ func (r Record) text(terse bool) string {
 	if r.LinkDown {
 		add("link", "down")
 	}
+	if r.Prepared {
+		add("prepared", "yes")
+	}
 	add("opts", r.Options)
 	if r.Owner != 0 {
 		add("uid", strconv.Itoa(r.Owner))
@@ -352,6 +356,8 @@ func (r *Record) set(key, value string) bool {
 		r.At, err = strconv.Atoi(value)
 	case "link":
 		r.LinkDown = value == "down"
+	case "prepared":
+		r.Prepared = value == "yes"
 	case "opts":
 		r.Options = value
 	case "uid":
@@ -391,18 +397,13 @@ func (s Spec) OptionsHash() string {
 const EthernetMTU = 1500
 
 // GuestMTU returns the MTU that the guest uses, in bytes.
-func (r Record) GuestMTU() int {
-	if r.MTU == 0 {
-		return EthernetMTU
-	}
-	return r.MTU
-}
+func (r Record) GuestMTU() int { return cmp.Or(r.MTU, EthernetMTU) }
 
 // Label returns the record as the text of a label, for a NIC of the netns with that inode. If it is
 // too long, defaults are left out, and then everything but the NIC's identity; it is empty if even
 // that is too long.
 func (r Record) Label(own uint64) string {
-	r.Phase, r.Since, r.Netns = PhasePlugged, 0, own
+	r.Phase, r.Since, r.Netns, r.Prepared = PhasePlugged, 0, own, false
 	if text := r.text(true); len(text) <= procfd.MaxLabel {
 		return text
 	}

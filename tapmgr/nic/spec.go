@@ -44,6 +44,7 @@ type Spec struct {
 	Via           Via               // how a libvirt guest gets it; empty means ViaLibvirt if that is possible
 	Device        string            // name of the interface; empty means InterfaceName
 	LinkDown      bool              // the guest and its neighbours see no carrier; only a set makes it so
+	Prepared      bool              // its device stays down until a commit
 	Persistent    bool              // libvirt stores the NIC in the guest's persistent definition, too
 }
 
@@ -140,6 +141,9 @@ func (s Spec) WithDefaults() Spec {
 	if s.Switch != nil {
 		sw := *s.Switch
 		sw.By = cmp.Or(sw.By, ByAuto)
+		if s.Prepared && sw.By == ByAuto {
+			sw.By = ByTap
+		}
 		s.Switch = &sw
 	}
 	if s.Queues == 0 {
@@ -194,7 +198,32 @@ func (s Spec) Source() string {
 // Validate checks the Spec alone; it uses neither kernel nor VMM. Its error matches ErrInvalid.
 func (s Spec) Validate() error {
 	d := s.WithDefaults()
-	return step.WithStage(ErrInvalid, cmp.Or(ValidVM(d.VM), ValidNIC(d.NIC), d.validateHost(), d.validateDevice()))
+	return step.WithStage(ErrInvalid,
+		cmp.Or(ValidVM(d.VM), ValidNIC(d.NIC), d.validateHost(), d.validateDevice(), s.validatePrepared()))
+}
+
+// validatePrepared checks what a NIC must be whose guest comes from another QEMU: its address is in
+// the guest's state, and its device can be made without traffic, and goes up by itself.
+func (s Spec) validatePrepared() error {
+	switch {
+	case !s.Prepared:
+		return nil
+	case s.Lower.isIPVtap():
+		return fmt.Errorf("an ipvtap cannot be prepared: its guest has the address of the parent device, " +
+			"which is another one where the guest comes from (--macvtap, --bridge or --network)")
+	case s.Routed != "":
+		return fmt.Errorf("a routed NIC cannot be prepared: the host that the guest comes from answers " +
+			"for its addresses until it ends (--bridge or --network)")
+	case s.Switch != nil && s.Switch.By == BySocket:
+		return fmt.Errorf("a socket to a switch cannot be prepared: it has no device that could be down (vmnet prepare --via tap)")
+	case s.Via != "" || s.Persistent:
+		return fmt.Errorf("a NIC of a libvirt guest cannot be prepared: libvirt migrates its guests itself, " +
+			"and vmnet's hook makes their NICs (vmnet hook install)")
+	case s.MAC == nil:
+		return fmt.Errorf("a prepared NIC needs the address that the guest has where it comes from: --mac " +
+			"(vmnet list shows it there)")
+	}
+	return nil
 }
 
 // ValidVM checks a guest's name.

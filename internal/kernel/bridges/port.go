@@ -16,13 +16,22 @@ import (
 // its settings: a link that is up is taken down until it has them. If the kernel refuses them,
 // AddPort removes the port again. The request that makes the link a port also sets more.
 func AddPort(c *rtnl.Conn, br, port *rtnl.Link, cfg brport.Settings, more ...rtnl.Attr) error {
+	return add(c, br, port, cfg, append(slices.Clone(more), rtnl.Up(true)), more)
+}
+
+// AddPortDown is AddPort for a port that stays, or goes, down.
+func AddPortDown(c *rtnl.Conn, br, port *rtnl.Link, cfg brport.Settings, more ...rtnl.Attr) error {
+	return add(c, br, port, cfg, append(slices.Clone(more), rtnl.Up(false)), more)
+}
+
+// add does AddPort: more comes with the first request, and last with the last one.
+func add(c *rtnl.Conn, br, port *rtnl.Link, cfg brport.Settings, last, more []rtnl.Attr) error {
 	if err := CheckPort(c, br, port, cfg); err != nil {
 		return err
 	}
 	added := port.Master == 0
-	up := append(slices.Clone(more), rtnl.Up(true))
 	if added && cfg.IsZero() {
-		return addPort(c, br, port, up...)
+		return addPort(c, br, port, last...)
 	}
 	if added && port.Up {
 		if err := c.Set(port.Index, rtnl.Up(false)); err != nil {
@@ -36,7 +45,7 @@ func AddPort(c *rtnl.Conn, br, port *rtnl.Link, cfg brport.Settings, more ...rtn
 	}
 	err := SetPort(c, br, port, cfg)
 	if err == nil {
-		err = addPort(c, br, port, up...)
+		err = addPort(c, br, port, last...)
 	}
 	if err != nil && added {
 		return errors.Join(err, RemovePort(c, port))

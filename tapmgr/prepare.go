@@ -1,0 +1,217 @@
+package tapmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+
+	"vmnet/internal/change"
+	"vmnet/internal/guest"
+	"vmnet/internal/inventory"
+	"vmnet/internal/vmm/qemu"
+	"vmnet/step"
+	"vmnet/tapmgr/nic"
+)
+
+// Prepare is Attach for a guest that is to come from another QEMU, by migration or from a snapshot:
+// the NIC is complete, and its device is down until Commit. So the guest's address is never on the
+// network twice. Only root may prepare.
+func (m *Manager) Prepare(ctx context.Context, spec nic.Spec) (nic.Result, error) {
+	spec.Prepared = true
+	if err := spec.Validate(); err != nil {
+		return nic.Result{}, err
+	}
+	requested := spec
+	spec = spec.WithDefaults()
+	res, err := m.attach(ctx, spec, requested)
+	if err != nil {
+		return nic.Result{}, fmt.Errorf("prepare %s/%s: %w", spec.VM, spec.NIC, err)
+	}
+	return res, nil
+}
+
+// Commit raises the prepared NICs of a guest, or the one of that id if it is not empty, and
+// announces the guest on their networks. A NIC that is committed stays as it is. The error matches
+// guest.ErrNotArrived while the guest's QEMU waits for its migration; if wait is set, Commit waits
+// for that. Each NIC is committed by itself: if a step of one fails, that one is as it was.
+//
+// With a Run that calls no step, Commit returns the NICs that it would raise.
+func (m *Manager) Commit(ctx context.Context, t nic.Target, nicID string, wait bool) ([]nic.ChangeResult, error) {
+	var done []nic.ChangeResult
+	err := m.withPrepared(ctx, t, nicID, func(g *guest.Guest, all []inventory.Device) error {
+		if len(all) == 0 && nicID != "" {
+			return fmt.Errorf("NIC %s: %w (vmnet prepare makes it)", nicID, fs.ErrNotExist)
+		}
+		if len(all) == 0 {
+			return fmt.Errorf("no NIC of it is there: %w (vmnet prepare makes one)", fs.ErrNotExist)
+		}
+		if slices.ContainsFunc(all, isUncommitted) {
+			if err := m.awaitGuest(ctx, g, wait); err != nil {
+				return err
+			}
+		}
+		var errs []error
+		for _, dev := range all {
+			res, err := m.commit(ctx, g, dev)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", dev.Want.NIC, err))
+				continue
+			}
+			done = append(done, res)
+		}
+		return errors.Join(errs...)
+	})
+	if err != nil {
+		err = fmt.Errorf("commit %s: %w", t.VM, err)
+	}
+	return done, err
+}
+
+func (m *Manager) awaitGuest(ctx context.Context, g *guest.Guest, wait bool) error {
+	err := g.IsHere(ctx, false)
+	if wait && errors.Is(err, guest.ErrNotArrived) {
+		m.progress("waiting until the guest has arrived")
+		err = g.IsHere(ctx, true)
+	}
+	if err != nil {
+		return step.WithStage(nic.ErrHandover, err)
+	}
+	return nil
+}
+
+// isUncommitted reports whether a commit of the NIC is yet to come, or was cut short.
+func isUncommitted(dev inventory.Device) bool { return dev.Want.Prepared || change.IsUnfinished(&dev) }
+
+// commit raises one NIC, whose guest is locked and is there.
+func (m *Manager) commit(ctx context.Context, g *guest.Guest, dev inventory.Device) (nic.ChangeResult, error) {
+	if !isUncommitted(dev) {
+		return nic.ChangeResult{NIC: dev.NIC()}, nil
+	}
+	plugged, err := g.Has(ctx, dev.Want.NIC)
+	switch {
+	case err != nil:
+		return nic.ChangeResult{}, step.WithStage(nic.ErrHandover, err)
+	case !plugged, dev.Deleted, dev.Want.Phase == nic.PhaseDetaching:
+		return nic.ChangeResult{}, fmt.Errorf("%w: its state is %s (vmnet abort, or the same vmnet prepare, first)",
+			nic.ErrInUse, dev.NIC().State)
+	}
+	p, err := change.Commit(ctx, m.host, g, &dev)
+	if err != nil {
+		return nic.ChangeResult{}, err
+	}
+	if err := m.Run.Do(ctx, p.Steps); err != nil {
+		return nic.ChangeResult{}, err
+	}
+	return m.changed(ctx, &dev, nic.ChangeResult{Changed: true, Notices: p.Notices})
+}
+
+// Abort removes the prepared NICs of a guest, or the one of that id if it is not empty. If its QEMU
+// waits for the guest's migration, the machine is reset, which is needed to remove a device from
+// it, and QEMU goes on to wait; the error matches qmp.ErrArriving if the guest is just arriving. A
+// guest that is there is asked as by Detach. It is success if there is no such NIC. One that is not
+// prepared, or not any more, is refused if it is named, and otherwise left alone.
+func (m *Manager) Abort(ctx context.Context, t nic.Target, nicID string) (removed []nic.NIC, notices []string,
+	err error,
+) {
+	err = m.withPrepared(ctx, t, nicID, func(g *guest.Guest, all []inventory.Device) error {
+		for _, dev := range all {
+			if !dev.Want.Prepared && nicID != "" {
+				return fmt.Errorf("%w: NIC %s is not prepared, or was committed (vmnet detach --vm %s --nic %[2]s)",
+					nic.ErrInUse, nicID, t.VM)
+			}
+			if !dev.Want.Prepared {
+				continue
+			}
+			told, err := m.abort(ctx, g, t, dev)
+			notices = append(notices, told...)
+			if err != nil {
+				return fmt.Errorf("%s: %w", dev.Want.NIC, err)
+			}
+			removed = append(removed, dev.NIC())
+		}
+		return nil
+	})
+	switch {
+	case errors.Is(err, qemu.ErrNotFound) && t.PID == 0 && t.QMP == "": // and its NICs with it
+		return removed, append(notices, fmt.Sprintf("nothing to do: no guest %q runs", t.VM)), nil
+	case err != nil:
+		err = fmt.Errorf("abort %s: %w", t.VM, err)
+	}
+	return removed, notices, err
+}
+
+// abort removes one NIC, whose guest is locked.
+func (m *Manager) abort(ctx context.Context, g *guest.Guest, t nic.Target, dev inventory.Device) ([]string, error) {
+	idle, dead, err := g.Idle(ctx)
+	if err != nil {
+		return nil, step.WithStage(nic.ErrHandover, err)
+	}
+	d := &detachment{m: m, guest: idle, dev: &dev, spec: DetachSpec{Target: t, NIC: dev.Want.NIC, Force: dead}}
+	_, err = d.run(ctx)
+	return d.notices, err
+}
+
+// withPrepared calls do with the guest, locked, and those of its NICs that a commit or abort
+// concerns: the one of that id or, if it is empty, all.
+func (m *Manager) withPrepared(ctx context.Context, t nic.Target, nicID string,
+	do func(*guest.Guest, []inventory.Device) error,
+) error {
+	err := nic.ValidVM(t.VM)
+	if nicID != "" {
+		err = errors.Join(err, nic.ValidNIC(nicID))
+	}
+	if err != nil {
+		return step.WithStage(nic.ErrInvalid, err)
+	}
+	if t, err = m.holderOfPrepared(ctx, t); err != nil {
+		return err
+	}
+	g, err := m.open(ctx, t, "")
+	if err != nil {
+		return err
+	}
+	defer g.Close()
+	all, err := m.host.AllDevices(ctx) // again, for it may have taken long to get the lock
+	if err != nil {
+		return err
+	}
+	all = slices.DeleteFunc(all, func(dev inventory.Device) bool {
+		return dev.Want.VM != t.VM || nicID != "" && dev.Want.NIC != nicID || !dev.IsHeldBy(g.PID())
+	})
+	for _, dev := range all {
+		if isUncommitted(dev) && !m.hasPrivilege(&dev) {
+			return step.WithStage(nic.ErrLink, fmt.Errorf("to change %s takes root", dev.Name))
+		}
+	}
+	return do(g.Guest, all)
+}
+
+// holderOfPrepared returns the target with the process that holds the guest's prepared NICs, which
+// is more certain than one of that name: where a guest comes from and where it goes to may be on
+// one machine.
+func (m *Manager) holderOfPrepared(ctx context.Context, t nic.Target) (nic.Target, error) {
+	if t.PID != 0 || t.QMP != "" {
+		return t, nil
+	}
+	all, err := m.host.AllDevices(ctx)
+	if err != nil {
+		return t, err
+	}
+	all = slices.DeleteFunc(all, func(dev inventory.Device) bool {
+		return dev.Want.VM != t.VM || !isUncommitted(dev) || dev.VMMPID() == 0 || dev.IsUntrusted()
+	})
+	for _, dev := range all {
+		if err := guest.MayOpen(t, dev.Name, dev.VMMPID()); err != nil {
+			return t, err
+		}
+		if dev.VMMPID() != all[0].VMMPID() {
+			return t, fmt.Errorf("%w: %s (name one guest with --pid)", qemu.ErrAmbiguous, inventory.Whose(all))
+		}
+	}
+	if len(all) > 0 {
+		t.PID = all[0].VMMPID()
+	}
+	return t, nil
+}
