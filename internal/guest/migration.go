@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"vmnet/qmp"
+	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
 
@@ -53,12 +55,12 @@ func (g *Guest) Idle(ctx context.Context) (idle *Guest, dead bool, err error) {
 	if err != nil {
 		return nil, false, err
 	}
-	switch state {
-	case qmp.StateIncoming, qmp.StateUnstarted:
+	switch {
+	case isIdle(state):
 		without := *g
 		without.Unplugger = resetter{g.Monitor}
 		return &without, false, nil
-	case qmp.StateRunning:
+	case state == qmp.StateRunning:
 		return g, false, nil
 	}
 	return g, true, nil
@@ -77,3 +79,25 @@ func (r resetter) UnplugText(nicID string) string {
 func (r resetter) Unplug(ctx context.Context, nicID string, waiting func(time.Duration)) error {
 	return r.conn.UnplugByReset(ctx, nic.DeviceID(nicID), r.found.process.EndsOnReset(), waiting)
 }
+
+// undoByReset has the step that plugs a prepared NIC undone by a reset, if no guest runs by then
+// that could release the device.
+func (m *Monitor) undoByReset(steps []step.Step, nicID string) {
+	for i, s := range steps {
+		if s.Undo == nil || !strings.HasPrefix(s.Name, "device_add ") {
+			continue
+		}
+		steps[i].Undo = func(ctx context.Context) error {
+			asking, cancel := context.WithTimeout(ctx, Wait)
+			defer cancel()
+			state, err := m.conn.RunState(asking)
+			if err != nil || !isIdle(state) {
+				return s.Undo(ctx)
+			}
+			return resetter{m}.Unplug(ctx, nicID, nil)
+		}
+	}
+}
+
+// isIdle reports whether no guest runs in the machine yet.
+func isIdle(state qmp.RunState) bool { return state == qmp.StateIncoming || state == qmp.StateUnstarted }

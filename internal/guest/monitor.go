@@ -65,7 +65,11 @@ func (m *Monitor) Plan(ctx context.Context, n *backend.NIC) (Handover, error) {
 	if n.Device, err = m.conn.TypeOptions(ctx, n.Device); err != nil {
 		return Handover{}, err
 	}
-	return Handover{Steps: append(m.conn.PlugSteps(n.Device, &n.Files), step.Step{
+	plug := m.conn.PlugSteps(n.Device, &n.Files)
+	if n.Record.Prepared {
+		m.undoByReset(plug, n.Record.NIC)
+	}
+	return Handover{Steps: append(plug, step.Step{
 		Name: "close",
 		Text: "close our copies of the fds",
 		Do:   func(context.Context) error { return n.Close() },
