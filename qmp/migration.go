@@ -75,8 +75,8 @@ var ErrArriving = errors.New("a guest is arriving by migration")
 // UnplugByReset takes a NIC away from a machine in which no guest runs yet: device_del, and
 // system_reset, which completes it, since no guest answers. Otherwise it is [Conn.Unplug].
 // endsOnReset reports that QEMU ends when its machine is reset (-no-reboot), which this one reset
-// must not do. The error matches [ErrArriving] if a migration into this QEMU goes on: its data would
-// be lost.
+// must not do. The error matches [ErrArriving] if a migration into this QEMU goes on: its data
+// would be lost.
 func (c *Conn) UnplugByReset(ctx context.Context, deviceID string, endsOnReset bool,
 	progress func(elapsed time.Duration),
 ) error {

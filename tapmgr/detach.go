@@ -156,8 +156,8 @@ func (m *Manager) detachFrom(ctx context.Context, spec DetachSpec, g *guest.Gues
 			return DetachResult{}, err
 		}
 		if d.dev.Want.Prepared && !spec.Force {
-			return DetachResult{}, fmt.Errorf("%w: it is prepared (vmnet abort --vm %s --nic %s removes it)", nic.ErrInUse,
-				spec.VM, spec.NIC)
+			return DetachResult{}, fmt.Errorf("%w: it is prepared (vmnet abort --vm %s --nic %s removes it)",
+				nic.ErrInUse, spec.VM, spec.NIC)
 		}
 	}
 	// The label of a libvirt user's QEMU, which says that the NIC was handed over by its monitor,

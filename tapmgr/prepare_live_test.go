@@ -14,7 +14,6 @@ import (
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/nstest"
 	"vmnet/qmp"
-	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 )
@@ -253,8 +252,8 @@ func TestLiveCommit(t *testing.T) {
 		if got := h.states(g); got != "forwarding" {
 			t.Errorf("cut after %s: %s", name, got)
 		}
-		if _, _, err := h.Abort(h.context(20*time.Second), nic.Target{VM: g.name}, "net0"); !errors.Is(err, nic.ErrInUse) ||
-			!strings.Contains(err.Error(), "vmnet detach") {
+		_, _, err := h.Abort(h.context(20*time.Second), nic.Target{VM: g.name}, "net0")
+		if !errors.Is(err, nic.ErrInUse) || !strings.Contains(err.Error(), "vmnet detach") {
 			t.Errorf("abort of a committed one: %v", err)
 		}
 		g = h.empty()
@@ -353,7 +352,7 @@ func TestLiveMigrate(t *testing.T) {
 	if state := runState(h, source); state != qmp.StateLeft {
 		t.Errorf("the source is %s", state)
 	}
-	if _, err := h.Detach(h.context(60*time.Second), tapmgr.DetachSpec{Target: nic.Target{VM: g.name}, NIC: "net0"}); err != nil {
+	if _, err := h.tryDetach(g, 60*time.Second, false); err != nil {
 		t.Errorf("detach from the guest that has arrived: %v", err)
 	}
 }

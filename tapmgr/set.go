@@ -72,8 +72,8 @@ func (m *Manager) set(ctx context.Context, t nic.Target, nicID string,
 		return res, fmt.Errorf("%w: its state is %s (the same vmnet attach, or vmnet reconcile, first)",
 			nic.ErrInUse, dev.NIC().State)
 	case dev.Want.Prepared:
-		return res, fmt.Errorf("%w: it is down until vmnet commit --vm %s --nic %s, and can be changed then", nic.ErrInUse,
-			t.VM, nicID)
+		return res, fmt.Errorf("%w: it is down until vmnet commit --vm %s --nic %s, and can be changed then",
+			nic.ErrInUse, t.VM, nicID)
 	case !m.hasPrivilege(dev):
 		return res, step.WithStage(nic.ErrLink, fmt.Errorf("to change %s takes root", dev.Name))
 	}

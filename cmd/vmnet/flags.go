@@ -175,7 +175,9 @@ func missingFlags(cmd *cobra.Command) error {
 		!slices.ContainsFunc(names, cmd.Flags().Changed) {
 		var choice []string
 		for _, n := range names {
-			choice = append(choice, typed(cmd.Flags().Lookup(n)))
+			if f := cmd.Flags().Lookup(n); !f.Hidden {
+				choice = append(choice, typed(f))
+			}
 		}
 		missing = append(missing, "one of "+strings.Join(choice, ", "))
 	}

@@ -52,7 +52,10 @@ func (a *app) prepareCommand() *cobra.Command {
 	cmd.InitDefaultHelpFlag()
 	groupNICFlags(f)
 	require(cmd, "mac")
-	requireOne(cmd, "bridge", "network", "macvtap", "switch")
+	requireOne(cmd, "bridge", "network", "macvtap", "switch", "ipvtap", "routed")
+	for _, never := range []string{"ipvtap", "flag", "routed"} { // an error says why
+		f.Lookup(never).Hidden = true
+	}
 	complete(cmd, "vm", runningGuests)
 	complete(cmd, "via", cobra.FixedCompletions(nicflags.SwitchWays, noFiles))
 	complete(cmd, "switch", switchNames)

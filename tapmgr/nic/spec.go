@@ -199,7 +199,7 @@ func (s Spec) Source() string {
 func (s Spec) Validate() error {
 	d := s.WithDefaults()
 	return step.WithStage(ErrInvalid,
-		cmp.Or(ValidVM(d.VM), ValidNIC(d.NIC), d.validateHost(), d.validateDevice(), s.validatePrepared()))
+		cmp.Or(ValidVM(d.VM), ValidNIC(d.NIC), s.validatePrepared(), d.validateHost(), d.validateDevice()))
 }
 
 // validatePrepared checks what a NIC must be whose guest comes from another QEMU: its address is in
@@ -215,7 +215,8 @@ func (s Spec) validatePrepared() error {
 		return fmt.Errorf("a routed NIC cannot be prepared: the host that the guest comes from answers " +
 			"for its addresses until it ends (--bridge or --network)")
 	case s.Switch != nil && s.Switch.By == BySocket:
-		return fmt.Errorf("a socket to a switch cannot be prepared: it has no device that could be down (vmnet prepare --via tap)")
+		return fmt.Errorf("a socket to a switch cannot be prepared: it has no device that could be down " +
+			"(vmnet prepare --via tap)")
 	case s.Via != "" || s.Persistent:
 		return fmt.Errorf("a NIC of a libvirt guest cannot be prepared: libvirt migrates its guests itself, " +
 			"and vmnet's hook makes their NICs (vmnet hook install)")
