@@ -100,4 +100,6 @@ func (m *Monitor) undoByReset(steps []step.Step, nicID string) {
 }
 
 // isIdle reports whether no guest runs in the machine yet.
-func isIdle(state qmp.RunState) bool { return state == qmp.StateIncoming || state == qmp.StateUnstarted }
+func isIdle(state qmp.RunState) bool {
+	return state == qmp.StateIncoming || state == qmp.StateUnstarted
+}

@@ -9,6 +9,7 @@ import (
 
 	"vmnet/bridge/brport"
 	"vmnet/internal/stablemac"
+	"vmnet/macvtap/vtap"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -222,3 +223,58 @@ func FuzzParseAlias(f *testing.F) {
 
 // sameIP has package cmp compare addresses as a whole.
 var sameIP = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
+
+// TestValidatePrepared: what cannot stay down until a commit, or cannot be the guest's NIC where it
+// comes from, is refused.
+func TestValidatePrepared(t *testing.T) {
+	prepared := func(change func(*Spec)) Spec {
+		s := valid()
+		s.Prepared, s.MAC = true, net.HardwareAddr{0x52, 0x54, 0, 0, 0, 9}
+		change(&s)
+		return s
+	}
+	onto := func(l Lower) func(*Spec) { return func(s *Spec) { s.Bridge, s.Lower = "", &l } }
+	on := func(by By) func(*Spec) {
+		return func(s *Spec) { s.Bridge, s.Switch = "", &Switch{Name: "sw0", By: by} }
+	}
+	for _, change := range []func(*Spec){
+		func(*Spec) {}, onto(Lower{Kind: vtap.Macvtap, Device: "eth0"}), on(ByTap), on(""),
+		func(s *Spec) { s.Bridge, s.Network = "", "lab" },
+	} {
+		s := prepared(change)
+		if err := s.Validate(); err != nil {
+			t.Errorf("%+v: %v", s, err)
+		}
+		if s = s.WithDefaults(); s.Switch != nil && s.Switch.By != ByTap {
+			t.Errorf("a port by %s", s.Switch.By)
+		}
+	}
+	for want, change := range map[string]func(*Spec){
+		"needs the address": func(s *Spec) { s.MAC = nil },
+		"an ipvtap cannot":  onto(Lower{Kind: vtap.IPVtap, Device: "eth0"}),
+		"a routed NIC":      func(s *Spec) { s.Bridge, s.Routed, s.IP = "", "eth0", ips("192.0.2.7") },
+		"--via tap":         on(BySocket),
+		"libvirt migrates":  func(s *Spec) { s.Via = ViaMonitor },
+	} {
+		err := prepared(change).Validate()
+		if !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+}
+
+// TestPreparedRecord: the alias says that a NIC is prepared. The label, which cannot change when it
+// is committed, does not.
+func TestPreparedRecord(t *testing.T) {
+	r := Record{
+		VM: "P2", NIC: "net0", Type: TypeTap, Source: "br0", MAC: net.HardwareAddr{0x52, 0x54, 0, 0, 0, 9},
+		Model: DefaultModel, Queues: 1, Prepared: true, Phase: PhasePlugged,
+	}
+	text, err := r.Encode()
+	if got, ok := ParseRecord(text); err != nil || !ok || !got.Prepared || !got.Spec().Prepared {
+		t.Errorf("%s: %+v, %v, %v", text, got, ok, err)
+	}
+	if got, ok := ParseRecord(r.Label(7)); !ok || got.Prepared {
+		t.Errorf("label %s: %+v", r.Label(7), got)
+	}
+}
