@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// RunState is the state of a guest's machine (RunState in qapi/run-state.json).
+// RunState is the state of a machine (RunState in qapi/run-state.json).
 type RunState string
 
 // States of a guest that moves from one QEMU to another.
@@ -20,7 +20,7 @@ const (
 	StateLeft      RunState = "postmigrate" // it has moved to another QEMU
 )
 
-// RunState returns the state of the guest's machine (query-status).
+// RunState returns the state of the machine (query-status).
 func (c *Conn) RunState(ctx context.Context) (RunState, error) {
 	var reply struct{ Status RunState }
 	err := c.Execute(ctx, "query-status", nil, &reply)
@@ -40,7 +40,7 @@ func (c *Conn) MigrationStatus(ctx context.Context) (string, error) {
 const arrivalEvery = 250 * time.Millisecond
 
 // AwaitArrival waits until a guest has arrived in this QEMU, which was started with -incoming, and
-// returns the guest's state then. It does not wait for a guest that is there. It fails if the
+// returns the machine's state then. It does not wait for a guest that is there. It fails if the
 // migration does.
 func (c *Conn) AwaitArrival(ctx context.Context) (RunState, error) {
 	events := c.Subscribe(1, "RESUME") // before the first look, so that none is missed

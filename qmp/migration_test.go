@@ -53,7 +53,8 @@ func TestAwaitArrival(t *testing.T) {
 			var log []string
 			conn := scripted(t, &log, map[string][]string{"query-status": c.status, "query-migrate": c.migrations})
 			state, err := conn.AwaitArrival(t.Context())
-			if state != c.state || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
+			if state != c.state || (err == nil) != (c.err == "") ||
+				err != nil && !strings.Contains(err.Error(), c.err) {
 				t.Errorf("%s, %v; want %s, %q", state, err, c.state, c.err)
 			}
 		})
@@ -63,7 +64,7 @@ func TestAwaitArrival(t *testing.T) {
 // TestAwaitArrivalEnds: the wait ends with its context, and with QEMU.
 func TestAwaitArrivalEnds(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
-	why := errors.New("Ctrl-C")
+	why := errors.New("given up")
 	c := fakeConn(t, func(s *session) {
 		for r, ok := s.Next(); ok; r, ok = s.Next() {
 			if r.Execute == "query-migrate" {
@@ -116,7 +117,10 @@ func TestUnplugByReset(t *testing.T) {
 			`{"status": "setup"}`, true, nil,
 			slices.Concat([]string{"device_del", "query-migrate"}, reset, []string{"device_del"}, release),
 		},
-		{"arriving", []string{"{}"}, `{"status": "active"}`, false, ErrArriving, []string{"device_del", "query-migrate"}},
+		{
+			"arriving", []string{"{}"}, `{"status": "active"}`, false, ErrArriving,
+			[]string{"device_del", "query-migrate"},
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

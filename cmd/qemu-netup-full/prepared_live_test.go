@@ -15,8 +15,8 @@ func TestLivePrepared(t *testing.T) {
 	h := newHost(t).withVMNet()
 	h.policy("{users: [65534], bridges: [br0]}")
 	qemu := []string{
-		"--", qemuProgram, "-name", "guest=M1", "-nodefaults", "-machine", "pc,accel=tcg", "-m", "32", "-display", "none",
-		"-incoming", "defer",
+		"--", qemuProgram, "-name", "guest=M1", "-nodefaults", "-machine", "pc,accel=tcg", "-m", "32",
+		"-display", "none", "-incoming", "defer",
 	}
 	h.fails(h.nobodys(append([]string{"--prepared", "--bridge", "br0"}, qemu...)...), exitUsage,
 		"a prepared NIC needs the address that the guest has where it comes from: --mac")

@@ -33,7 +33,7 @@ func (g *Guest) IsHere(ctx context.Context, wait bool) error {
 	return isHere(state)
 }
 
-// isHere decides by the state of the guest's machine.
+// isHere decides by a machine's state.
 func isHere(state qmp.RunState) error {
 	switch state {
 	case qmp.StateIncoming:
