@@ -28,6 +28,8 @@ type order struct {
 
 	Prepare bool   // does the hook's part of the guest's start instead
 	Set     bool   // changes the NIC to that Spec instead
+	Commit  bool   // commits the guest's prepared NICs instead
+	Abort   bool   // aborts them
 	Libvirt string // URI
 
 	Reconcile bool   // reconciles instead, with a /proc of its own pid namespace
@@ -145,7 +147,14 @@ func (o order) run() error {
 		_, err = m.Set(ctx, o.Spec.Target, o.Spec.NIC, func(nic.Spec) (nic.Spec, error) { return o.Spec, nil })
 		return err
 	}
-	if o.Spec.Prepared {
+	switch {
+	case o.Commit:
+		_, err = m.Commit(ctx, o.Spec.Target, "", false)
+		return err
+	case o.Abort:
+		_, _, err = m.Abort(ctx, o.Spec.Target, "")
+		return err
+	case o.Spec.Prepared:
 		_, err = m.Prepare(ctx, o.Spec)
 		return err
 	}

@@ -67,6 +67,16 @@ func (h *host) down(what string, g *guest, name, master string) {
 	}
 }
 
+// killed has SIGKILL end a process that does o.
+func (h *host) killed(o order) {
+	h.Helper()
+	cmd := h.command(o)
+	out, err := cmd.CombinedOutput()
+	if cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		h.Fatalf("%s: %v: %s", o.KillAt, err, out)
+	}
+}
+
 // runState is the state of a guest's machine.
 func runState(h *host, g *guest) qmp.RunState {
 	h.Helper()
@@ -172,11 +182,7 @@ func TestLivePrepareFaults(t *testing.T) {
 	h.faultAtEach(names, func() { h.nothingLeft(g, "net0") }, prepare)
 	link := mustName(g)
 	for i, name := range names {
-		cmd := h.command(order{Spec: spec, KillAt: name, After: true})
-		out, err := cmd.CombinedOutput()
-		if cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
-			t.Fatalf("%s: %v: %s", name, err, out)
-		}
+		h.killed(order{Spec: spec, KillAt: name, After: true})
 		switch l, err := h.nl.Link(link); {
 		case err == nil && l.Up:
 			t.Errorf("killed after %s: it is up", name)
@@ -196,28 +202,24 @@ func TestLivePrepareFaults(t *testing.T) {
 	h.prepare(spec)
 	names = h.stepNamesOf(func() error { return h.abort(g) })
 	for _, name := range names {
-		h.cutAfter(name)
-		if err := h.abort(g); !errors.Is(err, errFault) {
-			t.Errorf("abort cut after %s: %v", name, err)
-		}
-		h.Run = nil
+		h.killed(order{Spec: spec, Abort: true, KillAt: name, After: true})
 		if l, err := h.nl.Link(link); err == nil && l.Up {
-			t.Errorf("abort cut after %s: it is up", name)
+			t.Errorf("abort killed after %s: it is up", name)
 		}
 		if err := h.abort(g); err != nil {
-			t.Errorf("abort cut after %s: again: %v", name, err)
+			t.Errorf("abort killed after %s: again: %v", name, err)
 		}
 		h.nothingLeft(g, "net0")
 		if state := runState(h, g); state != qmp.StateIncoming {
-			t.Fatalf("abort cut after %s: QEMU is %s", name, state)
+			t.Fatalf("abort killed after %s: QEMU is %s", name, state)
 		}
 		h.prepare(spec)
 	}
 }
 
-// TestLiveCommit commits NICs of each kind of device on a guest that is there, and fails and cuts
-// the commit of a tap at each step. After a fault the NIC is prepared as before; after a cut, check
-// says so, and the same commit or reconcile completes it.
+// TestLiveCommit commits NICs of each kind of device on a guest that is there, and fails and kills
+// the commit of a tap at each step. After a fault the NIC is prepared as before; after a kill,
+// check says so, and the same commit or reconcile completes it.
 func TestLiveCommit(t *testing.T) {
 	h := newHost(t)
 	g := h.empty()
@@ -232,25 +234,21 @@ func TestLiveCommit(t *testing.T) {
 		h.down("after a fault", g, n.Interface, "br0")
 	}, commit)
 	for i, name := range names {
-		h.cutAfter(name)
-		if err := commit(); !errors.Is(err, errFault) {
-			t.Fatal(name, err)
-		}
-		h.Run = nil
+		h.killed(order{Spec: g.spec("net0"), Commit: true, KillAt: name, After: true})
 		if got := h.check(); name != "verify" && (len(got) == 0 || h.states(g) != nic.Changing) {
-			t.Errorf("cut after %s: state %s, check finds %+v", name, h.states(g), got)
+			t.Errorf("killed after %s: state %s, check finds %+v", name, h.states(g), got)
 		}
 		if i%2 == 0 {
 			h.settled()
 		}
 		for range 2 { // a commit of what is committed changes nothing
 			if err := commit(); err != nil {
-				t.Errorf("cut after %s: %v", name, err)
+				t.Errorf("killed after %s: %v", name, err)
 			}
 		}
-		h.wants("cut after "+name, n.Interface, "br0")
+		h.wants("killed after "+name, n.Interface, "br0")
 		if got := h.states(g); got != "forwarding" {
-			t.Errorf("cut after %s: %s", name, got)
+			t.Errorf("killed after %s: %s", name, got)
 		}
 		_, _, err := h.Abort(h.context(20*time.Second), nic.Target{VM: g.name}, "net0")
 		if !errors.Is(err, nic.ErrInUse) || !strings.Contains(err.Error(), "vmnet detach") {
