@@ -246,7 +246,7 @@ func TestLiveCommit(t *testing.T) {
 				t.Errorf("killed after %s: %v", name, err)
 			}
 		}
-		h.wants("killed after "+name, n.Interface, "br0")
+		h.wants("killed after "+name, h.seat(n.Interface), "br0")
 		if got := h.states(g); got != "forwarding" {
 			t.Errorf("killed after %s: %s", name, got)
 		}
@@ -321,7 +321,7 @@ func TestLiveMigrate(t *testing.T) {
 	h.prepare(spec)
 	h.down("prepared", g, mustName(g), "br1")
 
-	p := h.pinging(guestAddr)
+	p := h.pinging(h.ns, guestAddr)
 	p.answered(1)
 	committed := make(chan error, 1)
 	uri := "unix:" + filepath.Join(t.TempDir(), "migration")
