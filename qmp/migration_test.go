@@ -118,7 +118,9 @@ func TestUnplugByReset(t *testing.T) {
 			slices.Concat([]string{"device_del", "query-migrate"}, reset, []string{"device_del"}, release),
 		},
 		{
-			"arriving", []string{"{}"}, `{"status": "active"}`, false, ErrArriving,
+			"arriving",
+			[]string{"{}"},
+			`{"status": "active"}`, false, ErrArriving,
 			[]string{"device_del", "query-migrate"},
 		},
 	} {

@@ -7,9 +7,9 @@ import (
 
 func TestEndsOnReset(t *testing.T) {
 	for line, want := range map[string]bool{
-		"qemu":            false,
-		"qemu -no-reboot": true,
-		"qemu --no-reboot -action panic=none":         true,
+		"qemu":                                false,
+		"qemu -no-reboot":                     true,
+		"qemu --no-reboot -action panic=none": true,
 		"qemu -action reboot=shutdown,shutdown=pause": true,
 		"qemu -no-reboot -action reboot=reset":        false,
 		"qemu -action reboot=reset -no-reboot":        true,
