@@ -16,6 +16,7 @@ import (
 	"vmnet/internal/network"
 	"vmnet/internal/network/config"
 	"vmnet/internal/network/dhcp"
+	"vmnet/internal/nsport"
 	"vmnet/internal/watch"
 	"vmnet/libvirt"
 	"vmnet/tapmgr"
@@ -36,7 +37,7 @@ func (a *app) watchCommand() *cobra.Command {
 		Short: "Keep NICs as they should be, until it is stopped",
 		Long: `Stay in the foreground, and do what libvirt has no hook for: give taps that libvirt
 makes for NICs attached live the port settings that their domain declares; put ports back on a
-bridge that was deleted and recreated; let macvtaps with rx filter mirror accept the multicast
+bridge that was deleted and recreated, those of containers too; let macvtaps with rx filter mirror accept the multicast
 groups that their guests have joined; remove macvtaps that libvirt guests leave behind; keep, or
 remove, the entries by which the host answers for routed guests; give guests that start the NICs
 that their files declare; and mend networks that others have changed, for example by flushing all
@@ -84,6 +85,10 @@ func (a *app) watch(ctx context.Context, o *watchVerb, networks *network.Manager
 		}
 	}}
 	cfg.Networks = networks
+	if cfg.Ends, err = nsport.Open(a.netns); err != nil {
+		return err
+	}
+	defer cfg.Ends.Close()
 	if cfg.Declared, err = a.declared(ctx, m, o.guests); err != nil {
 		return err
 	}

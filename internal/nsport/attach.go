@@ -208,7 +208,11 @@ func (j *job) portStep() step.Step {
 	return step.Step{
 		Name: "port",
 		Text: fmt.Sprintf("RTM_SETLINK %s: master %s%s, up", j.hostName(), j.place.Name, with),
-		Do:   func(context.Context) error { return bridges.AddPort(j.m.nl(), j.place, j.host, j.spec.Port) },
+		Do: func(context.Context) error {
+			r := j.rec
+			r.Unfinished = j.have == nil || j.have.Unfinished
+			return bridges.AddPort(j.m.nl(), j.place, j.host, j.spec.Port, rtnl.Alias(r.String()))
+		},
 	}
 }
 

@@ -66,6 +66,9 @@ func (j *job) plan(ctx context.Context) error {
 		return err
 	}
 	j.rec.Unfinished = true
+	if len(j.rec.String()) > alias.Max {
+		j.rec.At = 0
+	}
 	if n := len(j.rec.String()); n > alias.Max {
 		return fmt.Errorf(
 			"the record of this attachment takes %d bytes, and an alias has %d (use fewer addresses, "+
@@ -102,6 +105,9 @@ func (j *job) record() (err error) {
 		return err
 	}
 	j.rec.Source, j.mtu = j.place.Name, cmp.Or(s.MTU, j.place.MTU)
+	if j.rec.Type == Veth {
+		j.rec.At = j.place.Index
+	}
 	if j.mtu > j.place.MTU {
 		return fmt.Errorf("MTU %d: %s has %d bytes", j.mtu, j.place.Name, j.place.MTU)
 	}

@@ -8,7 +8,9 @@ import (
 	"slices"
 
 	"vmnet/bridge/brport"
+	"vmnet/internal/alias"
 	"vmnet/internal/kernel/bridges"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/tapmgr/nic"
 )
 
@@ -116,5 +118,48 @@ func (m *Manager) putBack(a *attachment, dry bool) error {
 	if err != nil || dry {
 		return err
 	}
-	return bridges.AddPort(m.nl(), br, a.host, cfg)
+	r := a.Record
+	if r.At = br.Index; len(r.String()) > alias.Max {
+		r.At = 0
+	}
+	return bridges.AddPort(m.nl(), br, a.host, cfg, rtnl.Alias(r.String()))
+}
+
+// PutBack makes the ends here whose bridges were deleted ports of the bridges of these names that
+// are there now. It looks into no other namespace. An end that was on that very bridge was taken
+// off it by somebody, and is left alone. Failures are in the actions; the error is about reading
+// what there is.
+func (m *Manager) PutBack(ctx context.Context, names ...string) (actions []nic.Action, err error) {
+	todo, err := m.lost(names)
+	if err != nil || len(todo) == 0 {
+		return nil, err
+	}
+	unlock, err := m.lock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	if todo, err = m.lost(names); err != nil {
+		return nil, err
+	}
+	for _, a := range todo {
+		actions = append(actions, m.reconcile(&a, false))
+	}
+	return actions, nil
+}
+
+// lost lists the ends here that have lost a bridge of one of these names, of which there is another
+// one.
+func (m *Manager) lost(names []string) (found []attachment, err error) {
+	links, err := m.nl().Links(Veth, 0)
+	for _, l := range links {
+		r, ok := ParseRecord(l.Alias)
+		if !ok || r.Type != Veth || r.Unfinished || r.At == 0 || l.Master != 0 || !slices.Contains(names, r.Source) {
+			continue
+		}
+		if br, err := bridges.Get(m.nl(), r.Source); err == nil && br.Index != r.At {
+			found = append(found, attachment{Record: r, host: l})
+		}
+	}
+	return found, err
 }

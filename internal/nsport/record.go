@@ -19,6 +19,7 @@ type Record struct {
 	ID        string
 	Type      string // Veth, Macvlan or IPVlan
 	Source    string // the bridge or parent device
+	At        int    // index of the bridge; 0 if the alias has no room for it
 	Network   string // the network that was named; empty for none
 	Interface string // the end in the namespace
 	Mode      string
@@ -37,6 +38,7 @@ const (
 	keyID        = "id"
 	keyType      = "type"
 	keySource    = "source"
+	keyAt        = "at"
 	keyNetwork   = "network"
 	keyInterface = "ifname"
 	keyMode      = "mode"
@@ -65,12 +67,15 @@ func (r Record) String() string {
 type field struct{ key, value string }
 
 func (r Record) fields() []field {
-	mac, mtu, state := "", "", ""
+	mac, mtu, at, state := "", "", "", ""
 	if r.MAC != nil {
 		mac = r.MAC.String()
 	}
 	if r.MTU != 0 {
 		mtu = strconv.Itoa(r.MTU)
+	}
+	if r.At != 0 {
+		at = strconv.Itoa(r.At)
 	}
 	if r.Unfinished {
 		state = attaching
@@ -80,6 +85,7 @@ func (r Record) fields() []field {
 		{keyID, r.ID},
 		{keyType, r.Type},
 		{keySource, r.Source},
+		{keyAt, at},
 		{keyNetwork, r.Network},
 		{keyInterface, r.Interface},
 		{keyMode, r.Mode},
@@ -130,6 +136,8 @@ func (r *Record) set(key, value string) bool {
 		r.Type = value
 	case keySource:
 		r.Source = value
+	case keyAt:
+		r.At, err = strconv.Atoi(value)
 	case keyNetwork:
 		r.Network = value
 	case keyInterface:
@@ -170,11 +178,12 @@ func (r Record) valid() bool {
 }
 
 // Differences returns how other differs from r, for people. What only says how far an attach has
-// come does not count, nor how the namespace was named.
+// come does not count, nor how the namespace was named, nor which of several bridges of a name that
+// followed each other is meant.
 func (r Record) Differences(other Record) (all []string) {
 	others := other.fields()
 	for i, f := range r.fields() {
-		if f.key == keyNetns || f.key == keyState || f.value == others[i].value {
+		if f.key == keyNetns || f.key == keyAt || f.key == keyState || f.value == others[i].value {
 			continue
 		}
 		all = append(all, fmt.Sprintf("%s %s, want %s", words[f.key], cmp.Or(f.value, "none"),

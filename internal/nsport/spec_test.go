@@ -102,7 +102,8 @@ func TestInSubnets(t *testing.T) {
 
 // fullRecord has every field.
 var fullRecord = Record{
-	Netns: "/run/netns/a b", ID: "web", Type: Veth, Source: "br0", Network: "lab", Interface: "eth0", Mode: "x",
+	Netns: "/run/netns/a b", ID: "web", Type: Veth, Source: "br0", At: 7, Network: "lab", Interface: "eth0",
+	Mode: "x",
 	MAC: net.HardwareAddr{
 		2,
 		0,

@@ -10,11 +10,21 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// putBack puts managed taps, and then the taps of libvirt domains, back on the bridges of these
-// names, and reports whether any failed. It logs a failure only at the last attempt: most often an
-// earlier attempt succeeds.
+// putBack puts managed taps, the ends of namespaces, and then the taps of libvirt domains, back on
+// the bridges of these names, and reports whether any failed.
 func (w *watcher) putBack(ctx context.Context, names []string, last bool) (failed bool) {
 	actions, err := w.Manager.PutBack(names...)
+	failed = w.tried(actions, err, last)
+	if w.Ends != nil {
+		actions, err = w.Ends.PutBack(ctx, names...)
+		failed = w.tried(actions, err, last) || failed
+	}
+	return w.putBackForeign(ctx, names, last) || failed
+}
+
+// tried is did for an attempt. It logs a failure only at the last one: most often an earlier
+// attempt succeeds.
+func (w *watcher) tried(actions []nic.Action, err error, last bool) (failed bool) {
 	if !last {
 		failed = slices.ContainsFunc(actions, func(a nic.Action) bool { return a.Error != "" })
 		actions = slices.DeleteFunc(actions, func(a nic.Action) bool { return a.Error != "" })
@@ -22,8 +32,7 @@ func (w *watcher) putBack(ctx context.Context, names []string, last bool) (faile
 	if err != nil && !last {
 		failed, err = true, nil
 	}
-	failed = w.did(actions, err) || failed
-	return w.putBackForeign(ctx, names, last) || failed
+	return w.did(actions, err) || failed
 }
 
 // putBackForeign asks libvirt which taps belong on the bridges, puts them back, and reports whether

@@ -20,6 +20,7 @@ import (
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/network"
+	"vmnet/internal/nsport"
 	"vmnet/libvirt"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
@@ -46,6 +47,9 @@ type Config struct {
 
 	// Declared, if not nil, gives guests the NICs that their files declare, until ctx ends.
 	Declared func(ctx context.Context, report func(Report))
+
+	// Ends puts the ends of vmnet netns attach back on bridges that were made again; nil: none is.
+	Ends *nsport.Manager
 
 	// Report receives what was done and what failed, from one goroutine at a time.
 	Report func(Report)
