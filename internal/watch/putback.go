@@ -22,8 +22,8 @@ func (w *watcher) putBack(ctx context.Context, names []string, last bool) (faile
 	return w.putBackForeign(ctx, names, last) || failed
 }
 
-// tried is did for an attempt. It logs a failure only at the last one: most often an earlier
-// attempt succeeds.
+// tried is did for an attempt, and reports whether anything failed. It logs a failure only at the
+// last one: most often an earlier attempt succeeds.
 func (w *watcher) tried(actions []nic.Action, err error, last bool) (failed bool) {
 	if !last {
 		failed = slices.ContainsFunc(actions, func(a nic.Action) bool { return a.Error != "" })
