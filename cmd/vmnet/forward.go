@@ -95,7 +95,7 @@ note says. That of SSH is refused without --force.`,
 			&f,
 			"added",
 			func(m *network.Manager, n *config.Network) error {
-				if err := m.Bind(n, &f); err != nil {
+				if err := m.Bind(cmd.Context(), n, &f); err != nil {
 					return err
 				}
 				if slices.Contains(n.Forwards, f) {

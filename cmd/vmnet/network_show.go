@@ -141,7 +141,7 @@ func (a *app) networkLeasesCommand(o *networkFlags) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			leases, err := m.Leases(n)
+			leases, err := m.Leases(cmd.Context(), n)
 			if err != nil {
 				return err
 			}

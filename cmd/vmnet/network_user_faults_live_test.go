@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -68,6 +69,85 @@ func TestLiveUserNetworkRefused(t *testing.T) {
 	h.ok([]string{"network", "delete", "lab", "--force"})
 	h.fails([]string{"network", "delete", "lab"}, "there is no network lab")
 	h.nothingLeft(before)
+}
+
+// TestLiveUserNetworkClientKilled: whenever the process of a verb is killed, the next apply
+// completes the network, and the next delete removes it.
+func TestLiveUserNetworkClientKilled(t *testing.T) {
+	h := newUserHost(t)
+	after := func(step string) func(string) bool {
+		return func(log string) bool { return strings.Contains(log, "msg=step name="+step+" ") }
+	}
+	starts := func(program string) func(string) bool {
+		return func(string) bool { return h.runs(program) != 0 }
+	}
+	apply, remove := []string{"network", "apply", "lab"}, []string{"network", "delete", "lab"}
+	for _, test := range []struct {
+		verb []string
+		when func(log string) bool // it is killed
+	}{
+		{createLab, after("file")}, {createLab, starts("network serve ")}, {createLab, starts("dnsmasq ")},
+		{apply, starts("network serve ")},
+		{remove, after("network")}, {remove, func(string) bool { return h.runs("dnsmasq ") == 0 }},
+	} {
+		switch test.verb[1] {
+		case "apply":
+			h.ok(createLab)
+			if err := syscall.Kill(h.pids("lab")["supervisor"], syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			nstest.Eventually(t, patience, "the network is absent", func() bool { return h.runs("") == 0 })
+		case "delete":
+			h.ok(createLab)
+		}
+		h.killed(test.verb, test.when)
+		if _, err := os.Stat(h.home + "/.config/vmnet/networks.d/lab.yaml"); err == nil {
+			h.ok([]string{"network", "apply", "lab"})
+			h.ok([]string{"network", "check"}, "no difference")
+		}
+		out, err := h.vmnet("network", "delete", "lab")
+		if err != nil && !strings.Contains(out, "there is no network lab") {
+			t.Errorf("%v: delete: %v: %s", test.verb, err, out)
+		}
+		nstest.Eventually(t, patience, "no process is left", func() bool { return h.runs("") == 0 })
+		h.nothingLeft(nil)
+	}
+}
+
+// killed runs a verb as nobody, and kills it as soon as that is due; it may have ended before.
+func (h *userHost) killed(verb []string, due func(log string) bool) {
+	h.Helper()
+	log, err := os.Create(filepath.Join(h.TempDir(), "log"))
+	if err != nil {
+		h.Fatal(err)
+	}
+	defer log.Close()
+	cmd := h.command(context.Background(), append(append([]string{"vmnet"}, verb...), "-v")...)
+	cmd.Stderr = log
+	if err := h.ns.Do(cmd.Start); err != nil {
+		h.Fatal(err)
+	}
+	nstest.Eventually(h, patience, "the verb is to be killed", func() bool {
+		text, err := os.ReadFile(log.Name())
+		return err == nil && due(string(text))
+	})
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+}
+
+// runs returns a process that has a path of the user's files and the text in its command line; 0
+// for none.
+func (h *userHost) runs(text string) int {
+	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, path := range all {
+		b, _ := os.ReadFile(path) // it may have ended
+		line := strings.ReplaceAll(string(b), "\x00", " ")
+		if strings.Contains(line, h.home+"/") && strings.Contains(line, text) {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+			return pid
+		}
+	}
+	return 0
 }
 
 // TestLiveUserNetworkAfterLogout: a network ends with the directory of its sockets, which the end

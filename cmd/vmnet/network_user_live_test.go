@@ -304,15 +304,19 @@ func TestLiveUserNetwork(t *testing.T) {
 	}
 	h.lease(red, "red")
 	h.lease(blue, "blue")
-	var leases []struct{ IP, Name string }
+	var leases []struct{ IP, Name, Guest string }
 	out := h.ok([]string{"network", "leases", "lab", "-o", "json"})
 	if err := json.Unmarshal([]byte(out), &leases); err != nil || len(leases) != 2 {
 		t.Fatalf("leases %v: %s", err, out)
 	}
-	ip := map[string]string{"red": leases[0].IP, "blue": leases[1].IP}
-	if leases[0].Name == "blue" || leases[0].Name == strings.ToLower(blueName) {
-		ip["red"], ip["blue"] = ip["blue"], ip["red"]
+	ip := map[string]string{}
+	for _, l := range leases {
+		ip[map[string]string{redName + "/net0": "red", blueName + "/net0": "blue"}[l.Guest]] = l.IP
 	}
+	if ip["red"] == "" || ip["blue"] == "" {
+		t.Fatalf("leases do not say whose they are: %s", out)
+	}
+	h.ok([]string{"network", "show", "lab"}, redName+"/net0")
 	h.says(red, ip["blue"], "nslookup", "-type=a", "blue.lab.internal")
 	h.says(red, ip["blue"], "nslookup", "-type=a", strings.ToLower(blueName)+".lab.internal")
 	h.says(red, "3 packets received", "ping", "-c", "3", "-w", "20", "blue")
@@ -324,7 +328,8 @@ func TestLiveUserNetwork(t *testing.T) {
 	// Forwards, made and changed while the guests run.
 	h.says(red, "", "sh", "-c",
 		`printf '#!/bin/sh\necho red\n' >/red; chmod +x /red; nc -ll -p 80 -e /red >/dev/null 2>&1 &`)
-	h.ok([]string{"forward", "add", "lab", "tcp:8080", ip["red"] + ":80"}, "added")
+	h.ok([]string{"forward", "add", "lab", "tcp:8080", strings.ToLower(redName) + ":80"}, "added")
+	h.ok([]string{"forward", "list", "lab", "-o", "json"}, `"ip": "`+ip["red"]+`"`)
 	for _, from := range []struct {
 		ns   *netns.NS
 		addr string

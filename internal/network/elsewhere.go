@@ -34,6 +34,7 @@ type Elsewhere interface {
 type Seen struct {
 	Running     bool
 	Ports       []string // of guests
+	Guests      []GuestInfo
 	Differences []Difference
 	Way         string    // by which IP versions guests reach the world
 	Processes   []Process // of which it consists
@@ -151,6 +152,6 @@ func (m *Manager) infoElsewhere(ctx context.Context, n *config.Network) (Info, S
 	default:
 		i.State = StateUp
 	}
-	i.Ports = append(i.Ports, seen.Ports...)
+	i.Ports, i.Guests = append(i.Ports, seen.Ports...), append(i.Guests, seen.Guests...)
 	return i, seen
 }

@@ -433,7 +433,7 @@ func TestLiveGuestClaims(t *testing.T) {
 		"-r", "10.66.0.11", "-x", "hostname:web", "-s", "/bin/true"); err != nil {
 		t.Fatal(err)
 	}
-	leases, err := x.m.Leases(labNetwork())
+	leases, err := x.m.Leases(x.ctx(), labNetwork())
 	if err != nil || len(leases) != 2 {
 		t.Fatalf("%+v, %v", leases, err)
 	}

@@ -124,8 +124,12 @@ func known(n *config.Network, guests []roster.Guest) (list []dhcp.Guest) {
 }
 
 // guestInfos describes the guests that belong to a network.
-func (m *Manager) guestInfos(n *config.Network) ([]GuestInfo, error) {
+func (m *Manager) guestInfos(ctx context.Context, n *config.Network) ([]GuestInfo, error) {
 	infos := []GuestInfo{}
+	if m.Elsewhere != nil {
+		seen, err := m.Elsewhere.Look(ctx, n)
+		return append(infos, seen.Guests...), err
+	}
 	br, _, err := m.bridge(n.Name)
 	if err != nil || br == nil {
 		return infos, err
@@ -140,7 +144,7 @@ func (m *Manager) guestInfos(n *config.Network) ([]GuestInfo, error) {
 // Bind binds a forward to the NIC of the guest that it names, unless that is one of the network's
 // hosts. The guest keeps the address that it has now. That there is no such guest is no error, but
 // one of the network's Validate.
-func (m *Manager) Bind(n *config.Network, f *config.Forward) error {
+func (m *Manager) Bind(ctx context.Context, n *config.Network, f *config.Forward) error {
 	_, isHost := n.Host(f.Guest)
 	if _, err := netip.ParseAddr(f.Guest); err == nil || isHost {
 		return nil
@@ -151,7 +155,7 @@ func (m *Manager) Bind(n *config.Network, f *config.Forward) error {
 			return nil
 		}
 	}
-	guests, err := m.guestInfos(n)
+	guests, err := m.guestInfos(ctx, n)
 	i := slices.IndexFunc(guests, func(g GuestInfo) bool { return g.Name == f.Guest })
 	if err != nil || i < 0 {
 		return err

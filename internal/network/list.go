@@ -172,7 +172,7 @@ func (m *Manager) infos(ctx context.Context, networks []*config.Network) (infos 
 			if err != nil {
 				return nil, err
 			}
-			if i.Guests, err = m.guestInfos(n); err != nil {
+			if i.Guests, err = m.guestInfos(ctx, n); err != nil {
 				return nil, err
 			}
 			for _, p := range ports {
@@ -207,21 +207,24 @@ func (m *Manager) Show(ctx context.Context, name string) (Shown, error) {
 	if err != nil {
 		return Shown{}, err
 	}
-	infos, err := m.infos(ctx, []*config.Network{n})
-	if err != nil {
-		return Shown{}, err
-	}
-	s := Shown{Info: infos[0], Leases: []dhcp.Lease{}, Obstacles: []firewall.Obstacle{}}
+	s := Shown{Leases: []dhcp.Lease{}, Obstacles: []firewall.Obstacle{}}
 	if m.Elsewhere != nil {
-		_, seen := m.infoElsewhere(ctx, n)
+		var seen Seen
+		s.Info, seen = m.infoElsewhere(ctx, n)
 		s.Way, s.Processes, s.Log = seen.Way, seen.Processes, seen.Log
+	} else {
+		infos, err := m.infos(ctx, []*config.Network{n})
+		if err != nil {
+			return Shown{}, err
+		}
+		s.Info = infos[0]
 	}
 	s.Ruleset, s.Server, err = m.Programs(n)
 	if err != nil || s.State == StateBroken {
 		return s, err
 	}
 	if s.Obstacles, err = m.Obstacles(ctx, n); err == nil {
-		s.Leases, err = m.Leases(n)
+		s.Leases, err = m.Leases(ctx, n)
 	}
 	return s, err
 }
@@ -239,12 +242,12 @@ func (m *Manager) Programs(n *config.Network) (rules string, programs []string, 
 }
 
 // Leases returns the addresses that guests of a network have.
-func (m *Manager) Leases(n *config.Network) ([]dhcp.Lease, error) {
+func (m *Manager) Leases(ctx context.Context, n *config.Network) ([]dhcp.Lease, error) {
 	leases, err := dhcp.ReadLeases(m.State, n.Name)
 	if err != nil {
 		return nil, err
 	}
-	guests, err := m.guestInfos(n)
+	guests, err := m.guestInfos(ctx, n)
 	if err != nil {
 		return nil, err
 	}

@@ -62,7 +62,7 @@ func TestLiveNetwork(t *testing.T) {
 		}
 		x.resolves(db.ns, "10.66.0.2", name, want)
 	}
-	leases, err := x.m.Leases(labNetwork())
+	leases, err := x.m.Leases(x.ctx(), labNetwork())
 	if err != nil || len(leases) != 2 {
 		t.Errorf("leases: %+v, %v", leases, err)
 	}

@@ -5,37 +5,34 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
+
+	"vmnet/internal/kernel/fdpass"
 )
 
 // Spawn starts a program that outlives this process, and returns once it says that it is ready, as
 // sd_notify(3) describes. An error has what the program wrote to stderr. A program that is not
 // ready in time is killed.
 func Spawn(ctx context.Context, argv []string) (err error) {
-	dir, err := os.MkdirTemp("", "vmnet-network")
+	notices, err := fdpass.ListenForNotices()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	path := filepath.Join(dir, "notify")
-	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		return err
-	}
-	defer notify.Close()
-	words, err := os.OpenFile(filepath.Join(dir, "stderr"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	defer notices.Close()
+	words, err := os.CreateTemp("", "vmnet-network")
 	if err != nil {
 		return err
 	}
 	defer words.Close()
+	if err := os.Remove(words.Name()); err != nil { // so nothing is left of it
+		return err
+	}
 	cmd := exec.Command(argv[0], argv[1:]...)
-	cmd.Dir, cmd.Stderr, cmd.Env = "/", words, append(os.Environ(), "NOTIFY_SOCKET="+path)
+	cmd.Dir, cmd.Stderr, cmd.Env = "/", words, append(os.Environ(), "NOTIFY_SOCKET="+notices.Name())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", strings.Join(argv, " "), err)
@@ -43,7 +40,7 @@ func Spawn(ctx context.Context, argv []string) (err error) {
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	ready := make(chan error, 1)
-	go func() { ready <- awaitReady(notify) }() // until notify is closed
+	go func() { ready <- awaitReady(notices) }() // until notices is closed
 	select {
 	case err = <-ready:
 	case err = <-ended:
@@ -62,15 +59,14 @@ func Spawn(ctx context.Context, argv []string) (err error) {
 	return fmt.Errorf("%w: %s", err, said(words))
 }
 
-// awaitReady returns once a datagram says READY=1.
-func awaitReady(c *net.UnixConn) error {
-	b := make([]byte, 4096)
+// awaitReady returns once a notice says READY=1.
+func awaitReady(notices *fdpass.Notices) error {
 	for {
-		n, err := c.Read(b)
+		text, err := notices.Next()
 		if err != nil {
 			return err
 		}
-		for line := range strings.Lines(string(b[:n])) {
+		for line := range strings.Lines(text) {
 			if strings.TrimSpace(line) == "READY=1" {
 				return nil
 			}

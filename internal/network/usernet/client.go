@@ -132,24 +132,36 @@ func remake(ctx context.Context, n *config.Network) error {
 }
 
 // stop ends a network, whatever state its processes are in, and removes what killed ones have left.
-// One that does not run is success.
+// One that does not run is success. A switch of that name which is no network's is left alone.
 func stop(ctx context.Context, name string) error {
+	if err := halt(ctx, name); !errors.Is(err, errNotRunning) {
+		return errors.Join(err, clear(name))
+	}
+	err := clear(name)
+	if errors.Is(err, swserver.ErrRunning) { // it was about to start, and clear has waited for that
+		err = halt(ctx, name)
+	}
+	if errors.Is(err, errNotRunning) {
+		return nil
+	}
+	return err
+}
+
+// halt ends the processes of a network; errNotRunning if it does not run.
+func halt(ctx context.Context, name string) error {
 	asked, cancel := context.WithTimeoutCause(ctx, stopTime, errHangs)
 	defer cancel()
 	_, process, err := tell(asked, name, request{Do: doStop})
-	if process != nil {
-		defer process.Close()
-		for _, s := range []syscall.Signal{0, syscall.SIGTERM, syscall.SIGKILL} {
-			if err = process.Signal(s); err == nil && gone(ctx, process) {
-				return clear(name)
-			}
+	if process == nil {
+		return err
+	}
+	defer process.Close()
+	for _, s := range []syscall.Signal{0, syscall.SIGTERM, syscall.SIGKILL} {
+		if err = process.Signal(s); err == nil && gone(ctx, process) {
+			return nil
 		}
-		return errors.Join(err, fmt.Errorf("network %s: process %d does not end", name, process.PID))
 	}
-	if errors.Is(err, errNotRunning) {
-		err = nil
-	}
-	return errors.Join(err, clear(name))
+	return errors.Join(err, fmt.Errorf("network %s: process %d does not end", name, process.PID))
 }
 
 // gone waits for the end of a process, for a while, and reports whether it came.
@@ -167,15 +179,12 @@ func gone(ctx context.Context, p *pidfd.Handle) bool {
 	return true
 }
 
-// clear removes the sockets that a killed supervisor has left. A switch of that name which is no
-// network's is left alone.
+// clear removes the sockets that a killed supervisor has left. If a switch of that name runs, the
+// error matches swserver.ErrRunning.
 func clear(name string) error {
 	network, sw, err := doorOf(name)
 	if err != nil {
 		return err
-	}
-	if _, err := os.Lstat(network); errors.Is(err, fs.ErrNotExist) {
-		return nil
 	}
 	place, err := swserver.Prepare(name, os.Geteuid(), os.Getegid())
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/network"
 	"vmnet/internal/network/config"
 	"vmnet/internal/network/dhcp"
 	"vmnet/tapmgr/nic"
@@ -77,12 +78,9 @@ func readLeases(path string) ([]dhcp.Lease, error) {
 func hostsOf(n *config.Network, ports []control.Port, leases []dhcp.Lease, asked map[string]string,
 ) map[string]string {
 	owners := map[string]string{} // the MACs of guests, by their names
-	for _, p := range ports {
-		r, ok := nic.ParseRecord(p.Label)
-		name := hostName(r.VM)
-		_, taken := n.Host(name)
-		if _, twice := owners[name]; ok && name != "" && !taken && !twice {
-			owners[name] = r.MAC.String()
+	for _, g := range guestsOf(n, ports) {
+		if g.Name != "" {
+			owners[g.Name] = g.MAC
 		}
 	}
 	files := map[string]string{}
@@ -106,6 +104,24 @@ func hostsOf(n *config.Network, ports []control.Port, leases []dhcp.Lease, asked
 		files[name] = text + "\n"
 	}
 	return files
+}
+
+// guestsOf returns the guests whose NICs vmnet has attached. The first of a name has it.
+func guestsOf(n *config.Network, ports []control.Port) (guests []network.GuestInfo) {
+	names := map[string]bool{"": true}
+	for _, p := range ports {
+		r, ok := nic.ParseRecord(p.Label)
+		if !ok {
+			continue
+		}
+		g := network.GuestInfo{VM: r.VM, NIC: r.NIC, Interface: p.Name, MAC: r.MAC.String()}
+		name := hostName(r.VM)
+		if _, taken := n.Host(name); !taken && !names[name] {
+			g.Name, names[name] = name, true
+		}
+		guests = append(guests, g)
+	}
+	return guests
 }
 
 // maxHostName bounds a name in bytes (RFC 1035).

@@ -47,9 +47,11 @@ func (p Place) Look(ctx context.Context, n *config.Network) (seen network.Seen, 
 	if err != nil {
 		return seen, fmt.Errorf("network %s: %w", n.Name, err)
 	}
-	if seen.Ports, err = guestsOn(ctx, st.Socket); err != nil {
+	ports, err := portsOf(ctx, st.Socket)
+	if err != nil {
 		return seen, err
 	}
+	seen.Ports, seen.Guests = namesOf(ports), guestsOf(n, ports)
 	seen.Running, seen.Way, seen.Log = true, st.Way, logFile(p.State, n.Name)
 	if st.WayFailure != "" {
 		seen.Way += " (" + st.WayFailure + ")"
@@ -78,8 +80,8 @@ func (p Place) Look(ctx context.Context, n *config.Network) (seen network.Seen, 
 	return seen, err
 }
 
-// guestsOn returns the ports of a network's switch, without that of its namespace.
-func guestsOn(ctx context.Context, socket string) (names []string, err error) {
+// portsOf returns the ports of a network's switch, without that of its namespace.
+func portsOf(ctx context.Context, socket string) ([]control.Port, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, stateTime, errHangs)
 	defer cancel()
 	c, err := control.Dial(ctx, socket)
@@ -88,12 +90,14 @@ func guestsOn(ctx context.Context, socket string) (names []string, err error) {
 	}
 	defer c.Close()
 	ports, err := c.Ports(ctx)
+	return slices.DeleteFunc(ports, func(p control.Port) bool { return p.Name == Gateway }), err
+}
+
+func namesOf(ports []control.Port) (names []string) {
 	for _, p := range ports {
-		if p.Name != Gateway {
-			names = append(names, p.Name)
-		}
+		names = append(names, p.Name)
 	}
-	return names, err
+	return names
 }
 
 // Steps implements network.Elsewhere.
@@ -130,10 +134,20 @@ func (p Place) startStep(n *config.Network) step.Step {
 	argv := append(slices.Clone(p.Command), n.Name)
 	return step.Step{
 		Name: "network", Text: "in the background: " + strings.Join(argv, " "),
-		Do: func(ctx context.Context) error { return server.Spawn(ctx, argv) },
-		Undo: func(ctx context.Context) error {
-			return stop(ctx, n.Name)
+		Do: func(ctx context.Context) error {
+			err := server.Spawn(ctx, argv)
+			if err == nil {
+				return nil
+			}
+			// That of a client which was killed while it started may have come first.
+			if st, statusErr := statusOf(ctx, n.Name); statusErr != nil {
+				return err
+			} else if st.Text == string(n.Format()) {
+				return nil
+			}
+			return remake(ctx, n)
 		},
+		Undo: func(ctx context.Context) error { return stop(ctx, n.Name) },
 	}
 }
 
@@ -144,13 +158,13 @@ func (p Place) EndSteps(ctx context.Context, name string, force bool) ([]step.St
 		return nil, err
 	}
 	if _, err := os.Lstat(path); err == nil && !force {
-		guests, err := guestsOn(ctx, socket)
+		ports, err := portsOf(ctx, socket)
 		if err != nil && !errors.Is(err, control.ErrNotRunning) {
 			return nil, fmt.Errorf("network %s: %w (--force deletes it nevertheless)", name, err)
 		}
-		if len(guests) > 0 {
+		if len(ports) > 0 {
 			return nil, fmt.Errorf("network %s: guests are on it: %s (detach them first, or use --force)",
-				name, strings.Join(guests, ", "))
+				name, strings.Join(namesOf(ports), ", "))
 		}
 	}
 	left := []string{path, logFile(p.State, name), oldLog(logFile(p.State, name)), namesDir(p.State, name)}
