@@ -86,9 +86,12 @@ func TestLiveUserNetworkClientKilled(t *testing.T) {
 		verb []string
 		when func(log string) bool // it is killed
 	}{
-		{createLab, after("file")}, {createLab, starts("network serve ")}, {createLab, starts("dnsmasq ")},
+		{createLab, after("file")},
+		{createLab, starts("network serve ")},
+		{createLab, starts("dnsmasq ")},
 		{apply, starts("network serve ")},
-		{remove, after("network")}, {remove, func(string) bool { return h.runs("dnsmasq ") == 0 }},
+		{remove, after("network")},
+		{remove, func(string) bool { return h.runs("dnsmasq ") == 0 }},
 	} {
 		switch test.verb[1] {
 		case "apply":
