@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"runtime"
@@ -46,9 +47,9 @@ type sender struct {
 	size int // of the vnet header
 }
 
-func (h *host) senderOf(g *guest) *sender {
+func (h *host) senderOf(vm string) *sender {
 	h.Helper()
-	d := h.showed(g)
+	d := h.showed(vm)
 	pidfd, err := unix.PidfdOpen(d.PID, 0)
 	if err != nil {
 		h.Fatal(err)
@@ -82,9 +83,9 @@ func (s *sender) send(frame []byte) {
 }
 
 // showed is what show says of a guest's only NIC.
-func (h *host) showed(g *guest) tapmgr.Detail {
+func (h *host) showed(vm string) tapmgr.Detail {
 	h.Helper()
-	all, err := h.Show(h.context(30*time.Second), g.name)
+	all, err := h.Show(h.context(30*time.Second), vm)
 	if err != nil || len(all) != 1 {
 		h.Fatal(all, err)
 	}
@@ -139,11 +140,11 @@ func (s *sender) arrives(far *os.File, frame []byte) (found bool) {
 
 // frames sends named frames without tags, and demands that exactly the good ones come out, and that
 // show counts the others by their reasons.
-func (h *host) frames(g *guest, far *os.File, names ...string) {
+func (h *host) frames(vm string, far *os.File, names ...string) {
 	h.Helper()
-	s := h.senderOf(g)
+	s := h.senderOf(vm)
 	defer s.close()
-	drops := h.showed(g).Drops
+	drops := h.showed(vm).Drops
 	sent := 0
 	for _, c := range portsectest.Table() {
 		if !c.Config.Equal(portsectest.Config()) || len(names) > 0 && !slices.Contains(names, c.Name) ||
@@ -164,7 +165,7 @@ func (h *host) frames(g *guest, far *os.File, names ...string) {
 	if sent < 2 {
 		h.Fatalf("%d frames were sent", sent)
 	}
-	now := h.showed(g).Drops
+	now := h.showed(vm).Drops
 	for why, n := range drops {
 		if now[why] != n {
 			h.Errorf("%d frames were dropped: %s; want %d", now[why], why, n)
@@ -172,23 +173,26 @@ func (h *host) frames(g *guest, far *os.File, names ...string) {
 	}
 }
 
+// places change a Spec for a place, and return where its frames come out.
+var places = map[string]func(h *host, spec *nic.Spec) *os.File{
+	"tap": func(h *host, _ *nic.Spec) *os.File { return h.hearBridge() },
+	"macvtap": func(h *host, spec *nic.Spec) *os.File {
+		h.wire()
+		spec.Bridge, spec.Lower = "", (&guest{}).lowerSpec("net0", nic.Lower{}).Lower
+		return h.hearFar()
+	},
+	"switch": func(h *host, spec *nic.Spec) *os.File {
+		s := h.runSwitch()
+		s.uplink()
+		spec.Bridge, spec.Switch = "", &nic.Switch{Name: s.path, By: nic.ByTap, Storm: nic.NoLimit}
+		return h.hearFar()
+	},
+}
+
 // TestLiveSecurity: what a guest forges does not come out of a tap and of a macvtap, and its own
 // frames do; of each reason there is a frame. The same through a switch.
 func TestLiveSecurity(t *testing.T) {
-	for name, place := range map[string]func(h *host, spec *nic.Spec) *os.File{
-		"tap": func(h *host, _ *nic.Spec) *os.File { return h.hearBridge() },
-		"macvtap": func(h *host, spec *nic.Spec) *os.File {
-			h.wire()
-			spec.Bridge, spec.Lower = "", (&guest{}).lowerSpec("net0", nic.Lower{}).Lower
-			return h.hearFar()
-		},
-		"switch": func(h *host, spec *nic.Spec) *os.File {
-			s := h.runSwitch()
-			s.uplink()
-			spec.Bridge, spec.Switch = "", &nic.Switch{Name: s.path, By: nic.ByTap, Storm: nic.NoLimit}
-			return h.hearFar()
-		},
-	} {
+	for name, place := range places {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			h := newHost(t)
@@ -196,7 +200,7 @@ func TestLiveSecurity(t *testing.T) {
 			spec := secure(g.spec("net0"))
 			far := place(h, &spec)
 			h.attach(spec)
-			h.frames(g, far)
+			h.frames(g.name, far)
 			if got := h.check(); len(got) != 0 {
 				t.Errorf("check: %+v", got)
 			}
@@ -204,6 +208,81 @@ func TestLiveSecurity(t *testing.T) {
 				t.Errorf("the same again: %+v, %v", res, err)
 			}
 		})
+	}
+}
+
+// TestLiveSecuritySet has the kernel, or the switch, check a NIC that is plugged already, and no
+// longer.
+func TestLiveSecuritySet(t *testing.T) {
+	for name, place := range places {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newHost(t)
+			g := h.empty()
+			spec := g.spec("net0")
+			spec.MAC = portsectest.MAC
+			far := place(h, &spec)
+			h.attach(spec)
+			if _, err := h.set(g, func(s *nic.Spec) { *s = secure(*s) }); err != nil {
+				t.Fatal(err)
+			}
+			h.frames(g.name, far, "ipv4", "mac-spoof", "ip-spoof", "arp-spoof-ip")
+			if got := h.check(); len(got) != 0 {
+				t.Errorf("check: %+v", got)
+			}
+			if _, err := h.set(g, func(s *nic.Spec) { s.Security, s.IP = nic.Security{}, nil }); err != nil {
+				t.Fatal(err)
+			}
+			sender := h.senderOf(g.name)
+			defer sender.close()
+			for _, c := range portsectest.Table() {
+				if c.Name == "ip-spoof" && !sender.arrives(far, c.Frame) {
+					t.Error("a frame does not arrive without port security")
+				}
+			}
+			if got := h.check(); len(got) != 0 {
+				t.Errorf("check: %+v", got)
+			}
+		})
+	}
+}
+
+// TestLiveSecurityByName: what libvirt opens by its name is checked before it can be opened, and
+// what libvirt has made before it is on its bridge.
+func TestLiveSecurityByName(t *testing.T) {
+	h := newHost(t)
+	h.wire()
+	ctx := h.context(30 * time.Second)
+	guarded := func(name string) {
+		t.Helper()
+		if s, err := bpfguard.Read(h.nl, h.link(name)); err != nil || !s.Is(portsectest.Config()) {
+			t.Errorf("%s: %v, %v", name, s.Config, err)
+		}
+	}
+	spec := func(vm string) nic.Spec {
+		return secure(nic.Spec{Target: nic.Target{VM: vm}, NIC: "net0", Bridge: "br0", Queues: 1, Vhost: nic.VhostOff})
+	}
+	macvtap := spec("vm2")
+	macvtap.Bridge, macvtap.Lower = "", (&guest{}).lowerSpec("net0", nic.Lower{}).Lower
+	for _, s := range []nic.Spec{spec("vm1"), macvtap} {
+		res, err := h.Host().Prepare(ctx, s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		guarded(res.NIC.Interface)
+	}
+	adopted := spec("vm3")
+	adopted.Device, adopted.MAC = "vnet0", net.HardwareAddr{2, 0, 0, 0, 0, 3}
+	adopted.Security.Checks = portsec.MAC
+	l := h.libvirtTap(adopted.Device, adopted.MAC)
+	h.at("port", func(do func() error) error {
+		if s, err := bpfguard.Read(h.nl, l); err != nil || s.Config.Checks != portsec.MAC {
+			t.Errorf("%v, %v", s.Config, err)
+		}
+		return do()
+	})
+	if _, err := h.Host().Adopt(ctx, adopted); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -303,7 +382,7 @@ func TestLiveSecurityChanges(t *testing.T) {
 	wants("removed", 1, "none")
 	h.settled()
 	wants("put back", 0, "")
-	h.frames(g, far, names...)
+	h.frames(g.name, far, names...)
 	other := portsectest.Config()
 	other.Checks = portsec.MAC
 	if err := bpfguard.Attach(h.nl, dev, other); err != nil {
@@ -320,7 +399,7 @@ func TestLiveSecurityChanges(t *testing.T) {
 	h.faultAtEach(steps, func() {
 		h.Run = nil
 		wants("after a fault", 0, "")
-		h.frames(g, far, names...)
+		h.frames(g.name, far, names...)
 	}, func() error { _, err := h.set(g, unsecured); return err })
 	if _, err := h.set(g, unsecured); err != nil {
 		t.Fatal(err)
@@ -340,7 +419,7 @@ func TestLiveSecurityChanges(t *testing.T) {
 	}
 	h.settled()
 	wants("completed", 0, "")
-	h.frames(g, far, names...)
+	h.frames(g.name, far, names...)
 	if _, err := h.set(g, func(s *nic.Spec) { s.IP = nil }); err == nil ||
 		!errors.Is(err, nic.ErrInvalid) || !strings.Contains(err.Error(), "needs the NIC's own addresses") {
 		t.Errorf("without addresses: %v", err)

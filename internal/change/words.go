@@ -40,7 +40,7 @@ func refuse(from nic.Record, changes []nic.Change) error {
 			why, isFixed = "its switch has the other end of the guest's socket", from.Type == nic.TypeSocket
 		case c.Flag == "mode" && from.Type == string(vtap.IPVtap):
 			why, isFixed = "all ipvtaps of a parent device have one mode", true
-		case c.Flag == "ip" && from.Type != nic.TypeTap:
+		case c.Flag == "ip" && (from.Type == nic.TypeRouted || from.Type == string(vtap.IPVtap)):
 			why, isFixed = "its addresses are those by which packets find it", true
 		}
 		if !isFixed {
