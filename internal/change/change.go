@@ -17,6 +17,7 @@ import (
 	"vmnet/internal/cli/nicflags"
 	"vmnet/internal/guest"
 	"vmnet/internal/inventory"
+	"vmnet/internal/network/roster"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
@@ -97,6 +98,10 @@ func (p *Plan) record(ctx context.Context, spec nic.Spec) error {
 			return step.WithStage(nic.ErrLink, err)
 		}
 		p.Notices = append(p.Notices, h.Notices...)
+		if p.from.Network != "" && p.from.Network != spec.Network {
+			g := roster.Guest{VM: p.from.VM, NIC: p.from.NIC, MAC: p.from.MAC, IP: p.from.IP}
+			p.Notices = append(p.Notices, roster.Leave(p.m.Networks, p.from.Network, g)...)
+		}
 		p.join = h.Interface.Join.Steps(func() int { return p.dev.Index })
 	} else {
 		h.Record.Type, h.Record.Source, h.Record.At = p.from.Type, p.from.Source, p.from.At
