@@ -75,7 +75,8 @@ func (m *Manager) set(ctx context.Context, t nic.Target, nicID string,
 		return res, fmt.Errorf("%w: it is down until vmnet commit --vm %s --nic %s, and can be changed then",
 			nic.ErrInUse, t.VM, nicID)
 	case !m.hasPrivilege(dev):
-		return res, step.WithStage(nic.ErrLink, fmt.Errorf("to change %s takes root", dev.Name))
+		return res, step.WithStage(nic.ErrLink,
+			fmt.Errorf("to change %s takes root (the same vmnet set as root)", dev.Name))
 	}
 	spec, err := edit(dev.Want.Spec())
 	if err != nil {

@@ -22,7 +22,11 @@ import (
 
 // set changes a guest's net0 by edit.
 func (h *host) set(g *guest, edit func(*nic.Spec)) (nic.ChangeResult, error) {
-	return h.Set(h.context(20*time.Second), nic.Target{VM: g.name}, "net0", func(now nic.Spec) (nic.Spec, error) {
+	return h.setNIC(g, "net0", edit)
+}
+
+func (h *host) setNIC(g *guest, id string, edit func(*nic.Spec)) (nic.ChangeResult, error) {
+	return h.Set(h.context(20*time.Second), nic.Target{VM: g.name}, id, func(now nic.Spec) (nic.Spec, error) {
 		edit(&now)
 		return now, nil
 	})
@@ -138,7 +142,7 @@ func (h *host) changed(g *guest, edit func(*nic.Spec)) (wanted nic.Spec) {
 func (h *host) states(g *guest) nic.State {
 	h.Helper()
 	all, err := h.List(g.name)
-	if err != nil || len(all) != 1 {
+	if err != nil || len(all) == 0 {
 		h.Fatal(all, err)
 	}
 	return all[0].State

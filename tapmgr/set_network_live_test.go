@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"net"
 	"net/netip"
-	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -27,11 +26,11 @@ func TestLiveSetNetwork(t *testing.T) {
 	g := h.empty()
 	n := h.attach(g.spec("net0"))
 	p := h.peer("lab")
-	// Neighbours that believe in somebody else. The kernel ignores answers for a second
+	// Neighbours have other addresses in their tables. The kernel ignores answers for a second
 	// (locktime in arp(7)).
 	own := []string{"10.66.0.20", "fd66:1:2:3::20"}
-	h.sysctl("net/ipv4/neigh/lab/locktime", "0")
-	h.sysctl("net/ipv6/neigh/lab/locktime", "0")
+	h.setSysctl("net/ipv4/neigh/lab/locktime", "0")
+	h.setSysctl("net/ipv6/neigh/lab/locktime", "0")
 	there := func(s *nic.Spec) {
 		s.Bridge, s.Network, s.IP = "", "lab", []netip.Addr{netip.MustParseAddr(own[0]), netip.MustParseAddr(own[1])}
 	}
@@ -81,13 +80,6 @@ func TestLiveSetNetwork(t *testing.T) {
 	}
 	nstest.Eventually(t, 20*time.Second, "the server forgets the guest", func() bool { return l.knows() == "" })
 	h.wants("on the bridge", h.seat(n.Interface), "br0")
-}
-
-func (h *host) sysctl(name, value string) {
-	h.Helper()
-	if err := h.ns.Do(func() error { return os.WriteFile("/proc/sys/"+name, []byte(value), 0) }); err != nil {
-		h.Fatal(err)
-	}
 }
 
 // neighbours returns what ip neigh shows.

@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 
 	"vmnet/bridge/vswitch/control"
@@ -274,6 +275,7 @@ func (p *Plan) mend(ctx context.Context, r nic.Record, what string) error {
 // recordStep writes what is wanted.
 func (p *Plan) recordStep(underWay string) step.Step {
 	former, err := p.from.Encode()
+	refused := false
 	return step.Step{
 		Name:  "record",
 		Text:  fmt.Sprintf("alias of %s: %q", p.dev.Name, underWay),
@@ -282,9 +284,18 @@ func (p *Plan) recordStep(underWay string) step.Step {
 			if err != nil {
 				return err
 			}
-			return p.m.SetAlias(ctx, p.dev, underWay)
+			err := p.m.SetAlias(ctx, p.dev, underWay)
+			if refused = errors.Is(err, fs.ErrPermission); refused {
+				err = fmt.Errorf("%w (to change a NIC needs CAP_NET_ADMIN: run it as root)", err)
+			}
+			return err
 		},
-		Undo: func(ctx context.Context) error { return p.m.SetAlias(ctx, p.dev, former) },
+		Undo: func(ctx context.Context) error {
+			if refused {
+				return nil
+			}
+			return p.m.SetAlias(ctx, p.dev, former)
+		},
 	}
 }
 

@@ -8,7 +8,7 @@ import (
 )
 
 // Leave returns what a person should know when a guest's NIC leaves a network while it runs: which
-// forwards lead nowhere from then on, and that the guest does not know.
+// forwards reach nobody from then on, and that the guest does not know.
 func Leave(f Files, network string, g Guest) []string {
 	n, err := f.dir().Read(network)
 	if err != nil {
@@ -22,7 +22,7 @@ func Leave(f Files, network string, g Guest) []string {
 				from += " --listen " + forward.Listen.String()
 			}
 			notices = append(notices, fmt.Sprintf(
-				"network %s: forward %s leads nowhere while %s is not there (vmnet forward remove %[1]s %s)",
+				"network %s: forward %s reaches nobody while %s is not there (vmnet forward remove %[1]s %s)",
 				network, forward.From(), g.Title(), from))
 		}
 	}
