@@ -26,8 +26,7 @@ import (
 //	mac                    MACs                  settings.go: admits, locked; switch.go: lock
 //	port-security, ip,
 //	ethertype              Security              forward.go: accept
-//	max-addresses          MaxAddresses          switch.go: addPort; settings.go: setPort;
-//	                                             fdb_slots.go: replace
+//	max-addresses          MaxAddresses          settings.go: setPort; fdb_slots.go: replace
 //	no-loop-guard          NoLoopGuard           loop.go: looped
 //	storm, storm-broadcast,
 //	storm-multicast,
