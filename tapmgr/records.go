@@ -15,6 +15,8 @@ type Recorded struct {
 	// Names are other names of the bridge, uplink or parent device that Record.Source names: that
 	// before it was renamed, and its altnames.
 	Names []string
+	// Off are the properties that differ from the record, and that a Set mends.
+	Off []nic.Difference
 }
 
 // Records returns the NICs of the guest that t means, and those of its name that nobody holds. NICs
@@ -39,9 +41,28 @@ func (m *Manager) Records(ctx context.Context, t nic.Target) ([]Recorded, error)
 				r.Names = append(r.Names, l.AltNames...)
 			}
 		}
+		if dev.Want.Phase == nic.PhasePlugged {
+			r.Off = m.off(dev)
+		}
 		found = append(found, r)
 	}
 	return found, nil
+}
+
+// off returns what differs from a NIC's record and a Set mends. What cannot be read differs not.
+func (m *Manager) off(dev *inventory.Device) (list []nic.Difference) {
+	changing := *dev
+	changing.Want.Phase = nic.PhaseChanging // a Set also takes it from another bridge, reconcile does not
+	v, err := m.host.View(&changing)
+	if err != nil {
+		return nil
+	}
+	for _, f := range v.Compare() {
+		if f.Fix.Kind != inventory.NotFixed {
+			list = append(list, f.Difference(dev))
+		}
+	}
+	return list
 }
 
 // isOf reports whether a NIC belongs to the guest that t means: by its holder, if one is seen.

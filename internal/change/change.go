@@ -46,7 +46,7 @@ func New(ctx context.Context, m *backend.Maker, g *guest.Guest, dev *inventory.D
 		same.Name, spec.Switch = p.from.Source, &same
 	}
 	p.Changes = nicflags.Differences(p.from.Spec(), spec)
-	if err := refuse(p.from, p.Changes); err != nil {
+	if err := Refuse(p.from, p.Changes); err != nil {
 		return nil, step.WithStage(nic.ErrInvalid, err)
 	}
 	if err := spec.CheckSecurity(); err != nil {

@@ -29,8 +29,9 @@ var fixed = map[string]string{
 	"flag":       "all ipvtaps of a parent device have one flag",
 }
 
-// refuse returns an error if a change cannot be made in place, with the reason and the cure.
-func refuse(from nic.Record, changes []nic.Change) error {
+// Refuse returns an error if changes of the NIC with that record cannot be made in place, with the
+// reason and the cure.
+func Refuse(from nic.Record, changes []nic.Change) error {
 	for _, c := range changes {
 		why, isFixed := fixed[c.Flag]
 		switch {
@@ -75,7 +76,7 @@ func Command(from nic.Record, spec nic.Spec) string {
 			asked = append(asked, c)
 		}
 	}
-	if len(asked) == 0 || refuse(from, asked) != nil {
+	if len(asked) == 0 || Refuse(from, asked) != nil {
 		return ""
 	}
 	args := []string{"vmnet", "set", "--vm", from.VM, "--nic", from.NIC}

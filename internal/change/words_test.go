@@ -55,7 +55,7 @@ func TestRefuse(t *testing.T) {
 		}
 		spec := r.Spec()
 		tc.edit(&spec)
-		err := refuse(r, nicflags.Differences(r.Spec(), spec))
+		err := Refuse(r, nicflags.Differences(r.Spec(), spec))
 		if err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: %v, want %q", alias, err, tc.want)
 		}

@@ -4,14 +4,18 @@
 package declare
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/user"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
+	"vmnet/internal/change"
 	"vmnet/internal/guestfile"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/tapmgr"
@@ -35,6 +39,8 @@ type Applier struct {
 	Prepare func(context.Context, nic.Spec) error
 	// AttachWait and DetachWait bound how long one NIC takes.
 	AttachWait, DetachWait time.Duration
+	// DryRun says that the Manager runs no steps: Do has it plan them, and finds what it refuses.
+	DryRun bool
 	// look replaces qemu.Look in tests.
 	look func() (qemu.Running, error)
 }
@@ -54,7 +60,8 @@ type Plan struct {
 
 	target nic.Target
 	there  []tapmgr.Recorded
-	self   string // of the processes that may be the guest: differs for each start of it
+	self   string         // of the processes that may be the guest: differs for each start of it
+	others []qemu.Process // that have its name and are not taken for it
 }
 
 // Change is one NIC's part of a Plan, and what came of it.
@@ -63,7 +70,7 @@ type Change struct {
 	Interface string   // of a NIC that is there
 	Done      bool     // it was done now
 	Notices   []string // of doing it
-	Err       error    // why it was not
+	Err       error    // why it cannot be done, or was not
 }
 
 // IsChange reports whether there is something to do.
@@ -80,7 +87,7 @@ func (a *Applier) Plan(ctx context.Context, g *guestfile.Guest) (*Plan, error) {
 	}
 	var there []guestfile.There
 	for _, r := range p.there {
-		there = append(there, guestfile.There{Record: r.Record, State: r.State, Names: r.Names})
+		there = append(there, guestfile.There{Record: r.Record, State: r.State, Names: r.Names, Off: offText(r.Off)})
 	}
 	joined, err := a.join(g)
 	if err != nil {
@@ -90,10 +97,21 @@ func (a *Applier) Plan(ctx context.Context, g *guestfile.Guest) (*Plan, error) {
 		done := Change{Change: c}
 		if i := p.index(c.NIC); i >= 0 {
 			done.Interface = p.there[i].Interface
+			if c.Action == guestfile.Set {
+				done.Err = change.Refuse(p.there[i].Record, c.Differences)
+			}
 		}
 		p.Changes = append(p.Changes, done)
 	}
 	return p, nil
+}
+
+func offText(off []nic.Difference) string {
+	var all []string
+	for _, d := range off {
+		all = append(all, fmt.Sprintf("its %s is %s, not %s", d.What, cmp.Or(d.Found, "none"), cmp.Or(d.Want, "none")))
+	}
+	return strings.Join(all, ", ")
 }
 
 func (p *Plan) index(id string) int {
@@ -140,8 +158,13 @@ func (a *Applier) Do(ctx context.Context, p *Plan) error {
 		if ctx.Err() != nil {
 			return errors.Join(append(errs, context.Cause(ctx))...)
 		}
-		c.Err = a.do(ctx, p, c)
-		errs = append(errs, c.Err)
+		if c.Err == nil {
+			c.Err = a.do(ctx, p, c)
+			c.Done = c.Done && !a.DryRun
+		}
+		if c.Err != nil {
+			errs = append(errs, c.Err)
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -157,7 +180,10 @@ func (a *Applier) do(ctx context.Context, p *Plan, c *Change) error {
 }
 
 func (a *Applier) attach(ctx context.Context, p *Plan, c *Change) error {
-	down := c.Spec.LinkDown
+	if a.DryRun && (a.Prepare != nil && c.Spec.Switch != nil || p.has(guestfile.Detach)) {
+		return nil // it needs what is not done: a network that runs, or what is detached first
+	}
+	down := c.Spec.LinkDown && !a.DryRun
 	spec := c.Spec
 	spec.Target, spec.LinkDown = p.target, false // only a set takes the link down
 	if a.Prepare != nil {
@@ -177,6 +203,10 @@ func (a *Applier) attach(ctx context.Context, p *Plan, c *Change) error {
 		now.LinkDown = true
 		return now
 	})
+}
+
+func (p *Plan) has(action guestfile.Action) bool {
+	return slices.ContainsFunc(p.Changes, func(c Change) bool { return c.Action == action })
 }
 
 func (a *Applier) set(ctx context.Context, p *Plan, c *Change) error {
@@ -225,6 +255,34 @@ func (a *Applier) find(g *guestfile.Guest) (*Plan, error) {
 	return find(g, running, a.caller())
 }
 
+// Describe returns a file that declares a guest as it is: one of the caller or libvirt, or else the
+// only one of that name, with its user. It has no NICs if the guest has none.
+func (a *Applier) Describe(ctx context.Context, vm string) (*guestfile.Guest, error) {
+	g := &guestfile.Guest{VM: vm}
+	p, err := a.find(g)
+	if err != nil {
+		return g, err
+	}
+	if !p.Running && len(p.others) == 1 {
+		g.User, p.target.PID = userText(p.others[0].UID), p.others[0].PID
+	}
+	there, err := a.Manager.Records(ctx, p.target)
+	for _, r := range there {
+		g.Add(r.Record)
+	}
+	return g, err
+}
+
+// userText names a user, who may have no name.
+func userText(uid int) string {
+	text := strconv.Itoa(uid)
+	u, err := user.LookupId(text)
+	if err != nil {
+		return text
+	}
+	return u.Username
+}
+
 func find(g *guestfile.Guest, running qemu.Running, caller int) (*Plan, error) {
 	p := &Plan{VM: g.VM, target: nic.Target{VM: g.VM}}
 	owner, named, err := g.UID()
@@ -243,6 +301,7 @@ func find(g *guestfile.Guest, running qemu.Running, caller int) (*Plan, error) {
 		case proc.Libvirt && !named:
 			libvirts = append(libvirts, proc)
 		default:
+			p.others = append(p.others, proc)
 			p.Notices = append(p.Notices, fmt.Sprintf(
 				"process %d of uid %d has the name too, and is not the guest that the file means (user: %d means it)",
 				proc.PID, proc.UID, proc.UID))

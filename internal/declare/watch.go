@@ -16,11 +16,12 @@ import (
 const (
 	// listenEvery is how often the listening sockets are listed. A guest's monitor is one.
 	listenEvery = 40 * time.Millisecond
-	// lookEvery is how often all processes are looked at although no socket has begun to listen: a
-	// VMM in another network namespace has its socket elsewhere.
-	lookEvery = 2 * time.Second
-	// lookPause is the pause after looking at the processes, as a multiple of the time that it
-	// took: any user can make sockets listen all the time.
+	// After a socket has begun to listen, all processes are looked at, again after pauses that double
+	// from listenEvery: libvirt has the monitor listen before it executes QEMU. slowestLook is the
+	// longest pause; the monitor of a VMM in another network namespace is not seen to listen.
+	slowestLook = 2 * time.Second
+	// lookPause is the shortest pause after looking at the processes, as a multiple of the time that
+	// it took: any user can make sockets listen all the time.
 	lookPause = 10
 	// A guest that could not be given its NICs is tried again, after pauses that double.
 	firstRetry, slowestRetry = 50 * time.Millisecond, 10 * time.Second
@@ -28,12 +29,15 @@ const (
 	atOnce = 8
 )
 
-// Watcher applies the files of a directory when guests start.
+// Watcher applies the files of a directory when guests start. A file that changes counts for the
+// next start of its guest, and for a guest that runs after a Reload.
 type Watcher struct {
 	Applier *Applier
 	// Read returns the declared guests, and the errors of broken files.
 	Read func() ([]*guestfile.Guest, map[string]error, error)
-	// Reload has the files read again.
+	// Stamp returns a text that differs after any change of the files.
+	Stamp func() string
+	// Reload has the files read again and applied to the guests that run.
 	Reload <-chan struct{}
 	// Applied receives the result for one guest, from one goroutine at a time. The plan is nil if
 	// the error is about a file.
@@ -55,6 +59,7 @@ func (w *Watcher) Run(ctx context.Context) {
 type watched struct {
 	guest   *guestfile.Guest
 	applied string // the identity of the processes for which the file was applied
+	late    bool   // the file came without a Reload: it is not for processes that ran by then
 	busy    bool   // it is being applied
 	again   bool   // its file was read again meanwhile
 	retry   time.Duration
@@ -74,16 +79,18 @@ type outcome struct {
 type round struct {
 	*Watcher
 	guests map[string]*watched
+	stamp  string          // of the files that were read
 	known  map[uint64]bool // sockets that listened last time
-	rested time.Time       // when processes may be looked at again
-	due    bool            // they are to be
-	last   time.Time
+	pids   map[string]bool // identities of the processes of the last look
+	next   time.Time       // when the processes are looked at
+	pause  time.Duration   // from the last look to the next
+	rested time.Time       // when they may be looked at again
 	busy   int
 	done   chan outcome
 }
 
 func (r *round) run(ctx context.Context) {
-	r.read()
+	r.read(true)
 	tick := time.NewTicker(listenEvery)
 	defer tick.Stop()
 	for {
@@ -94,20 +101,19 @@ func (r *round) run(ctx context.Context) {
 			}
 			return
 		case <-r.Reload:
-			r.read()
+			r.read(true)
 		case o := <-r.done:
 			r.busy--
 			r.finish(ctx, o)
 		case now := <-tick.C:
-			if len(r.guests) > 0 {
-				r.tick(ctx, now)
-			}
+			r.tick(ctx, now)
 		}
 	}
 }
 
-// read reads the files. Each guest's file is applied, to what runs as well.
-func (r *round) read() {
+// read reads the files. With all, each guest's file is applied, to what runs as well.
+func (r *round) read(all bool) {
+	r.stamp = r.Stamp()
 	guests, broken, err := r.Read()
 	if err != nil {
 		r.Applied("", nil, err)
@@ -119,36 +125,57 @@ func (r *round) read() {
 	former := r.guests
 	r.guests = map[string]*watched{}
 	for _, g := range guests {
-		w := &watched{guest: g}
-		if was := former[g.VM]; was != nil && was.busy {
-			w = was
-			w.guest, w.again, w.told = g, true, ""
+		w := former[g.VM]
+		if w == nil {
+			w = &watched{late: !all}
 		}
-		w.applied, w.at, w.retry = "", time.Time{}, 0
+		w.guest = g
+		if all {
+			w.again, w.late = w.busy, false
+			w.applied, w.at, w.retry, w.told = "", time.Time{}, 0, ""
+		}
 		r.guests[g.VM] = w
 	}
-	r.due = true
+	r.soon()
 }
+
+// soon has the processes looked at at the next tick.
+func (r *round) soon() { r.next, r.pause = time.Time{}, 0 }
 
 // tick looks at the processes if a socket has begun to listen, if it is time, or if a guest is to
 // be tried again.
 func (r *round) tick(ctx context.Context, now time.Time) {
-	sockets, err := r.listeners()
-	if err == nil {
-		for inode := range sockets {
-			r.due = r.due || !r.known[inode]
-		}
-		r.known = sockets
+	if len(r.guests) == 0 && r.Stamp() != r.stamp || len(r.guests) > 0 && r.listens() {
+		r.soon()
 	}
 	retry := slices.ContainsFunc(slices.Collect(maps.Values(r.guests)), func(w *watched) bool {
 		return !w.busy && !w.at.IsZero() && !now.Before(w.at)
 	})
-	if !r.due && !retry && now.Sub(r.last) < lookEvery || now.Before(r.rested) {
+	if now.Before(r.next) && !retry || now.Before(r.rested) {
 		return
 	}
-	r.due, r.last = false, now
+	if r.Stamp() != r.stamp {
+		r.read(false)
+	}
 	r.look(ctx, now)
-	r.rested = time.Now().Add(lookPause * time.Since(now))
+	r.pause = min(max(2*r.pause, listenEvery), slowestLook)
+	r.next, r.rested = now.Add(r.pause), time.Now().Add(lookPause*time.Since(now))
+}
+
+// listens reports whether a socket has begun to listen since the last time.
+func (r *round) listens() bool {
+	sockets, err := r.listeners()
+	if err != nil {
+		return false
+	}
+	former := r.known
+	r.known = sockets
+	for inode := range sockets {
+		if !former[inode] {
+			return true
+		}
+	}
+	return false
 }
 
 // look applies the files of guests that were started since the last time.
@@ -157,8 +184,17 @@ func (r *round) look(ctx context.Context, now time.Time) {
 	if err != nil {
 		return // the next look finds them
 	}
+	former := r.pids
+	r.pids = map[string]bool{}
+	for _, p := range running.All {
+		r.pids[identity([]qemu.Process{p})] = true
+	}
 	for name, w := range r.guests {
 		p, err := find(w.guest, running, r.Applier.caller())
+		if w.late && err == nil && p.Running && former[p.self] {
+			w.applied = p.self
+		}
+		w.late = false
 		switch {
 		case err != nil:
 			r.tell(w, name, nil, err)
@@ -168,7 +204,7 @@ func (r *round) look(ctx context.Context, now time.Time) {
 		case r.busy < atOnce:
 			r.start(ctx, name, w, p.self)
 		default:
-			r.due = true
+			w.at = now
 		}
 	}
 }
@@ -199,7 +235,7 @@ func (r *round) finish(ctx context.Context, o outcome) {
 	w.at = time.Time{}
 	switch {
 	case w.again: // the file that was applied is not the last one
-		r.due = true
+		r.soon()
 	case o.err != nil:
 		w.applied = o.self
 		w.retry = min(max(2*w.retry, firstRetry), slowestRetry)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -20,6 +22,7 @@ type declared struct {
 	mu     sync.Mutex
 	guests []*guestfile.Guest
 	broken map[string]error
+	stamp  int
 	told   []string
 	reload chan struct{}
 }
@@ -28,6 +31,12 @@ func (d *declared) read() ([]*guestfile.Guest, map[string]error, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.guests, d.broken, nil
+}
+
+func (d *declared) stampText() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return fmt.Sprint(d.stamp)
 }
 
 func (d *declared) applied(name string, p *Plan, err error) {
@@ -58,18 +67,24 @@ func (d *declared) count(text string) (n int) {
 	return n
 }
 
-// change replaces the files, and has them read again.
-func (d *declared) change(guests []*guestfile.Guest, broken map[string]error) {
+// write replaces the files.
+func (d *declared) write(guests []*guestfile.Guest, broken map[string]error) {
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.guests, d.broken = guests, broken
-	d.mu.Unlock()
+	d.stamp++
+}
+
+// change replaces the files, and has them applied.
+func (d *declared) change(guests []*guestfile.Guest, broken map[string]error) {
+	d.write(guests, broken)
 	d.reload <- struct{}{}
 }
 
 // watch runs a Watcher until the test ends.
 func watch(t *testing.T, w *Watcher, d *declared) {
 	d.reload = make(chan struct{})
-	w.Read, w.Applied, w.Reload = d.read, d.applied, d.reload
+	w.Read, w.Stamp, w.Applied, w.Reload = d.read, d.stampText, d.applied, d.reload
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); w.Run(ctx) }()
@@ -155,4 +170,92 @@ func TestWatchTriesAgain(t *testing.T) {
 		defer mu.Unlock()
 		return tries["hangsbr1"] == 1
 	})
+}
+
+// TestWatchReadsAtStart: without a Reload, a file that was written or changed counts when its guest
+// starts, and changes nothing of one that runs.
+func TestWatchReadsAtStart(t *testing.T) {
+	l := newLab(t)
+	d := &declared{}
+	watch(t, &Watcher{Applier: l.ap}, d)
+	q := qmptest.Start(t, qmptest.Config{Name: "P2"})
+	nstest.Eventually(t, 30*time.Second, "it is seen to run", func() bool {
+		running, err := qemu.Look()
+		_, findErr := running.Find("P2")
+		return err == nil && findErr == nil
+	})
+	d.write([]*guestfile.Guest{guestOf(t, "P3", "{net0: {bridge: br0}}")}, nil)
+	other := qmptest.Start(t, qmptest.Config{Name: "P3"})
+	d.until(t, "P3 attach net0", 1)
+	l.have(map[*qmptest.QEMU][]string{q: nil, other: {"net0"}})
+
+	d.write([]*guestfile.Guest{
+		guestOf(t, "P2", "{net0: {bridge: br0}}"), guestOf(t, "P3", "{net0: {bridge: br1}}"),
+		guestOf(t, "P4", "{net0: {bridge: br0}}"),
+	}, nil)
+	third := qmptest.Start(t, qmptest.Config{Name: "P4"})
+	d.until(t, "P4 attach net0", 1)
+	l.have(map[*qmptest.QEMU][]string{q: nil, other: {"net0"}, third: {"net0"}})
+	if n := d.count("P3 set net0") + d.count("P2 attach net0"); n > 0 {
+		t.Errorf("a guest that ran was changed without a reload: %q", d.told)
+	}
+	d.reload <- struct{}{}
+	d.until(t, "P3 set net0", 1)
+	d.until(t, "P2 attach net0", 1)
+}
+
+// have demands that guests have devices for these NICs.
+func (l *lab) have(want map[*qmptest.QEMU][]string) {
+	l.Helper()
+	for q, ids := range want {
+		var devices []string
+		for _, id := range ids {
+			devices = append(devices, nic.DeviceID(id))
+		}
+		if got := slices.Sorted(maps.Keys(q.State().Devices)); !slices.Equal(got, devices) {
+			l.Errorf("a guest has %q, want %q", got, devices)
+		}
+	}
+}
+
+// TestWatchLooksAgain: a monitor that listens before QEMU is executed, as libvirt's does, is
+// QEMU's a moment later.
+func TestWatchLooksAgain(t *testing.T) {
+	var mu sync.Mutex
+	sockets := map[uint64]bool{1: true}
+	looks := -1 // since the monitor listens
+	attached := make(chan int, 1)
+	ap := &Applier{
+		Manager: slow{attach: func(context.Context, nic.Spec) error {
+			mu.Lock()
+			defer mu.Unlock()
+			attached <- looks
+			return nil
+		}},
+		AttachWait: time.Minute, DetachWait: time.Minute,
+	}
+	ap.look = func() (r qemu.Running, err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if looks >= 0 {
+			looks++
+		}
+		if looks > 2 {
+			r.All = []qemu.Process{process("P2", 5, ap.caller(), true)}
+		}
+		return r, nil
+	}
+	d := &declared{guests: []*guestfile.Guest{guestOf(t, "P2", "{net0: {bridge: br0}}")}}
+	watch(t, &Watcher{Applier: ap, listeners: func() (map[uint64]bool, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		return maps.Clone(sockets), nil
+	}}, d)
+	mu.Lock()
+	sockets[2], looks = true, 0
+	mu.Unlock()
+	if n := <-attached; n != 4 { // Apply looks as well
+		t.Errorf("attached after %d looks, want the first that finds it", n)
+	}
+	d.until(t, "P2 attach net0", 1)
 }

@@ -14,6 +14,8 @@ type There struct {
 	State  nic.State
 	// Names are other names of the bridge, uplink or parent device that the record names.
 	Names []string
+	// Off says what differs from the record and can be mended in place; empty for nothing.
+	Off string
 }
 
 // Action is what makes one NIC as its file says.
@@ -34,7 +36,9 @@ type Change struct {
 	Spec   nic.Spec // of an Attach or Set: the NIC as it should be
 	// Differences are what a Set changes, or what an Attach asks for.
 	Differences []nic.Change
-	Why         string // of a NIC that is there and is attached again; empty for others
+	// Why says what is wrong with a NIC that is there, other than that the file differs from its
+	// record. vmnet check finds that without the file.
+	Why string
 }
 
 // Compare returns what makes the NICs of a guest as the file says: first what is detached, which
@@ -65,8 +69,10 @@ func (g *Guest) Compare(there []There) []Change {
 	return slices.Concat(detach, set, attach, keep)
 }
 
-// again are the states of a NIC that the same attach restores, or completes.
-var again = []nic.State{nic.Attaching, nic.Incomplete, nic.LeftOver, nic.Gone, nic.NoSwitch, nic.NoBridge}
+// again are the states of a NIC that the same attach restores or completes, or says why it cannot.
+var again = []nic.State{
+	nic.Attaching, nic.Detaching, nic.Incomplete, nic.LeftOver, nic.Gone, nic.NoSwitch, nic.NoBridge,
+}
 
 // compare compares a NIC with there[i], or with nothing if i is negative.
 func (n NIC) compare(there []There, i int) Change {
@@ -85,8 +91,10 @@ func (n NIC) compare(there []There, i int) Change {
 	switch {
 	case slices.Contains(again, t.State):
 		c.Action, c.Why, c.Spec = Attach, "it is "+string(t.State), n.Spec
-	case len(c.Differences) > 0 || t.State == nic.Changing:
-		c.Action = Set
+	case t.State == nic.Changing:
+		c.Action, c.Why = Set, "a change of it was cut short"
+	case len(c.Differences) > 0 || t.Off != "":
+		c.Action, c.Why = Set, t.Off
 	default:
 		c.Action = Keep
 	}

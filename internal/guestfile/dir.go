@@ -47,11 +47,10 @@ func (d Dir) All() (guests []*Guest, broken map[string]error, err error) {
 	broken = map[string]error{}
 	of := map[string][]string{} // files by guest
 	for _, e := range entries {
-		name, ok := strings.CutSuffix(e.Name(), suffix)
-		if !ok || strings.HasPrefix(name, ".") {
+		if !isFile(e.Name()) {
 			continue
 		}
-		path := filepath.Join(string(d), e.Name())
+		name, path := strings.TrimSuffix(e.Name(), suffix), filepath.Join(string(d), e.Name())
 		g, err := read(path, name, true)
 		switch {
 		case errors.Is(err, fs.ErrNotExist): // removed meanwhile
@@ -73,6 +72,34 @@ func (d Dir) All() (guests []*Guest, broken map[string]error, err error) {
 		guests = slices.DeleteFunc(guests, func(g *Guest) bool { return g.VM == vm })
 	}
 	return guests, broken, nil
+}
+
+// Stamp returns a text that differs after any change of the directory or its files.
+func (d Dir) Stamp() string {
+	var b strings.Builder
+	add := func(path string) {
+		info, err := os.Stat(path)
+		if err != nil {
+			fmt.Fprintln(&b, err)
+			return
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); ok { // ctime also changes with mode and owner
+			fmt.Fprintln(&b, path, st.Dev, st.Ino, st.Size, st.Ctim)
+		}
+	}
+	add(string(d))
+	entries, _ := os.ReadDir(string(d)) // an error is in the text as well
+	for _, e := range entries {
+		if isFile(e.Name()) {
+			add(filepath.Join(string(d), e.Name()))
+		}
+	}
+	return b.String()
+}
+
+// isFile reports whether an entry of a Dir is the file of a guest.
+func isFile(entry string) bool {
+	return strings.HasSuffix(entry, suffix) && !strings.HasPrefix(entry, ".")
 }
 
 // check returns an error if others may write the directory.

@@ -72,30 +72,26 @@ func (g *Guest) MAC(id string) net.HardwareAddr {
 	return g.NICs[i].Spec.WithDefaults().MAC
 }
 
-// Of describes a guest as it is, from the records of its NICs.
-func Of(vm string, records []nic.Record) *Guest {
-	g := &Guest{VM: vm}
-	for _, r := range records {
-		n := NIC{State: Up, Spec: r.Spec(), Unknown: r.Options != ""}
-		s := &n.Spec
-		if s.LinkDown {
-			n.State = Down
-		}
-		s.Vhost = nic.VhostAuto // the record says what it came to be, not whether that was asked for
-		if s.Via == nic.ViaLibvirt {
-			s.Via = "" // which is the default of libvirt guests
-		}
-		if s.Model == nic.DefaultModel {
-			s.Model = ""
-		}
-		if s.Queues == 1 {
-			s.Queues = 0
-		}
-		s.MAC = nil
-		if mac := s.WithDefaults().MAC; mac != nil && mac.String() != r.MAC.String() {
-			s.MAC = r.MAC
-		}
-		g.NICs = append(g.NICs, n)
+// Add adds a NIC that the guest has, from its record.
+func (g *Guest) Add(r nic.Record) {
+	n := NIC{State: Up, Spec: r.Spec(), Unknown: r.Options != ""}
+	s := &n.Spec
+	if s.LinkDown {
+		n.State = Down
 	}
-	return g
+	s.Vhost = nic.VhostAuto // the record says what it came to be, not whether that was asked for
+	if s.Via == nic.ViaLibvirt {
+		s.Via = "" // which is the default of libvirt's guests
+	}
+	if s.Model == nic.DefaultModel {
+		s.Model = ""
+	}
+	if s.Queues == 1 {
+		s.Queues = 0
+	}
+	s.MAC = nil
+	if mac := s.WithDefaults().MAC; mac != nil && mac.String() != r.MAC.String() {
+		s.MAC = r.MAC
+	}
+	g.NICs = append(g.NICs, n)
 }

@@ -201,6 +201,8 @@ func TestCompare(t *testing.T) {
 		{"order", "{net1: {bridge: br0}}", tapRecord(""), "", "detach net0; attach net1 bridge -> br0"},
 		{"incomplete", "{net0: {bridge: br0}}", tapRecord(""), "incomplete", "attach net0"},
 		{"interrupted set", "{net0: {bridge: br0}}", tapRecord(""), "changing", "set net0"},
+		{"moved by hand", "{net0: {bridge: br0}}", tapRecord(""), "other-bridge", "set net0"},
+		{"being detached", "{net0: {bridge: br0}}", tapRecord(""), "detaching", "attach net0"},
 		{
 			"ip", "{net0: {network: lab, ip: [10.66.0.21, 10.66.0.20]}}",
 			"nic=net0 type=tap source=lab network=lab ip=10.66.0.20,10.66.0.21" + mac, "", "keep net0",
@@ -228,7 +230,10 @@ func TestCompare(t *testing.T) {
 	} {
 		var there []There
 		if tc.record != "" {
-			there = []There{{record(t, tc.record), nic.State(tc.state), []string{"lan"}}}
+			there = []There{{Record: record(t, tc.record), State: nic.State(tc.state), Names: []string{"lan"}}}
+		}
+		if tc.name == "moved by hand" {
+			there[0].Off = "its bridge is br1, not br0"
 		}
 		var got []string
 		for _, c := range parsed(t, "nics: "+tc.nics).Compare(there) {
@@ -244,8 +249,8 @@ func TestCompare(t *testing.T) {
 	}
 }
 
-// TestOf: the file that describes a guest as it is changes nothing of it.
-func TestOf(t *testing.T) {
+// TestAdd: the file that describes a guest as it is changes nothing of it.
+func TestAdd(t *testing.T) {
 	for _, text := range []string{
 		tapRecord(""), tapRecord(" port=vlan:10;isolated vhost=on mtu=1400"),
 		"nic=net0 type=tap source=br0 mac=52:54:00:00:00:01 model=e1000 queues=1 link=down",
@@ -256,7 +261,9 @@ func TestOf(t *testing.T) {
 		"nic=net0 type=macvtap source=eth0 mode=passthru rx=none mac=52:54:00:00:00:01 model=virtio-net-pci queues=1 via=libvirt",
 	} {
 		r := record(t, text)
-		g := parsed(t, string(Of("P2", []nic.Record{r}).Format()))
+		is := &Guest{VM: "P2"}
+		is.Add(r)
+		g := parsed(t, string(is.Format()))
 		if all := g.Compare([]There{{Record: r}}); len(all) != 1 || all[0].Action != Keep {
 			t.Errorf("%s: %+v\nof %s", text, all, g.Format())
 		}
