@@ -17,6 +17,7 @@ import (
 	"vmnet/bridge/brport"
 	"vmnet/internal/declare"
 	"vmnet/internal/guestfile"
+	"vmnet/step"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 )
@@ -189,10 +190,13 @@ type appliedNIC struct {
 }
 
 func (a *app) apply(ctx context.Context, m *tapmgr.Manager, guests []*guestfile.Guest, o *applyOptions) error {
-	if o.steps.verbose && !o.steps.dryRun {
+	ap := a.applier(m, o.timeout)
+	ap.DryRun = o.steps.dryRun
+	if ap.DryRun { // which prints the differences, and not the steps
+		m.Run = func(context.Context, []step.Step) error { return nil }
+	} else {
 		o.steps.apply(a, m, a.json)
 	}
-	ap := a.applier(m, o.timeout)
 	results := []appliedGuest{}
 	var errs []error
 	for _, g := range guests {
@@ -200,7 +204,7 @@ func (a *app) apply(ctx context.Context, m *tapmgr.Manager, guests []*guestfile.
 		for _, n := range p.Notices {
 			a.note(g.VM + ": " + n)
 		}
-		if err == nil && !o.steps.dryRun {
+		if err == nil {
 			err = ap.Do(ctx, p)
 		}
 		if err != nil {
@@ -334,7 +338,7 @@ func (a *app) checkDeclared(ctx context.Context, m *tapmgr.Manager, chosen strin
 			continue
 		}
 		for _, change := range p.Changes {
-			if change.IsChange() {
+			if change.IsChange() && change.Why == "" { // else it is among them
 				c.Differences = append(c.Differences, declaredDifference(g.VM, change))
 			}
 		}
@@ -356,12 +360,10 @@ func declaredDifference(vm string, c declare.Change) nic.Difference {
 	switch {
 	case c.Action == guestfile.Detach:
 		d.Want, d.Found = "no such NIC", "attached"
-	case c.Why != "":
-		d.Want, d.Found = "attached", c.Why
 	case c.Action == guestfile.Attach:
 		d.Want, d.Found = "attached", "no such NIC"
-	case d.Want == "":
-		d.Want, d.Found = "changed", "the change was cut short"
+	case c.Err != nil:
+		d.MendedBy, d.Mend = nic.MendDetach, fmt.Sprintf("vmnet apply %s after a detach: %v", vm, c.Err)
 	}
 	return d
 }
@@ -372,18 +374,14 @@ func (a *app) showDeclared(ctx context.Context, vm string) error {
 		return usagef("%w", err)
 	}
 	return a.withManager(func(m *tapmgr.Manager) error {
-		all, err := m.Records(ctx, nic.Target{VM: vm})
+		g, err := a.applier(m, 0).Describe(ctx, vm)
 		if err != nil {
 			return fmt.Errorf("show %s: %w", vm, err)
 		}
-		if len(all) == 0 {
+		if len(g.NICs) == 0 {
 			return noNICs(vm)
 		}
-		var records []nic.Record
-		for _, r := range all {
-			records = append(records, r.Record)
-		}
-		_, err = a.out.Write(guestfile.Of(vm, records).Format())
+		_, err = a.out.Write(g.Format())
 		return outputError(err)
 	})
 }

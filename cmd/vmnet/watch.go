@@ -59,14 +59,18 @@ vmnet-watch(8).`,
 	guestsDirFlag(cmd, &o.guests)
 	o.networks.user = userChoice{given: true} // those of users end as a whole
 	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error {
-		return a.withNetworks(cmd.Context(), &o.networks, func(m *network.Manager) error {
-			return a.watch(cmd.Context(), &o, m)
+		return a.withNetworks(cmd.Context(), &o.networks, func(networks *network.Manager) error {
+			return a.withManager(func(verbs *tapmgr.Manager) error {
+				verbs.Progress = nil // the log has what came of it
+				return a.watch(cmd.Context(), &o, networks, verbs)
+			})
 		})
 	})
 	return cmd
 }
 
-func (a *app) watch(ctx context.Context, o *watchVerb, networks *network.Manager) error {
+// watch watches until ctx ends. verbs makes and changes the NICs of declared guests.
+func (a *app) watch(ctx context.Context, o *watchVerb, networks *network.Manager, verbs *tapmgr.Manager) error {
 	ns, err := netns.Open(a.netns)
 	if err != nil {
 		return err
@@ -89,7 +93,7 @@ func (a *app) watch(ctx context.Context, o *watchVerb, networks *network.Manager
 		return err
 	}
 	defer cfg.Ends.Close()
-	if cfg.Declared, err = a.declared(ctx, m, o.guests); err != nil {
+	if cfg.Declared, err = a.declared(ctx, verbs, o.guests); err != nil {
 		return err
 	}
 	if !o.noLibvirt {

@@ -9,7 +9,6 @@ import (
 	"golang.org/x/term"
 
 	"vmnet/internal/declare"
-	"vmnet/internal/guestfile"
 	"vmnet/internal/watch"
 	"vmnet/tapmgr"
 )
@@ -55,8 +54,7 @@ func (a *app) declared(ctx context.Context, m *tapmgr.Manager, chosen string) (
 			}
 		}()
 		w := declare.Watcher{
-			Applier: ap, Reload: reload,
-			Read: func() ([]*guestfile.Guest, map[string]error, error) { return dir.All() },
+			Applier: ap, Reload: reload, Read: dir.All, Stamp: dir.Stamp,
 			Applied: func(name string, p *declare.Plan, err error) {
 				for _, r := range reportsOf(name, p, err) {
 					report(r)

@@ -121,11 +121,18 @@ func TestLiveWatchWithTheRightsOfItsUnit(t *testing.T) {
 	ipIn(t, ns.Path(), "link", "add", "br0", "type", "bridge")
 	vm := uniqueVM()
 	hasDeaf(t, ns, vm, nobodysGuest(t, vm))
+	other := uniqueVM()
+	nobodysGuest(t, other)
+	dir := t.TempDir()
+	file := "user: nobody\nnics: {net1: {bridge: br0}, net2: {macvtap: eth0}, net3: {routed: eth0, ip: 192.0.2.7}}\n"
+	if err := os.WriteFile(filepath.Join(dir, other+".yaml"), []byte(file), 0o600); err != nil {
+		t.Fatal(err)
+	}
 
 	told := systemd(t)
 	cmd := exec.Command("setpriv", "--bounding-set", unitCapabilities(t, "vmnet-watch.service"),
 		"--no-new-privs", "vmnet", "--netns",
-		ns.Path(), "watch", "--no-libvirt", "--log", "json")
+		ns.Path(), "watch", "--no-libvirt", "--log", "json", "--guests-dir", dir)
 	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+told.LocalAddr().String(), "GORACE=atexit_sleep_ms=0")
 	log, err := cmd.StderrPipe()
 	if err != nil {
@@ -140,6 +147,9 @@ func TestLiveWatchWithTheRightsOfItsUnit(t *testing.T) {
 	want := map[string]string{
 		"ready": "", "put back on br0": "lost",
 		"accepts all multicast, as the guest wants": "net0",
+		"attached: bridge br0":                      "net1",
+		"attached: macvtap eth0":                    "net2",
+		"attached: routed eth0, ip 192.0.2.7":       "net3",
 	}
 	for len(want) > 0 {
 		l, open := <-lines
