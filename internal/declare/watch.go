@@ -16,9 +16,9 @@ import (
 const (
 	// listenEvery is how often the listening sockets are listed. A guest's monitor is one.
 	listenEvery = 40 * time.Millisecond
-	// After a socket has begun to listen, all processes are looked at, again after pauses that double
-	// from listenEvery: libvirt has the monitor listen before it executes QEMU. slowestLook is the
-	// longest pause; the monitor of a VMM in another network namespace is not seen to listen.
+	// After a socket has begun to listen, all processes are looked at, again after pauses that
+	// double from listenEvery: libvirt has the monitor listen before it executes QEMU. slowestLook
+	// is the longest pause, since a VMM in another network namespace is not seen to listen.
 	slowestLook = 2 * time.Second
 	// lookPause is the shortest pause after looking at the processes, as a multiple of the time that
 	// it took: any user can make sockets listen all the time.

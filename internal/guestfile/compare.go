@@ -127,13 +127,15 @@ func (n NIC) over(t There) nic.Spec {
 	if s.Port.Equal(now.Port) {
 		s.Port = now.Port
 	}
-	if nic.FormatIPs(s.IP) == nic.FormatIPs(now.IP) {
-		s.IP = now.IP
-	}
 	if asked.OptionsHash() == t.Record.Options { // the record keeps no more of them
 		s.DeviceOptions = nil
 		if s.Lower != nil {
-			s.Lower.NoPromisc, s.Lower.Flag, s.Lower.Sources, s.Lower.Addrs = false, "", nil, nil
+			l := *s.Lower
+			l.NoPromisc, l.Flag, l.Sources, l.Addrs = false, "", nil, nil
+			if now.Lower != nil {
+				l.Addrs = now.Lower.Addrs // which port security has recorded
+			}
+			s.Lower = &l
 		}
 	}
 	if s.Switch != nil && now.Switch != nil {

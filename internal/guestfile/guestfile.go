@@ -81,7 +81,7 @@ func (g *Guest) Add(r nic.Record) {
 	}
 	s.Vhost = nic.VhostAuto // the record says what it came to be, not whether that was asked for
 	if s.Via == nic.ViaLibvirt {
-		s.Via = "" // which is the default of libvirt's guests
+		s.Via = "" // which is the default of guests that libvirt manages
 	}
 	if s.Model == nic.DefaultModel {
 		s.Model = ""

@@ -173,6 +173,8 @@ func tapRecord(more string) string {
 
 func TestCompare(t *testing.T) {
 	mac := " mac=" + nic.DefaultMAC("P2", "net0").String() + " model=virtio-net-pci queues=1"
+	const checked = "{net0: {ipvtap: eth0, ip: 192.0.2.7, port-security: all}}"
+	address := parsed(t, "nics: "+checked).NICs[0].Spec.OptionsHash()
 	options := nic.Spec{DeviceOptions: map[string]string{"a": "b"}}.OptionsHash()
 	for _, tc := range []struct{ name, nics, record, state, want string }{
 		{"same", "{net0: {bridge: br0}}", tapRecord(""), "", "keep net0"},
@@ -227,6 +229,17 @@ func TestCompare(t *testing.T) {
 		},
 		{"ipvtap", "{net0: {ipvtap: eth0, ip: 192.0.2.7}}", "nic=net0 type=ipvtap source=eth0 mode=l2 rx=allmulti " +
 			"mac=52:54:00:00:00:09 model=virtio-net-pci queues=1", "", "set net0 ip -> 192.0.2.7"},
+		{
+			"ipvtap's checks", checked,
+			"nic=net0 type=ipvtap source=eth0 mode=l2 rx=allmulti ip=192.0.2.7 security=all opts=" + address +
+				" mac=52:54:00:00:00:09 model=virtio-net-pci queues=1", "", "keep net0",
+		},
+		{
+			"checks", "{net0: {bridge: br0, port-security: [mac, vlan, ip], ip: [192.0.2.8, 192.0.2.7, 192.0.2.0/28], " +
+				"allow-ethertype: [\"0x88f8\", \"0x88f7\"]}}",
+			tapRecord(" ip=192.0.2.7,192.0.2.8 security=mac,ip,vlan types=0x88f7,0x88f8 nets=192.0.2.0/28"), "",
+			"keep net0",
+		},
 	} {
 		var there []There
 		if tc.record != "" {
@@ -255,6 +268,7 @@ func TestAdd(t *testing.T) {
 		tapRecord(""), tapRecord(" port=vlan:10;isolated vhost=on mtu=1400"),
 		"nic=net0 type=tap source=br0 mac=52:54:00:00:00:01 model=e1000 queues=1 link=down",
 		"nic=net0 type=tap source=lab network=lab ip=10.66.0.20 mac=52:54:00:00:00:01 model=virtio-net-pci queues=4",
+		tapRecord(" ip=192.0.2.7,192.0.2.8 security=mac,ip,vlan types=0x88f7,0x88f8 nets=192.0.2.0/28"),
 		"nic=net0 type=routed source=eth0 ip=192.0.2.7 mac=52:54:00:00:00:01 model=virtio-net-pci queues=1",
 		"nic=net0 type=socket source=sw0 switch=on lock=on storm=-1 mac=52:54:00:00:00:01 model=virtio-net-pci queues=1 via=monitor",
 		"nic=net0 type=tap source=/run/x/sw0 switch=on mac=52:54:00:00:00:01 model=virtio-net-pci queues=2",

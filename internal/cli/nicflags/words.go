@@ -175,10 +175,11 @@ func Differences(from, to nic.Spec) []nic.Change {
 	return list
 }
 
+// valuesOf returns the values by flag. A list has no order.
 func valuesOf(words []Word) map[string]string {
 	m := map[string]string{}
 	for _, w := range words {
-		m[w.Flag] = strings.Join(w.Values, ",")
+		m[w.Flag] = strings.Join(slices.Compact(slices.Sorted(slices.Values(w.Values))), ",")
 	}
 	return m
 }
