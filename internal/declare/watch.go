@@ -20,8 +20,8 @@ const (
 	// double from listenEvery: libvirt has the monitor listen before it executes QEMU. slowestLook
 	// is the longest pause, since a VMM in another network namespace is not seen to listen.
 	slowestLook = 2 * time.Second
-	// lookPause is the shortest pause after looking at the processes, as a multiple of the time that
-	// it took: any user can make sockets listen all the time.
+	// lookPause is the shortest pause after looking at the processes, as a multiple of the time
+	// that it took: any user can make sockets listen all the time.
 	lookPause = 10
 	// A guest that could not be given its NICs is tried again, after pauses that double.
 	firstRetry, slowestRetry = 50 * time.Millisecond, 10 * time.Second
