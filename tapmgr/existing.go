@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"vmnet/bridge/portrate"
 	"vmnet/internal/change"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/macvlan"
@@ -258,6 +259,7 @@ func differences(s nic.Spec, dev *inventory.Device) []string {
 	if !s.Security.IsZero() {
 		add("port security", r.Security.String(), s.Security.String())
 	}
+	addRates(add, s.Rates, r.Rates)
 	if s.MAC != nil {
 		add("MAC", r.MAC.String(), s.MAC.String())
 	}
@@ -277,4 +279,17 @@ func differences(s nic.Spec, dev *inventory.Device) []string {
 		diff = append(diff, "its further options differ")
 	}
 	return diff
+}
+
+// addRates adds how rates differ from those that were asked for.
+func addRates(add func(what string, is, want any), asked, is portrate.Config) {
+	if !asked.Up.IsZero() {
+		add("rate from the guest", is.Up.String(), asked.Up.String())
+	}
+	if !asked.Down.IsZero() {
+		add("rate to the guest", is.Down.String(), asked.Down.String())
+	}
+	if asked.Burst != 0 && asked.Burst != is.Burst {
+		add("burst", is.Burst, asked.Burst)
+	}
 }

@@ -173,14 +173,15 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// String returns the limits for people, such as "up:100M;down:1G;burst:256k"; empty for none.
+// String returns the limits for people, such as "rate-up:100M;rate-down:1G;burst:256k"; empty for
+// none.
 func (c Config) String() string {
 	var words []string
 	if !c.Up.IsZero() {
-		words = append(words, "up:"+c.Up.String())
+		words = append(words, "rate-up:"+c.Up.String())
 	}
 	if !c.Down.IsZero() {
-		words = append(words, "down:"+c.Down.String())
+		words = append(words, "rate-down:"+c.Down.String())
 	}
 	if c.Burst != 0 {
 		words = append(words, "burst:"+FormatBurst(c.Burst))

@@ -53,7 +53,7 @@ func TestConfig(t *testing.T) {
 	c := Config{Up: Limit{Bits: 1e8, Packets: 2e4}, Down: Limit{Bits: 1e9}, Burst: 256 << 10}
 	const want = `{"up":"100M,20kpps","down":"1G","burst":262144}`
 	text, err := json.Marshal(c)
-	if err != nil || string(text) != want || c.String() != "up:100M,20kpps;down:1G;burst:256k" {
+	if err != nil || string(text) != want || c.String() != "rate-up:100M,20kpps;rate-down:1G;burst:256k" {
 		t.Errorf("%s, %v, %s", text, err, c)
 	}
 	var back Config

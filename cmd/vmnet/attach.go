@@ -85,6 +85,13 @@ macvtap or ipvtap a BPF program in the kernel does (Linux 5.10), which takes roo
 that is not possible the attach fails. vmnet show counts the dropped frames by their reasons, vmnet
 check notices if somebody has removed the program, and vmnet set changes it without a gap.
 
+--rate-up limits what the guest sends, --rate-down what it receives, in bits per second (100M, 2.5G)
+of whole Ethernet frames, packets per second (20kpps), or both. --burst is what passes at once after
+an idle time. What comes in at the NIC's device on the host and is over the rate is dropped: from
+the guest at a tap, to it at a macvtap or ipvtap. What goes out waits for at most 50 ms (tc-tbf(8)).
+The limits are there before the first frame, go with the device, and change in place (vmnet set).
+vmnet check notices if somebody has changed them. They take tbf and BPF of the kernel (Linux 5.10).
+
 Guests that libvirt manages are recognised automatically. vmnet makes the device, libvirt plugs it
 (<interface type='ethernet'> with managed='no', alias ua-vmnet-ID), and virsh shows it. A tap
 disappears with its guest; a macvtap stays when the guest ends, until vmnet detach, the hook, vmnet
@@ -100,6 +107,7 @@ const attachExamples = `  vmnet attach --vm P2 --bridge br0
   vmnet attach --vm P2 --routed wlan0 --ip 192.0.2.11 --ip 2001:db8::11
   vmnet attach --vm P2 --bridge br0 --nic net1 --queues auto --wait
   vmnet attach --vm P2 --bridge br0 --port-security all --ip 10.0.0.7
+  vmnet attach --vm P2 --bridge br0 --rate-up 100M --rate-down 1G
   vmnet attach --vm P2 --bridge br0 --mtu 1400 --device-opt rx_queue_size=1024
   vmnet attach --vm P2 --macvtap eth0 --mode bridge
   vmnet attach --vm P2 --ipvtap wlan0 --ip 192.0.2.7/24

@@ -272,6 +272,7 @@ func (a *app) result(v any, format string, args ...any) error {
 // nicSettings returns the port's settings that are not the default.
 func nicSettings(n nic.NIC) string {
 	parts := []string{n.Port, n.Limits}
+	parts = append(parts, n.Rates.String())
 	if n.PortSecurity != "" {
 		parts = append(parts, "security:"+n.PortSecurity)
 	}

@@ -14,9 +14,9 @@ import (
 )
 
 const setLong = `Change a NIC while its guest runs, without the guest noticing: its bridge or network,
-the settings of its port, its addresses on a network, its port security, its receive filter, the
-mode of a macvtap, and the state of its link. What no flag names stays. A flag with the value none takes back what it has
-set, as does no for a flag without a value.
+the settings of its port, its addresses on a network, its port security, its rates, its receive
+filter, the mode of a macvtap, and the state of its link. What no flag names stays. A flag with the
+value none takes back what it has set, as does no for a flag without a value.
 
 The change is one transaction: if a step fails, the NIC is as it was. If vmnet is killed, the NIC's
 state is changing, vmnet check says so, and vmnet reconcile or the same set completes it.

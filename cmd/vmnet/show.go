@@ -107,6 +107,7 @@ func detailFields(d tapmgr.Detail) []field {
 		{"network", d.Network},
 		{"IP", nic.FormatIPs(d.IP)},
 		{"port security", d.SecurityText()},
+		{"rates", strings.ReplaceAll(d.Rates.String(), ";", ", ")},
 		{"via", viaText(d.NIC)},
 		{"model", d.Model},
 		{"MAC", fmt.Sprintf("%s, of the guest", d.MAC) + hostText("; %s on the host's side", d.HostMAC)},

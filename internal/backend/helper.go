@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"vmnet/bridge/brport"
+	"vmnet/bridge/portrate"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/step"
@@ -34,14 +35,15 @@ type (
 		IP      []netip.Addr `json:"ip,omitempty"`     // the guest's own addresses
 		Port    string       `json:"port"`             // as brport.Settings writes it
 		// which of the guest's frames are dropped
-		Security nic.Security `json:"security"`
-		MAC      string       `json:"mac"` // the guest's
-		Model    string       `json:"model"`
-		Queues   int          `json:"queues"`
-		MTU      int          `json:"mtu"` // in bytes, that the guest sees; 0 for none
-		Vhost    bool         `json:"vhost"`
-		Options  string       `json:"options"` // hash of the device's options
-		Via      nic.Via      `json:"via"`     // ViaMonitor, or empty
+		Security nic.Security    `json:"security"`
+		Rates    portrate.Config `json:"rates"`
+		MAC      string          `json:"mac"` // the guest's
+		Model    string          `json:"model"`
+		Queues   int             `json:"queues"`
+		MTU      int             `json:"mtu"` // in bytes, that the guest sees; 0 for none
+		Vhost    bool            `json:"vhost"`
+		Options  string          `json:"options"` // hash of the device's options
+		Via      nic.Via         `json:"via"`     // ViaMonitor, or empty
 	}
 	// tapResponse answers; the files with the first one are the queues.
 	tapResponse struct {
@@ -136,7 +138,7 @@ func (s *helperTap) ask(ctx context.Context, r nic.Record) error {
 	}
 	err := send(s.sock, tapRequest{
 		VM: r.VM, NIC: r.NIC, Bridge: bridge, Network: r.Network, Routed: uplink, IP: r.IP, Port: r.Port,
-		MAC: r.MAC.String(), Security: r.Security,
+		MAC: r.MAC.String(), Security: r.Security, Rates: r.Rates,
 		Model: r.Model, Queues: r.Queues, MTU: r.MTU, Vhost: r.Vhost, Options: r.Options, Via: r.Via,
 	})
 	if err != nil {
@@ -360,7 +362,7 @@ func (w tapRequest) spec() (nic.Spec, error) {
 	}
 	spec := nic.Spec{
 		Target: nic.Target{VM: w.VM}, NIC: w.NIC, Bridge: w.Bridge, Network: w.Network, Routed: w.Routed,
-		IP: w.IP, Port: port, Security: w.Security,
+		IP: w.IP, Port: port, Security: w.Security, Rates: w.Rates,
 		MAC: mac, MTU: w.MTU, Queues: w.Queues, Model: w.Model, Vhost: nic.VhostOff,
 	}
 	return spec, spec.Validate()

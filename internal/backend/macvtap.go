@@ -79,7 +79,7 @@ func (s *macvtapInterface) config() vtap.Config {
 
 func (s *macvtapInterface) steps(w making) []step.Step {
 	s.pid = w.pid
-	list := append([]step.Step{s.createStep(), s.settingsStep(w.underWay)}, s.securitySteps(w)...)
+	list := append([]step.Step{s.createStep(), s.settingsStep(w.underWay)}, s.policySteps(w)...)
 	for _, a := range s.spec.Lower.Addrs {
 		list = append(list, step.Step{
 			Name: "address " + a.String(),

@@ -14,6 +14,7 @@ import (
 	"vmnet/internal/kernel/bpfguard"
 	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/macvlan"
+	"vmnet/internal/kernel/ratelimit"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
@@ -143,6 +144,8 @@ func (m *Maker) mend(ctx context.Context, v *inventory.View, f inventory.Fix) er
 		return bridges.SetPort(m.NL, v.Home, v.Link, v.Want.PortConfig())
 	case inventory.FixPortState:
 		return m.NL.SetPortState(v.Index, rtnl.Forwarding)
+	case inventory.FixRates:
+		return m.On(v.Device, func(nl *rtnl.Conn) error { return ratelimit.Set(nl, v.Link, v.Want.Rates) })
 	case inventory.FixSecurity:
 		return m.On(v.Device, func(nl *rtnl.Conn) error {
 			return bpfguard.Attach(nl, v.Link, v.Want.PortSecurity())

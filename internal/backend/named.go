@@ -32,7 +32,7 @@ func (s *namedTap) steps(w making) []step.Step {
 	multi := w.record.Queues > 1
 	list := append([]step.Step{s.createStep(multi, func(ctx context.Context) error { return s.create(ctx, multi) })},
 		s.linkSteps(w.underWay)...)
-	list = append(list, s.securitySteps(w)...)
+	list = append(list, s.policySteps(w)...)
 	list = append(list, s.put(&s.hostTap)...)
 	return append(list, step.Step{
 		Name: "persist",
@@ -88,7 +88,7 @@ func (s *namedMacvtap) steps(w making) []step.Step {
 		Text: fmt.Sprintf("see that %s has its node in /dev", s.name),
 		Do:   func(context.Context) error { return macvlan.MakeNode(s.m.NS, s.link) },
 	}}
-	list = append(append(list, s.altNameSteps()...), s.securitySteps(w)...)
+	list = append(append(list, s.altNameSteps()...), s.policySteps(w)...)
 	return append(list, step.Step{
 		Name: "up",
 		Text: fmt.Sprintf("RTM_SETLINK %s: up", s.name),

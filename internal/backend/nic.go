@@ -137,7 +137,7 @@ func (m *Maker) New(spec nic.Spec, p nic.Phase) *NIC {
 	h := &NIC{m: m, Spec: spec, Record: nic.Record{
 		VM: spec.VM, NIC: spec.NIC, MAC: spec.MAC, Model: spec.Model, Options: spec.OptionsHash(),
 		Network: spec.Network, IP: spec.OwnIPs(), Security: spec.Security,
-		Owner: m.Owner, Via: spec.Via, Prepared: spec.Prepared, Phase: p,
+		Rates: spec.Rates, Owner: m.Owner, Via: spec.Via, Prepared: spec.Prepared, Phase: p,
 	}}
 	h.host = m.interfaceFor(h)
 	if bytes.Equal(spec.MAC, nic.DefaultMAC(spec.VM, spec.NIC)) {
@@ -178,7 +178,7 @@ func (h *NIC) PlanInterface(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	return h.maySecure()
+	return cmp.Or(h.maySecure(), h.mayLimit())
 }
 
 // PlanDevice plans the guest's half, with that many queues. It changes nothing.

@@ -76,7 +76,7 @@ func (s *placedTap) plan(_ context.Context, r *nic.Record) (Interface, error) {
 
 func (s *placedTap) steps(w making) []step.Step {
 	list := append(s.queueSteps(w.record.Queues), s.linkSteps(w.underWay)...)
-	list = append(list, s.securitySteps(w)...)
+	list = append(list, s.policySteps(w)...)
 	return append(list, s.put(&s.hostTap)...)
 }
 

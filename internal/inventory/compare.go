@@ -15,6 +15,7 @@ import (
 	"vmnet/internal/kernel/bpfguard"
 	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/macvlan"
+	"vmnet/internal/kernel/ratelimit"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/network/roster"
 	"vmnet/internal/stablemac"
@@ -32,6 +33,7 @@ type View struct {
 	notRuns error            // why its switch, which has lost it, cannot take it back
 	missing []string         // what a routed NIC lacks of the host
 	guard   *bpfguard.State  // what the kernel checks; nil if that is not known
+	rates   *ratelimit.State // what the kernel limits; nil if that was not read
 }
 
 // Finding is a property that differs.
@@ -117,6 +119,7 @@ var properties = []property{
 	}, is("on"), func(v *View) string { return nic.OnOff(v.vhosts > 0) }, byDetach},
 	{"name", func(v *View) bool { return v.HasLink() && !v.IsPlain() }, wantName, foundName, mendName},
 	{"port security", (*View).isSecured, wantGuard, foundGuard, mendGuard},
+	{"rates", func(v *View) bool { return v.rates != nil }, wantRates, foundRates, mendRates},
 	{"bridge", func(v *View) bool {
 		return v.isTap()
 	}, wantBridge, func(v *View) string { return v.MasterName }, mendBridge},
@@ -259,6 +262,15 @@ func (v *View) hasSettings() bool { return v.port != nil && (!v.IsPlain() || v.W
 // does.
 func (v *View) isSecured() bool { return v.guard != nil && !v.Want.Security.IsZero() }
 
+func wantRates(v *View) string { return v.Want.Rates.String() }
+
+func foundRates(v *View) string {
+	if v.rates.Is(v.Want.Rates) {
+		return wantRates(v)
+	}
+	return v.rates.String()
+}
+
 func wantGuard(v *View) string { return v.Want.PortSecurity().String() }
 
 func foundGuard(v *View) string {
@@ -399,10 +411,27 @@ func (h *Host) View(dev *Device) (*View, error) {
 	if v.guard, err = h.Guard(dev); err != nil {
 		errs = append(errs, err)
 	}
+	if v.rates, err = h.readRates(dev); err != nil {
+		errs = append(errs, err)
+	}
 	if dev.IsDisconnected() && dev.HasLink() {
 		v.notRuns = h.runs(dev.Want.Source)
 	}
 	return v, errors.Join(errs...)
+}
+
+// readRates reads what the kernel limits of a NIC that should have, or may have had, limits.
+func (h *Host) readRates(dev *Device) (*ratelimit.State, error) {
+	wanted := !dev.Want.Rates.IsZero() || dev.Want.Phase == nic.PhaseChanging
+	if !wanted || !dev.HasLink() || dev.Deleted || dev.Want.Switch || dev.IsPlain() {
+		return nil, nil
+	}
+	var s ratelimit.State
+	err := h.On(dev, func(nl *rtnl.Conn) (err error) { s, err = ratelimit.Read(nl, dev.Link); return err })
+	if err != nil {
+		return nil, fmt.Errorf("its rates were not compared: %w", err)
+	}
+	return &s, nil
 }
 
 // Guard returns what the kernel checks of a guest's frames, and what it has dropped; nil if the

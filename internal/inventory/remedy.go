@@ -1,10 +1,12 @@
 package inventory
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"strings"
 
+	"vmnet/bridge/portrate"
 	"vmnet/internal/cli/console"
 	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/macvlan"
@@ -46,6 +48,7 @@ const (
 	FixPort                      // the settings of its bridge's port
 	FixPortState                 // forwarding
 	FixSecurity                  // what the kernel checks of the guest's frames
+	FixRates                     // what the kernel limits of them
 	FixLifetime                  // that of its guest
 	FixSwitch                    // it becomes a port of its switch again
 	FixSwitchPort                // the settings of its switch's port
@@ -181,6 +184,12 @@ func mendPort(v *View) Remedy {
 		OrNothing(v.port.String()))
 	return byReconcile(fmt.Sprintf("RTM_SETLINK %s, of AF_BRIDGE: %s", v.Name, OrNothing(want.String())),
 		text, Fix{Kind: FixPort})
+}
+
+func mendRates(v *View) Remedy {
+	want := cmp.Or(wantRates(v), portrate.None)
+	return byReconcile(fmt.Sprintf("tbf and BPF of %s: %s", v.Name, want),
+		fmt.Sprintf("rates set to %s, they were %s", want, foundRates(v)), Fix{Kind: FixRates})
 }
 
 func mendGuard(v *View) Remedy {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"time"
 
+	"vmnet/bridge/portrate"
 	"vmnet/bridge/portsec"
 )
 
@@ -30,6 +31,7 @@ type NIC struct {
 	// further EtherTypes that pass, and networks whose addresses are the guest's own
 	EtherTypes []portsec.EtherType `json:"ethertypes,omitempty"`
 	Nets       []netip.Prefix      `json:"nets,omitempty"`
+	Rates      portrate.Config     `json:"rates,omitzero"`
 	Port       string              `json:"port,omitempty"` // settings of the bridge port: "vlan:10;isolated"
 	Model      string              `json:"model"`
 	MAC        string              `json:"mac"` // the guest's

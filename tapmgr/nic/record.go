@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"vmnet/bridge/brport"
+	"vmnet/bridge/portrate"
 	"vmnet/internal/alias"
 	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/stablemac"
@@ -142,6 +143,7 @@ type Record struct {
 	At       int          // interface index of the bridge or uplink; 0 if that is not known
 	Port     string       // settings of the port, as brport.Settings writes them
 	Security Security     // which of the guest's frames are dropped
+	Rates    portrate.Config
 	Limits   SwitchLimits // further ones of a switch's port
 	Netns    uint64       // inode of the Manager's netns, for a socket and an ipvtap; 0 for others
 	Mode     string       // of a macvtap or ipvtap
@@ -172,7 +174,7 @@ func (r Record) Spec() Spec {
 	s := Spec{
 		Target: Target{VM: r.VM}, NIC: r.NIC, IP: r.IP, Port: r.PortConfig(), MAC: r.MAC, MTU: r.MTU,
 		Queues: r.Queues, Vhost: Vhost(OnOff(r.Vhost)), Model: r.Model, Via: r.Via, LinkDown: r.LinkDown,
-		Security: r.Security, Prepared: r.Prepared,
+		Security: r.Security, Rates: r.Rates, Prepared: r.Prepared,
 	}
 	switch {
 	case r.Switch:
@@ -249,6 +251,7 @@ func (r Record) text(terse bool) string {
 	}
 	add("port", r.Port)
 	r.Security.encode(add)
+	encodeRates(r.Rates, add)
 	r.Limits.encode(add)
 	if r.Netns != 0 {
 		add("netns", strconv.FormatUint(r.Netns, 10))
@@ -370,7 +373,7 @@ func (r *Record) set(key, value string) bool {
 	case "since":
 		r.Since, err = strconv.ParseInt(value, 10, 64)
 	default:
-		return r.Limits.set(key, value) && r.Security.set(key, value)
+		return r.Limits.set(key, value) && r.Security.set(key, value) && setRate(&r.Rates, key, value)
 	}
 	return err == nil
 }

@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"vmnet/bridge/brport"
+	"vmnet/bridge/portrate"
 	"vmnet/macvtap/vtap"
 	"vmnet/step"
 )
@@ -34,6 +35,7 @@ type Spec struct {
 	Switch        *Switch           // the userspace switch that it becomes a port of
 	IP            []netip.Addr      // the guest's own addresses: on a network, routed, or for port security
 	Security      Security          // which of the guest's frames are dropped; what is there stays without Checks
+	Rates         portrate.Config   // how much traffic the NIC may have
 	Port          brport.Settings   // how the port of bridge or switch is set
 	MAC           net.HardwareAddr  // the guest's; nil means DefaultMAC, or the parent's if the kernel demands that
 	MTU           int               // bytes, that the guest gets; 0 means the bridge's or parent's, 1500 on a switch
@@ -285,7 +287,8 @@ func (s Spec) validateHost() error {
 			return err
 		}
 	}
-	return cmp.Or(s.Port.Validate(), s.Lower.validate(s.MAC), s.Switch.validate(s), s.validateSecurity())
+	return cmp.Or(s.Port.Validate(), s.Lower.validate(s.MAC), s.Switch.validate(s), s.validateSecurity(),
+		s.Rates.Validate())
 }
 
 // places returns how many of the places in which a NIC can be are named.

@@ -112,6 +112,11 @@ func (c *Change) gives(flag, value string) bool {
 	})
 }
 
+// has reports whether a flag is given.
+func (c *Change) has(flag string) bool {
+	return slices.ContainsFunc(c.given, func(w Word) bool { return w.Flag == flag })
+}
+
 // Edit returns a NIC that is as now, but for what the flags ask for. An error means wrong usage.
 func (c *Change) Edit(now nic.Spec) (nic.Spec, error) {
 	if c.gives("port-security", none) {
@@ -145,6 +150,9 @@ func (c *Change) Edit(now nic.Spec) (nic.Spec, error) {
 	}
 	s, err := n.Spec()
 	s.Target, s.NIC, s.LinkDown = now.Target, now.NIC, now.LinkDown
+	if s.Rates.Up.Bits+s.Rates.Down.Bits == 0 && !c.has("burst") {
+		s.Rates.Burst = 0 // goes with the rates
+	}
 	if c.link != "" {
 		s.LinkDown = c.link == "down"
 	}

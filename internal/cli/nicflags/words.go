@@ -29,6 +29,7 @@ func Words(s nic.Spec) []Word {
 	w.number("mtu", s.MTU)
 	w.port(s.Port)
 	w.security(s.Security)
+	w.rates(s.Rates)
 	w.limits(s.Switch)
 	if s.Queues == nic.QueuesAuto {
 		w.add("queues", "auto")

@@ -16,6 +16,7 @@ var requests = []string{
 	"--bridge br0 --trunk 2-5,7 --native 7 --mac 52:54:00:00:00:01 --mtu 1400 --queues auto --vhost off",
 	"--network lab --ip 10.66.0.20 --ip fd66::20 --queues 4",
 	"--bridge br0 --ip 192.0.2.7 --ip 2001:db8::/64 --port-security all --allow-ethertype 0x88f7 --allow-ethertype 0x88b5",
+	"--bridge br0 --rate-up 100M,20kpps --rate-down 2500M --burst 256k",
 	"--routed eth0 --ip 192.0.2.7",
 	"--switch sw0 --lock-mac=true --storm 100 --max-addresses off --via monitor,socket --vhost on",
 	"--macvtap eth0 --mode source --source-mac 52:54:00:00:00:02 --source-mac 52:54:00:00:00:03 --rx-filter none",
@@ -83,6 +84,8 @@ func TestWordsOfARecord(t *testing.T) {
 			"vm=P2 nic=net0 type=tap source=br0 ip=192.0.2.7 security=mac,ip types=0x88f7 nets=2001:db8::/64 mac=52:54:00:00:00:01 model=e1000",
 		"--ipvtap eth0 --mode l2 --ip 192.0.2.7 --port-security ip --queues 1 --vhost off --mac 52:54:00:00:00:01 --model e1000": "vmnet " +
 			"vm=P2 nic=net0 type=ipvtap source=eth0 ip=192.0.2.7 security=ip mode=l2 mac=52:54:00:00:00:01 model=e1000",
+		"--bridge br0 --rate-down 1G --burst 1M --queues 1 --vhost off --mac 52:54:00:00:00:01 --model e1000": "vmnet " +
+			"vm=P2 nic=net0 type=tap source=br0 down=1G burst=1M mac=52:54:00:00:00:01 model=e1000",
 		"--routed eth0 --ip 192.0.2.7 --queues 1 --vhost off --mac 52:54:00:00:00:01 --model e1000": "vmnet vm=P2 " +
 			"nic=net0 type=routed source=eth0 ip=192.0.2.7 mac=52:54:00:00:00:01 model=e1000",
 		"--switch sw0 --via monitor,socket --lock-mac --storm off --queues 1 --vhost off --mac 52:54:00:00:00:01 --model e1000": "vmnet " +

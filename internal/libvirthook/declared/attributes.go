@@ -30,8 +30,9 @@ var (
 	placeNames = []string{"bridge", "network", "routed", "macvtap"} // at most one of them
 	// of a device that vmnet makes
 	securityNames = []string{"port-security", "allow-ethertype"}
+	rateNames     = []string{"rate-up", "rate-down", "burst"}
 	allNames      = slices.Concat([]string{"id", "mac"}, placeNames, []string{"ip"}, lowerNames, securityNames,
-		portNames)
+		rateNames, portNames)
 )
 
 // refused are the flags of vmnet attach that a libvirt NIC cannot have.
@@ -198,6 +199,9 @@ func (a attributes) check() error {
 		case slices.Contains(securityNames, x.name) && !a.has(placeNames...):
 			return fmt.Errorf("attribute %q needs %s: vmnet checks only the devices that it makes", x.name,
 				strings.Join(placeNames, ", "))
+		case slices.Contains(rateNames, x.name) && !a.has(placeNames...):
+			return fmt.Errorf("attribute %q needs %s: vmnet limits only the devices that it makes, and libvirt "+
+				"those of its own (<bandwidth>)", x.name, strings.Join(placeNames, ", "))
 		}
 	}
 	var places []string

@@ -92,7 +92,7 @@ func (n NIC) attributes() (attributes, error) {
 		add("bridge", n.Spec.Bridge)
 		add("network", n.Spec.Network)
 		add("routed", n.Spec.Routed)
-		n.addSecurity(add)
+		n.addPolicy(add)
 		n.addLower(add)
 	}
 	addPort(add, n.Port)
@@ -103,9 +103,9 @@ func (n NIC) attributes() (attributes, error) {
 	return a, nil
 }
 
-// addSecurity adds the guest's addresses, and what its frames are checked by.
-func (n NIC) addSecurity(add func(name, value string)) {
-	for _, w := range nicflags.Words(nic.Spec{IP: n.Spec.IP, Security: n.Spec.Security}) {
+// addPolicy adds the guest's addresses, what its frames are checked by, and their rates.
+func (n NIC) addPolicy(add func(name, value string)) {
+	for _, w := range nicflags.Words(nic.Spec{IP: n.Spec.IP, Security: n.Spec.Security, Rates: n.Spec.Rates}) {
 		add(w.Flag, strings.Join(w.Values, " "))
 	}
 }
