@@ -23,7 +23,7 @@ changed. Each finding is one line: ok, warn or fail, the object, and the finding
 with its cure. The exit status is 1 if there is a fail.
 
 Root sees all findings, other users those that they may see, such as whether they may use the
-helper.`,
+helper, and have networks of their own.`,
 		Example: "  vmnet doctor\n  vmnet doctor -o json",
 		Args:    noArgs(),
 	}

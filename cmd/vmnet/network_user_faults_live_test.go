@@ -33,9 +33,18 @@ func TestLiveUserNetworkRefused(t *testing.T) {
 		t.Errorf("without pasta: %v: %s", err, out)
 	}
 	h.nothingLeft(nil)
+	cmd = h.command(ctx, program, "doctor")
+	cmd.Env = append(cmd.Env, "PATH="+filepath.Dir(program))
+	if out, _ := h.run(cmd); !strings.Contains(out, " pasta is not installed (apt install passt)\n") {
+		t.Errorf("doctor without pasta: %s", out)
+	}
 
 	h.ok(createLab)
 	before := h.pids("lab")
+	if out, _ := h.vmnet("doctor"); !strings.Contains(out, " this user can have some without root, and has 1\n") ||
+		!strings.Contains(out, " network lab  ") || strings.Contains(out, "CAP_SYS_ADMIN") {
+		t.Errorf("doctor: %s", out)
+	}
 	h.fails(createLab, "exists already")
 	h.fails([]string{"network", "serve", "lab"}, "a switch of that name runs already")
 

@@ -45,7 +45,11 @@ func (m Machine) address(b bridge.Info) []Check {
 }
 
 func list(m Machine) ([]bridge.Info, error) {
-	h, err := bridge.Open(m.NS.Path())
+	path := "" // of the current namespace, which any user may look at
+	if !m.NS.IsCurrent() {
+		path = m.NS.Path()
+	}
+	h, err := bridge.Open(path)
 	if err != nil {
 		return nil, err
 	}

@@ -51,7 +51,7 @@ func (m Machine) Look(ctx context.Context) []Check {
 		m.tun(), m.vhost(), m.portSecurity(), m.packetPorts(),
 		m.qemu(ctx), m.hook(ctx),
 		m.netfilter(), m.networkManager(), m.networkd(), m.udev(),
-		m.machineID(), m.watch(), m.bridges(), m.networks(ctx), m.routed(ctx),
+		m.machineID(), m.watch(), m.bridges(), m.networks(ctx), m.userNetworks(ctx), m.routed(ctx),
 	)
 }
 

@@ -73,9 +73,25 @@ var programs = []struct{ name, pkg string }{
 	{dhcp.Program, "dnsmasq-base"}, {"nft", "nftables"}, {pastaProgram, "passt"},
 }
 
+// Lacks returns why this machine runs no networks of this user: an error with its cure for each
+// reason. It starts a process in namespaces, and ends it again.
+func Lacks() []error {
+	errs := missing()
+	a, err := startAgent()
+	if err == nil {
+		err = a.close()
+	}
+	if err != nil {
+		errs = append(errs, err)
+	}
+	return errs
+}
+
 // CheckMachine returns why this machine runs no networks of users, with all that is missing.
-func CheckMachine() error {
-	var errs []error
+func CheckMachine() error { return errors.Join(missing()...) }
+
+// missing returns errors for the programs and the device that are missing.
+func missing() (errs []error) {
 	for _, p := range programs {
 		if _, err := tool.Find(p.name, p.pkg); err != nil {
 			errs = append(errs, err)
@@ -93,7 +109,7 @@ func CheckMachine() error {
 	case err != nil:
 		errs = append(errs, err)
 	}
-	return errors.Join(errs...)
+	return errs
 }
 
 // The settings by which distributions keep users from user namespaces, with the values that do.
