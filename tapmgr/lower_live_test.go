@@ -311,17 +311,20 @@ func (h *host) received(g *guest, link string) uint64 {
 	return 0
 }
 
+// sendMulticast sends n frames to groups that no guest has joined, in turn. They are eight, since a
+// macvlan's filter is a hash of 8 bits with a random seed (mc_hash in drivers/net/macvlan.c): now
+// and then one of the groups is like one that the guest has joined.
 func (h *host) sendMulticast(n int) {
 	h.Helper()
 	err := h.far.Do(func() error {
-		c, err := net.DialUDP("udp4", &net.UDPAddr{IP: net.ParseIP(farAddr)},
-			&net.UDPAddr{IP: net.IPv4(224, 0, 0, 251), Port: 5353})
+		c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.ParseIP(farAddr)})
 		if err != nil {
 			return err
 		}
 		defer c.Close()
-		for range n {
-			if _, err := c.Write([]byte("mdns")); err != nil {
+		for i := range n {
+			group := net.IPv4(224, byte(i%8), 0, 251-byte(i%8)*31)
+			if _, err := c.WriteToUDP([]byte("mdns"), &net.UDPAddr{IP: group, Port: 5353}); err != nil {
 				return err
 			}
 		}

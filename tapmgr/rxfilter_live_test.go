@@ -100,12 +100,12 @@ func TestLiveMirrorLetsInWhatTheGuestAskedFor(t *testing.T) {
 		t.Error("it still takes in all multicast")
 	}
 	_, before := h.mirrored(g)
-	h.sendMulticast(50)
+	h.sendMulticast(80)
 	if err := h.farPings("fd00:8::2"); err != nil { // comes after them
 		t.Error(err)
 	}
-	if _, after := h.mirrored(g); after-before >= 50 {
-		t.Errorf("%d frames to a group that it has not joined were heard", after-before)
+	if _, after := h.mirrored(g); after-before >= 40 {
+		t.Errorf("%d frames to groups that it has not joined were heard", after-before)
 	}
 
 	// One more group: it is not heard until the guest was asked again.

@@ -496,11 +496,9 @@ func TestLiveSwitchWithTheRightsOfItsUnit(t *testing.T) {
 		}
 	}
 	t.Setenv("NOTIFY_SOCKET", told.LocalAddr().String())
-	t.Setenv("NODE", filepath.Join(t.TempDir(), "tun"))
-	// Without udev, only root may open /dev/net/tun.
-	const node = `mknod "$NODE" c 10 200 && chmod 666 "$NODE" && mount --bind "$NODE" /dev/net/tun && exec "$@"`
+	nstest.OpenTun(t)
 	r := runSwitch(t, nil, []string{
-		"nsenter", "--net=" + ns.Path(), "unshare", "--mount", "sh", "-c", node, "sh",
+		"nsenter", "--net=" + ns.Path(),
 		"setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups", "--no-new-privs",
 		"--bounding-set", "-all" + caps, "--inh-caps", "-all" + caps, "--ambient-caps", "-all" + caps,
 	}, "--tap", "tap0,queues=2,mtu=9000", "--packet", "up0")
