@@ -40,6 +40,7 @@ func TestCommand(t *testing.T) {
 }
 
 func TestRefuse(t *testing.T) {
+	unsecure := func(s *nic.Spec) { s.Security, s.IP = nic.Security{}, nil }
 	for alias, tc := range map[string]struct {
 		edit func(*nic.Spec)
 		want string
@@ -48,6 +49,12 @@ func TestRefuse(t *testing.T) {
 		"type=ipvtap source=eth0 mode=l2 rx=none":    {func(s *nic.Spec) { s.Lower.Mode = "l3" }, "have one mode"},
 		"type=socket source=sw0 switch=on":           {func(s *nic.Spec) { s.Switch, s.Bridge = nil, "br0" }, "from switch to switch"},
 		"type=macvtap source=eth0 mode=vepa rx=all":  {func(s *nic.Spec) { s.Lower, s.Bridge = nil, "br0" }, "for good"},
+		"type=routed source=eth0 ip=192.0.2.7":       {func(s *nic.Spec) { s.IP = nil }, "by which packets find it"},
+		"type=ipvtap source=eth0 security=mac mode=l2 rx=none ip=192.0.2.7": {
+			func(s *nic.Spec) { s.Lower.Addrs = nil }, "by which packets find it",
+		},
+		"type=macvtap source=eth0 security=all mode=vepa rx=none ip=192.0.2.7": {unsecure, ""},
+		"type=socket source=sw0 switch=on security=all ip=192.0.2.7":           {unsecure, ""},
 	} {
 		r, ok := nic.ParseRecord("vmnet vm=P2 nic=net0 " + alias + " mac=52:54:00:00:00:01")
 		if !ok {
@@ -56,7 +63,7 @@ func TestRefuse(t *testing.T) {
 		spec := r.Spec()
 		tc.edit(&spec)
 		err := Refuse(r, nicflags.Differences(r.Spec(), spec))
-		if err == nil || !strings.Contains(err.Error(), tc.want) {
+		if (err != nil) != (tc.want != "") || err != nil && !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: %v, want %q", alias, err, tc.want)
 		}
 	}

@@ -130,8 +130,8 @@ func (c *Change) Edit(now nic.Spec) (nic.Spec, error) {
 		words = slices.DeleteFunc(words, func(w Word) bool { return slices.Contains(flags, w.Flag) })
 	}
 	for _, w := range c.given {
-		if w.Flag == "bridge" && now.Bridge != "" {
-			drop("bridge") // the addresses of port security stay
+		if w.Flag == "bridge" && now.Bridge != "" || w.Flag == "switch" && now.Switch != nil {
+			drop(w.Flag) // the addresses of port security stay
 			continue
 		}
 		drop(append(replacedBy(w.Flag), w.Flag)...)
