@@ -236,17 +236,22 @@ func TestUnmarked(t *testing.T) {
 		}
 	}
 	cut := tapOn(marked(false))
+	moving := tapOn(func(dev *inventory.Device) { dev.Want.Former = "sw0"; marked(true)(dev) })
 	for name, tc := range map[string]struct {
-		dev   *inventory.Device
-		stays bool
+		dev  *inventory.Device
+		want nic.Phase
 	}{
-		"marked": {tapOn(marked(true)), false},
-		"cut":    {cut, true},
-		"socket": {onSocket(func(dev *inventory.Device) { dev.Want.Phase, dev.Alias = nic.PhaseDetaching, cut.Alias }), true},
+		"marked": {tapOn(marked(true)), nic.PhasePlugged},
+		"cut":    {cut, nic.PhaseDetaching},
+		"socket": {
+			onSocket(func(dev *inventory.Device) { dev.Want.Phase, dev.Alias = nic.PhaseDetaching, cut.Alias }),
+			nic.PhaseDetaching,
+		},
+		"moving": {moving, nic.PhaseChanging},
 	} {
-		got := unmarked(tc.dev)
-		if stays := strings.Contains(got, "state=detaching"); stays != tc.stays || !strings.Contains(got, "nic=net0") {
-			t.Errorf("%s: %q", name, got)
+		got, _ := nic.ParseRecord(unmarked(tc.dev)) // which has no MAC
+		if got.Phase != tc.want || got.NIC != "net0" || got.Former != tc.dev.Want.Former {
+			t.Errorf("%s: %+v", name, got)
 		}
 	}
 }

@@ -148,6 +148,9 @@ func unmarked(dev *inventory.Device) string {
 	if isMarked(dev) && dev.HasLink() && (dev.Up || dev.Want.Prepared) {
 		r := dev.Want
 		r.Phase = nic.PhasePlugged
+		if r.Former != "" { // a set that moves it was cut short before
+			r.Phase = nic.PhaseChanging
+		}
 		if alias, err := r.Encode(); err == nil {
 			return alias
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -138,5 +139,19 @@ func TestLiveSetMovesBetweenSwitches(t *testing.T) {
 	t.Logf("two moves: %d of %d answers are missing (10 ms each)", lost, p.sent.Load()-sent)
 	if lost > 300 {
 		t.Errorf("%d answers are missing", lost)
+	}
+
+	// A detach completes a move that was cut short: neither switch has the port any more.
+	wanted := h.changed(g, func(s *nic.Spec) { s.Switch.Name = b.path })
+	cmd := h.command(order{Spec: wanted, Set: true, KillAt: "record", After: true, Switches: h.Switches})
+	if out, err := cmd.CombinedOutput(); cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if got := seatOn(g, a, b); got != a.path {
+		t.Errorf("a killed set: the NIC is on %q", got)
+	}
+	h.detach(g, "net0")
+	if got := seatOn(g, a, b); got != "" {
+		t.Errorf("after the detach %q has the port", got)
 	}
 }

@@ -298,8 +298,7 @@ func (m *Maker) ReconnectSwitch(ctx context.Context, dev *inventory.Device, pid 
 	}
 	defer fdpass.CloseAll(files)
 	r := dev.Want
-	r.Phase = nic.PhasePlugged
-	label, err := r.Encode()
+	label, err := r.AsPlugged().Encode()
 	if err != nil {
 		return err
 	}
@@ -308,15 +307,21 @@ func (m *Maker) ReconnectSwitch(ctx context.Context, dev *inventory.Device, pid 
 
 // joinSwitch makes a tap a port of its switch, and no longer of the one that has had it.
 func (m *Maker) joinSwitch(ctx context.Context, dev *inventory.Device) error {
-	if dev.Want.Former != "" {
-		former := *dev
-		former.Want.Source = dev.Want.Former
-		former.SwitchPort = m.ReadSwitchPort(ctx, &former)
-		if err := m.DisconnectSwitch(ctx, &former); err != nil {
-			return err
-		}
+	if err := m.leaveFormer(ctx, dev); err != nil {
+		return err
 	}
 	return m.ReconnectSwitch(ctx, dev, dev.VMMPID())
+}
+
+// leaveFormer removes a NIC's port from the switch that it was about to leave.
+func (m *Maker) leaveFormer(ctx context.Context, dev *inventory.Device) error {
+	if dev.Want.Former == "" {
+		return nil
+	}
+	former := *dev
+	former.Want.Source, former.Want.Former = dev.Want.Former, ""
+	former.SwitchPort = m.ReadSwitchPort(ctx, &former)
+	return m.DisconnectSwitch(ctx, &former)
 }
 
 // setSwitchPort gives a NIC's port its settings. The label of a tap's port follows the record; that
@@ -324,8 +329,7 @@ func (m *Maker) joinSwitch(ctx context.Context, dev *inventory.Device) error {
 func (m *Maker) setSwitchPort(ctx context.Context, dev *inventory.Device) error {
 	port := dev.SwitchPort.Port.Name
 	r := dev.Want
-	r.Phase = nic.PhasePlugged
-	label, err := r.Encode()
+	label, err := r.AsPlugged().Encode()
 	if err != nil {
 		return err
 	}
@@ -337,9 +341,12 @@ func (m *Maker) setSwitchPort(ctx context.Context, dev *inventory.Device) error 
 	})
 }
 
-// DisconnectSwitch removes a NIC's port from its switch. It is success if the switch or the port is
-// gone.
+// DisconnectSwitch removes a NIC's port from its switch, and from the one that it was about to
+// leave. It is success if the switch or the port is gone.
 func (m *Maker) DisconnectSwitch(ctx context.Context, dev *inventory.Device) error {
+	if err := m.leaveFormer(ctx, dev); err != nil {
+		return err
+	}
 	if dev.SwitchPort.Err != nil {
 		return dev.SwitchPort.Err
 	}

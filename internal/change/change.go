@@ -151,8 +151,7 @@ func fits(from nic.Record, h *backend.NIC) error {
 // plan decides the steps.
 func (p *Plan) plan(ctx context.Context) error {
 	wanted := p.underWay(p.from, p.to)
-	final := p.to
-	final.Phase = nic.PhasePlugged
+	final := p.to.AsPlugged()
 	underWay, err := wanted.Encode()
 	if err != nil {
 		return step.WithStage(nic.ErrInvalid, err)

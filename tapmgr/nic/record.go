@@ -136,7 +136,7 @@ type Record struct {
 	VM, NIC  string
 	Type     string       // TypeTap, TypeRouted, TypeSocket, "macvtap" or "ipvtap"
 	Source   string       // the bridge, uplink, parent device or switch
-	Former   string       // of phase changing: the switch that has had the tap; empty for none
+	Former   string       // the switch that may still have the tap, which a set has begun to move; empty for none
 	Switch   bool         // Source is a userspace switch
 	Network  string       // the network whose bridge Source is; empty for none
 	IP       []netip.Addr // the guest's own addresses
@@ -199,6 +199,12 @@ func (r Record) Spec() Spec {
 		}
 	}
 	return s
+}
+
+// AsPlugged returns the record of the NIC when nothing of it is under way any more.
+func (r Record) AsPlugged() Record {
+	r.Phase, r.Former = PhasePlugged, ""
+	return r
 }
 
 // ChangedTo returns the record with what a set can change as the later record now of the same NIC
@@ -283,9 +289,7 @@ func (r Record) text(terse bool) string {
 	}
 	add("via", string(r.Via))
 	add("state", string(r.Phase))
-	if r.Phase == PhaseChanging {
-		add("former", r.Former)
-	}
+	add("former", r.Former)
 	if r.Phase == PhaseStarting {
 		add("since", strconv.FormatInt(r.Since, 10))
 	}
