@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"vmnet/internal/nstest"
 	"vmnet/tapmgr/nic"
@@ -480,4 +482,29 @@ func TestLiveRouted(t *testing.T) {
 	}
 	h.define("bad", metadata(`<vmnet:nic id="net0" routed="eth0" ip="192.0.2.2"/>`), handed("bad-0", "net0", 3, ""))
 	h.refused("bad", "the host has 192.0.2.2 itself, on eth0")
+}
+
+// TestLiveLinkDown: a NIC whose link is down in the XML, as a set has left it there, starts so.
+func TestLiveLinkDown(t *testing.T) {
+	h := installed(t)
+	h.lower("eth1")
+	const down = "<link state='down'/>"
+	h.define("web", metadata(
+		`<vmnet:nic id="net0" bridge="br0"/>`, `<vmnet:nic id="net1" macvtap="eth1"/>`,
+		`<vmnet:nic id="net2" bridge="br0"/>`,
+	), handed("web-0", "net0", 1, down)+handed("web-1", "net1", 2, down)+handed("web-2", "net2", 3, ""))
+	h.virt.Virsh("start", "web")
+	for name, up := range map[string]bool{"web-0": false, "web-1": false, "web-2": true} {
+		l, err := h.nl.LinkByName(name)
+		if err != nil || (l.Attrs().OperState == netlink.OperUp) != up {
+			t.Errorf("%s: %+v, %v", name, l, err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if c, err := h.Check(ctx); err != nil || c.NICs != 3 || len(c.Differences) > 0 {
+		t.Errorf("check %+v, %v", c, err)
+	}
+	h.virt.Virsh("destroy", "web")
+	h.nothingLeft()
 }

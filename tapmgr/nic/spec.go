@@ -45,7 +45,7 @@ type Spec struct {
 	DeviceOptions map[string]string // further properties of the device
 	Via           Via               // how a libvirt guest gets it; empty means ViaLibvirt if that is possible
 	Device        string            // name of the interface; empty means InterfaceName
-	LinkDown      bool              // the guest and its neighbours see no carrier; only a set makes it so
+	LinkDown      bool              // the guest and its neighbours see no carrier; see CheckLinkUp
 	Prepared      bool              // its device stays down until a commit
 	Persistent    bool              // libvirt stores the NIC in the guest's persistent definition, too
 }
@@ -202,6 +202,15 @@ func (s Spec) Validate() error {
 	d := s.WithDefaults()
 	return step.WithStage(ErrInvalid,
 		cmp.Or(ValidVM(d.VM), ValidNIC(d.NIC), s.validatePrepared(), d.validateHost(), d.validateDevice()))
+}
+
+// CheckLinkUp returns an error that matches ErrInvalid if the link should be down from the start.
+// Only libvirt, and a change of a NIC that is plugged, take a link down.
+func (s Spec) CheckLinkUp() error {
+	if s.LinkDown {
+		return step.WithStage(ErrInvalid, fmt.Errorf("a NIC is plugged with its link up (vmnet set --link down then)"))
+	}
+	return nil
 }
 
 // validatePrepared checks what a NIC must be whose guest comes from another QEMU: its address is in

@@ -249,7 +249,7 @@ func (n *NIC) specify(guest string) {
 	x, s := n.Interface, &n.Spec
 	s.VM, s.NIC, s.Device, s.Via = guest, n.ID, x.Target, nic.ViaLibvirt
 	s.MAC, s.MTU, s.Queues = x.MAC, x.MTU, max(x.Queues, 1)
-	s.Model = nic.ModelOf(x.Model)
+	s.Model, s.LinkDown = nic.ModelOf(x.Model), x.LinkDown
 	s.Vhost = nic.VhostAuto
 	if x.Driver == "qemu" {
 		s.Vhost = nic.VhostOff
