@@ -20,8 +20,9 @@ const (
 	// double from listenEvery: libvirt has the monitor listen before it executes QEMU. slowestLook
 	// is the longest pause, since a VMM in another network namespace is not seen to listen.
 	slowestLook = 2 * time.Second
-	// lookPause is the shortest pause after looking at the processes, as a multiple of the time
-	// that it took: any user can make sockets listen all the time.
+	// lookPause is the shortest pause after looking at the processes, or listing the sockets, as a
+	// multiple of the time that it took: any user can have many sockets, and make them listen all
+	// the time.
 	lookPause = 10
 	// A guest that could not be given its NICs is tried again, after pauses that double.
 	firstRetry, slowestRetry = 50 * time.Millisecond, 10 * time.Second
@@ -81,6 +82,7 @@ type round struct {
 	guests map[string]*watched
 	stamp  string          // of the files that were read
 	known  map[uint64]bool // sockets that listened last time
+	quiet  time.Time       // when they may be listed again
 	pids   map[string]bool // identities of the processes of the last look
 	next   time.Time       // when the processes are looked at
 	pause  time.Duration   // from the last look to the next
@@ -164,7 +166,12 @@ func (r *round) tick(ctx context.Context, now time.Time) {
 
 // listens reports whether a socket has begun to listen since the last time.
 func (r *round) listens() bool {
+	start := time.Now()
+	if start.Before(r.quiet) {
+		return false
+	}
 	sockets, err := r.listeners()
+	r.quiet = time.Now().Add(min(lookPause*time.Since(start), slowestLook))
 	if err != nil {
 		return false
 	}
@@ -197,7 +204,7 @@ func (r *round) look(ctx context.Context, now time.Time) {
 		w.late = false
 		switch {
 		case err != nil:
-			r.tell(w, name, nil, err)
+			r.tell(w, name, p, err)
 		case !p.Running:
 			w.applied, w.at, w.retry, w.told = "", time.Time{}, 0, ""
 		case w.busy || p.self == w.applied && w.at.IsZero() || now.Before(w.at):

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"vmnet/internal/guestfile"
@@ -258,4 +259,46 @@ func TestWatchLooksAgain(t *testing.T) {
 		t.Errorf("attached after %d looks, want the first that finds it", n)
 	}
 	d.until(t, "P2 attach net0", 1)
+}
+
+// TestWatchRests: a user with very many sockets, whose list takes long, does not keep watch busy.
+func TestWatchRests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const takes, watched = 100 * time.Millisecond, 20 * time.Second
+		listed := 0
+		ap := &Applier{look: func() (qemu.Running, error) { return qemu.Running{}, nil }}
+		d := &declared{guests: []*guestfile.Guest{guestOf(t, "P2", "{net0: {bridge: br0}}")}}
+		w := &Watcher{Applier: ap, Read: d.read, Stamp: d.stampText, Applied: d.applied}
+		w.listeners = func() (map[uint64]bool, error) {
+			listed++
+			time.Sleep(takes)
+			return nil, nil
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), watched)
+		defer cancel()
+		w.Run(ctx)
+		if busy := takes * time.Duration(listed); listed < 2 || busy > watched/lookPause {
+			t.Errorf("the sockets were listed %d times, for %v of %v", listed, busy, watched)
+		}
+	})
+}
+
+// TestWatchTellsOfAGuest: an error that is about a guest's processes comes with its plan, and so
+// not as that of a file.
+func TestWatchTellsOfAGuest(t *testing.T) {
+	ap := &Applier{}
+	uid := ap.caller()
+	ap.look = func() (qemu.Running, error) {
+		return qemu.Running{All: []qemu.Process{process("P2", 5, uid, false), process("P2", 6, uid, false)}}, nil
+	}
+	d := &declared{guests: []*guestfile.Guest{guestOf(t, "P2", "{net0: {bridge: br0}}")}}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	w := &Watcher{Applier: ap, Read: d.read, Stamp: d.stampText, Applied: func(name string, p *Plan, err error) {
+		if !errors.Is(err, qemu.ErrAmbiguous) || p == nil || p.VM != "P2" {
+			t.Errorf("%s: %+v, %v", name, p, err)
+		}
+		cancel()
+	}}
+	w.Run(ctx)
 }
