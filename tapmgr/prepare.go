@@ -75,10 +75,13 @@ func (m *Manager) awaitGuest(ctx context.Context, g *guest.Guest, wait bool) err
 		m.progress("waiting until the guest has arrived")
 		err = g.IsHere(ctx, true)
 	}
-	if err != nil {
-		return step.WithStage(nic.ErrHandover, err)
+	switch {
+	case errors.Is(err, guest.ErrNotArrived):
+		err = fmt.Errorf("%w (--wait waits for it; vmnet abort gives it up)", err)
+	case err != nil:
+		err = step.WithStage(nic.ErrHandover, err)
 	}
-	return nil
+	return err
 }
 
 // isUncommitted reports whether a commit of the NIC is yet to come, or was cut short.
@@ -151,6 +154,23 @@ func (m *Manager) abort(ctx context.Context, g *guest.Guest, t nic.Target, dev i
 	d := &detachment{m: m, guest: idle, dev: &dev, spec: DetachSpec{Target: t, NIC: dev.Want.NIC, Force: dead}}
 	_, err = d.run(ctx)
 	return d.notices, err
+}
+
+// Arrived returns an error that matches guest.ErrNotArrived if the guest is still to come from
+// another QEMU. Only Prepare should give it NICs.
+func (m *Manager) Arrived(ctx context.Context, t nic.Target) error {
+	g, err := m.open(ctx, t, "")
+	if err != nil {
+		return err
+	}
+	defer g.Close()
+	if g.Monitor == nil { // libvirt's hook makes its NICs
+		return nil
+	}
+	if err := g.IsHere(ctx, false); err != nil {
+		return fmt.Errorf("%w (vmnet prepare gives it NICs that are down until then)", err)
+	}
+	return nil
 }
 
 // withPrepared calls do with the guest, locked, and those of its NICs that a commit or abort

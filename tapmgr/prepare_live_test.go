@@ -3,7 +3,6 @@ package tapmgr_test
 import (
 	"errors"
 	"net"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -11,7 +10,6 @@ import (
 
 	"vmnet/bridge"
 	ofguest "vmnet/internal/guest"
-	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/nstest"
 	"vmnet/qmp"
 	"vmnet/tapmgr/nic"
@@ -291,79 +289,5 @@ func TestLiveCommitElsewhere(t *testing.T) {
 	})
 	if got := h.check(); len(got) > 0 {
 		t.Errorf("check finds %+v", got)
-	}
-}
-
-// TestLiveMigrate migrates a guest that answers a ping each 10 ms from a QEMU on one bridge to one
-// on another bridge of its LAN, after an abort there. It tells how many answers are missing.
-func TestLiveMigrate(t *testing.T) {
-	h := newHost(t)
-	h.bridge(bridge.Config{Name: "br1"})
-	if err := h.nl.Create("veth", rtnl.Name("c0"), rtnl.VethPeer("c1", h.ns)); err != nil {
-		t.Fatal(err)
-	}
-	for cable, br := range map[string]string{"c0": "br0", "c1": "br1"} {
-		if err := h.nl.Set(h.link(cable).Index, rtnl.Master(h.link(br).Index), rtnl.Up(true)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	source := h.booted(testvm.Config{Name: "S"})
-	there := source.spec("net0")
-	there.MAC, _ = net.ParseMAC(migrantMAC)
-	h.reach(source, h.attach(there), guestAddr)
-	g := h.target()
-	spec := g.prepared("net0")
-	spec.Bridge = "br1"
-	h.prepare(spec)
-	if err := h.abort(g); err != nil {
-		t.Fatal(err)
-	}
-	h.prepare(spec)
-	h.down("prepared", g, mustName(g), "br1")
-
-	p := h.pinging(h.ns, guestAddr)
-	p.answered(1)
-	committed := make(chan error, 1)
-	uri := "unix:" + filepath.Join(t.TempDir(), "migration")
-	h.execute(g, "migrate-incoming", map[string]any{"uri": uri})
-	go func() {
-		_, err := h.Commit(h.context(60*time.Second), nic.Target{VM: g.name}, "", true)
-		committed <- err
-	}()
-	h.execute(source, "migrate-set-parameters", map[string]any{"downtime-limit": 100, "max-bandwidth": 1 << 30})
-	h.execute(source, "migrate", map[string]any{"uri": uri})
-	if err := <-committed; err != nil {
-		t.Fatal(err)
-	}
-	p.answered(p.sent.Load() + 20)
-	t.Logf("migration: %d of %d answers are missing (10 ms each)", p.missing(), p.sent.Load())
-	all, err := h.List(g.name)
-	if err != nil || len(all) != 1 || all[0].State != "forwarding" || all[0].Source != "br1" {
-		t.Errorf("list %+v, %v", all, err)
-	}
-	if _, err := h.Commit(h.context(20*time.Second), nic.Target{VM: source.name}, "", false); err != nil {
-		t.Errorf("commit where nothing is prepared: %v", err)
-	}
-	if got := h.check(); len(got) > 0 {
-		t.Errorf("check finds %+v", got)
-	}
-	if state := runState(h, source); state != qmp.StateLeft {
-		t.Errorf("the source is %s", state)
-	}
-	if _, err := h.tryDetach(g, 60*time.Second, false); err != nil {
-		t.Errorf("detach from the guest that has arrived: %v", err)
-	}
-}
-
-// execute runs a command of a guest's monitor.
-func (h *host) execute(g *guest, command string, args map[string]any) {
-	h.Helper()
-	c, err := qmp.Dial(h.context(20*time.Second), g.QMP)
-	if err != nil {
-		h.Fatal(err)
-	}
-	defer c.Close()
-	if err := c.Execute(h.context(20*time.Second), command, args, nil); err != nil {
-		h.Fatal(err)
 	}
 }

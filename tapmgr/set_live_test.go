@@ -216,6 +216,7 @@ func TestLiveSetMoves(t *testing.T) {
 // pinger sends an echo request each 10 ms.
 type pinger struct {
 	h    *host
+	stop func()
 	sent atomic.Int64
 	mu   sync.Mutex
 	got  map[int64]bool // by sequence number, from 1
@@ -231,7 +232,8 @@ func (h *host) pinging(ns *netns.NS, addr string) *pinger {
 	p := &pinger{h: h, got: map[int64]bool{}}
 	var done sync.WaitGroup
 	stop := make(chan struct{})
-	h.Cleanup(func() { close(stop); _ = conn.Close(); done.Wait() })
+	p.stop = sync.OnceFunc(func() { close(stop); _ = conn.Close(); done.Wait() })
+	h.Cleanup(p.stop)
 	done.Go(func() {
 		b := make([]byte, 1500)
 		for {

@@ -25,6 +25,7 @@ import (
 // Manager is the part of tapmgr.Manager that changes NICs.
 type Manager interface {
 	Records(context.Context, nic.Target) ([]tapmgr.Recorded, error)
+	Arrived(context.Context, nic.Target) error
 	Attach(context.Context, nic.Spec) (nic.Result, error)
 	Set(context.Context, nic.Target, string, func(nic.Spec) (nic.Spec, error)) (nic.ChangeResult, error)
 	Detach(context.Context, tapmgr.DetachSpec) (tapmgr.DetachResult, error)
@@ -60,6 +61,7 @@ type Plan struct {
 
 	target nic.Target
 	there  []tapmgr.Recorded
+	comes  bool           // it was started to wait for a guest from another QEMU
 	self   string         // of the processes that may be the guest: differs for each start of it
 	others []qemu.Process // that have its name and are not taken for it
 }
@@ -81,6 +83,12 @@ func (a *Applier) Plan(ctx context.Context, g *guestfile.Guest) (*Plan, error) {
 	p, err := a.find(g)
 	if err != nil || !p.Running {
 		return p, err
+	}
+	if p.comes {
+		err := within(ctx, a.AttachWait, func(ctx context.Context) error { return a.Manager.Arrived(ctx, p.target) })
+		if err != nil {
+			return p, fmt.Errorf("guest %s: %w", g.VM, err)
+		}
 	}
 	if p.there, err = a.Manager.Records(ctx, p.target); err != nil {
 		return p, err
@@ -316,6 +324,7 @@ func find(g *guestfile.Guest, running qemu.Running, caller int) (*Plan, error) {
 		own = libvirts
 	}
 	p.Running, p.self = len(own) > 0, identity(own)
+	p.comes = slices.ContainsFunc(own, func(proc qemu.Process) bool { return proc.Incoming && !proc.Libvirt })
 	return p, nil
 }
 

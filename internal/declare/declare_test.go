@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"vmnet/bridge"
+	"vmnet/internal/guest"
 	"vmnet/internal/guestfile"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/leaktest"
@@ -220,6 +221,22 @@ func TestApply(t *testing.T) {
 }
 
 // TestApplyRefuses: what cannot change is refused, and keeps no other NIC from it.
+// TestApplyWaits: a guest that is still to come from another QEMU has its address there. The
+// program that migrates it prepares its NICs.
+func TestApplyWaits(t *testing.T) {
+	l := newLab(t)
+	q := qmptest.Start(t, qmptest.Config{Name: "P2", Args: []string{"-incoming", "defer"}})
+	q.Behave(qmptest.Behaviour{State: "inmigrate"})
+	if _, err := l.apply("P2", "{net0: {bridge: br0}}"); !errors.Is(err, guest.ErrNotArrived) {
+		t.Errorf("got %v", err)
+	}
+	l.are(q)
+	q.Behave(qmptest.Behaviour{})
+	if done, err := l.apply("P2", "{net0: {bridge: br0}}"); err != nil || done != "attach net0" {
+		t.Errorf("arrived: %q, %v", done, err)
+	}
+}
+
 func TestApplyRefuses(t *testing.T) {
 	l := newLab(t)
 	q := qmptest.Start(t, qmptest.Config{Name: "P2"})
@@ -387,6 +404,8 @@ type slow struct {
 }
 
 func (slow) Records(context.Context, nic.Target) ([]tapmgr.Recorded, error) { return nil, nil }
+
+func (slow) Arrived(context.Context, nic.Target) error { return nil }
 
 func (s slow) Attach(ctx context.Context, spec nic.Spec) (nic.Result, error) {
 	return nic.Result{Changed: true}, s.attach(ctx, spec)

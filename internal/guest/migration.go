@@ -37,7 +37,7 @@ func (g *Guest) IsHere(ctx context.Context, wait bool) error {
 func isHere(state qmp.RunState) error {
 	switch state {
 	case qmp.StateIncoming:
-		return fmt.Errorf("%w (--wait waits for it; vmnet abort gives it up)", ErrNotArrived)
+		return ErrNotArrived
 	case qmp.StateLeaving, qmp.StateLeft:
 		return fmt.Errorf("%w: it has moved to another QEMU, and its state here is %s", nic.ErrOtherGuest, state)
 	}

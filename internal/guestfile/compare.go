@@ -42,12 +42,13 @@ type Change struct {
 }
 
 // Compare returns what makes the NICs of a guest as the file says: first what is detached, which
-// gives others its slots and addresses, then what is changed, then what is attached.
+// gives others its slots and addresses, then what is changed, then what is attached. A NIC that is
+// prepared for a guest that is to arrive waits for its commit or abort, and is left alone.
 func (g *Guest) Compare(there []There) []Change {
 	var detach, set, attach, keep []Change
 	for _, t := range there {
 		declared := func(n NIC) bool { return n.Spec.NIC == t.Record.NIC && n.State != Absent }
-		if !slices.ContainsFunc(g.NICs, declared) {
+		if !slices.ContainsFunc(g.NICs, declared) && !t.Record.Prepared {
 			detach = append(detach, Change{NIC: t.Record.NIC, Action: Detach})
 		}
 	}
@@ -82,6 +83,10 @@ func (n NIC) compare(there []There, i int) Change {
 		return c
 	}
 	t := there[i]
+	if t.Record.Prepared {
+		c.Action = Keep
+		return c
+	}
 	now := t.Record.Spec()
 	c.Spec = n.over(t)
 	c.Differences = nicflags.Differences(now, c.Spec)

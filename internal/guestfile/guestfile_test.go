@@ -198,6 +198,8 @@ func TestCompare(t *testing.T) {
 		},
 		{"absent", "{net0: {bridge: br0, state: absent}}", tapRecord(""), "", "detach net0"},
 		{"surplus", "{}", tapRecord(""), "", "detach net0"},
+		{"surplus, prepared", "{}", tapRecord(" prepared=yes"), "prepared", ""},
+		{"prepared", "{net0: {bridge: br1}}", tapRecord(" prepared=yes"), "no-bridge", "keep net0"},
 		{"missing", "{net0: {bridge: br0}}", "", "", "attach net0 bridge -> br0"},
 		{"absent already", "{net0: {state: absent}}", "", "", ""},
 		{"order", "{net1: {bridge: br0}}", tapRecord(""), "", "detach net0; attach net1 bridge -> br0"},

@@ -23,6 +23,7 @@ type CmdLine struct {
 	UUID     string    // -uuid, as written; empty if absent
 	Libvirt  bool      // libvirt started it, and holds its monitor
 	Dir      string    // where libvirt keeps the running domain's files; empty if unknown
+	Incoming bool      // -incoming: its guest comes from another QEMU, and may have arrived
 }
 
 // Monitor is a QMP monitor that listens on a unix socket, which QEMU binds or has inherited.
@@ -56,6 +57,8 @@ func Parse(argv []string) CmdLine {
 			}
 		case "uuid":
 			c.UUID = value
+		case "incoming":
+			c.Incoming = true
 		case "object":
 			if file := masterKey(value); file != "" {
 				c.Dir = filepath.Dir(file)
@@ -113,7 +116,7 @@ func valued(argv []string) iter.Seq2[string, string] {
 func isRead(opt string) bool {
 	return slices.Contains([]string{
 		"name", "qmp", "qmp-pretty", "chardev", "mon", "machine", "M", "smp",
-		"uuid", "object",
+		"uuid", "object", "incoming",
 	}, opt)
 }
 

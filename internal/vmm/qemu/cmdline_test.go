@@ -93,6 +93,7 @@ func TestParse(t *testing.T) {
 			"-object secret,id=masterKey0,file=k -object secret,id=other,file=/d/k -object rng-random,id=masterKey0,file=/d/k -object {",
 			qemu.CmdLine{},
 		},
+		{"-name P2 --incoming defer", qemu.CmdLine{Name: "P2", Incoming: true}},
 		{"-device virtio-net-pci,id=x -name", qemu.CmdLine{}},
 		{"-kernel -name", qemu.CmdLine{}},
 		{"", qemu.CmdLine{}},

@@ -30,6 +30,8 @@ type Behaviour struct {
 	Object bool
 	// CPUs is how many virtual processors there are; 0 means 1.
 	CPUs int
+	// State is the machine's, by query-status; empty means "running".
+	State string
 	// RxFilter, if not empty, is the JSON object by which each NIC answers query-rx-filter.
 	RxFilter string
 }
@@ -161,6 +163,9 @@ func init() { // their functions name the map
 		},
 		"query-cpus-fast": func(m *machine, _ Request, _ *Session) (any, *failure) {
 			return make([]struct{}, max(1, m.behaviour.CPUs)), nil
+		},
+		"query-status": func(m *machine, _ Request, _ *Session) (any, *failure) {
+			return object{"status": cmp.Or(m.behaviour.State, "running")}, nil
 		},
 		"query-name": func(m *machine, _ Request, _ *Session) (any, *failure) {
 			return object{"name": m.name}, nil

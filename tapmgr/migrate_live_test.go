@@ -1,0 +1,232 @@
+package tapmgr_test
+
+import (
+	"maps"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"vmnet/bridge"
+	"vmnet/bridge/brport"
+	"vmnet/bridge/portsec"
+	"vmnet/bridge/vswitch/control"
+	"vmnet/bridge/vswitch/vport"
+	"vmnet/internal/endpoint"
+	"vmnet/internal/kernel/fdpass"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/tun"
+	"vmnet/internal/nstest"
+	"vmnet/qmp"
+	"vmnet/tapmgr/nic"
+	"vmnet/testvm"
+)
+
+// TestLiveMigrate migrates a guest that answers a ping each 10 ms to another bridge of its LAN, and
+// in a VLAN to another switch. Its NIC has port security on both sides. The target was prepared and
+// aborted before. It tells how long the guest did not answer.
+func TestLiveMigrate(t *testing.T) {
+	guarded := func(s nic.Spec) nic.Spec {
+		s = prepared(s)
+		s.Security.Checks, s.IP = portsec.All, []netip.Addr{netip.MustParseAddr(guestAddr)}
+		return s
+	}
+	t.Run("bridges", func(t *testing.T) {
+		t.Parallel()
+		h := newHost(t)
+		h.bridge(bridge.Config{Name: "br1"})
+		h.cable()
+		for name, br := range map[string]string{"c0": "br0", "c1": "br1"} {
+			h.ip("link", "set", name, "master", br)
+		}
+		h.migrates(h.ns, func(g *guest) nic.Spec { return guarded(g.spec("net0")) }, func(g *guest) nic.Spec {
+			s := guarded(g.spec("net0"))
+			s.Bridge = "br1"
+			return s
+		})
+	})
+	t.Run("VLAN of switches", func(t *testing.T) {
+		t.Parallel()
+		h := newHost(t)
+		a, b := h.runSwitch(), h.runSwitch()
+		h.Switches = []string{a.path, b.path}
+		h.cable()
+		trunk := brport.Settings{Trunk: []brport.VLANRange{{First: vlan, Last: vlan}}}
+		for name, s := range map[string]*userSwitch{"c0": a, "c1": b} {
+			files, err := endpoint.PacketFiles(h.ns, name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.addPort(control.Port{
+				Name: name, Kind: control.Packet, Device: name, Config: vport.Config{Settings: trunk},
+			}, files...)
+			fdpass.CloseAll(files)
+		}
+		inVLAN := func(s *userSwitch) func(*guest) nic.Spec {
+			return func(g *guest) nic.Spec {
+				spec := guarded(s.on(g, "net0", nic.ByTap))
+				spec.Port.VLAN = vlan
+				return spec
+			}
+		}
+		h.migrates(a.nearIn(vlan), inVLAN(a), inVLAN(b))
+	})
+}
+
+const vlan = 20
+
+// cable connects c0 and c1.
+func (h *host) cable() {
+	h.Helper()
+	h.ip("link", "add", "c0", "up", "type", "veth", "peer", "name", "c1")
+	h.ip("link", "set", "c1", "up")
+}
+
+// nearIn is a netns whose tap is an access port of the switch, with the host's address.
+func (s *userSwitch) nearIn(vlan int) *netns.NS {
+	s.Helper()
+	ns := nstest.New(s)
+	tap, err := tun.Create(ns, "lan0", false)
+	if err != nil {
+		s.Fatal(err)
+	}
+	defer tap.Close()
+	s.addPort(control.Port{
+		Name: "lan0", Kind: control.Tap, Device: "lan0", Config: vport.Config{Settings: brport.Settings{VLAN: vlan}},
+	}, tap.Queues()...)
+	s.ipIn(ns, "addr", "add", hostAddr+"/24", "dev", "lan0")
+	s.ipIn(ns, "link", "set", "lan0", "up")
+	return ns
+}
+
+// migrates migrates a guest, that near pings, from a NIC to one that was prepared.
+func (h *host) migrates(near *netns.NS, from, to func(*guest) nic.Spec) {
+	h.Helper()
+	source := h.leaving(from)
+	g := h.target()
+	h.prepare(to(g))
+	if err := h.abort(g); err != nil {
+		h.Fatal(err)
+	}
+	h.prepare(to(g))
+	p := h.migrated(near, source, g)
+	h.Logf("the guest did not answer for %.0f ms", p.gap())
+	if got := h.states(g); got != "forwarding" {
+		h.Errorf("it is %s", got)
+	}
+	if _, err := h.Commit(h.context(20*time.Second), nic.Target{VM: source.name}, "", false); err != nil {
+		h.Errorf("commit of the source, which has nothing prepared: %v", err)
+	}
+	if got := h.check(); len(got) > 0 {
+		h.Errorf("check finds %+v", got)
+	}
+	if state := runState(h, source); state != qmp.StateLeft {
+		h.Errorf("the source is %s", state)
+	}
+	if _, err := h.tryDetach(g, 60*time.Second, false); err != nil {
+		h.Errorf("detach from the guest that has arrived: %v", err)
+	}
+}
+
+// leaving is a guest that uses its NIC and is to leave.
+func (h *host) leaving(from func(*guest) nic.Spec) *guest {
+	h.Helper()
+	g := h.booted(testvm.Config{Name: "S"})
+	spec := from(g)
+	spec.Prepared = false
+	if err := g.Guest.UseNIC(h.context(30*time.Second), h.attach(spec).MAC, guestAddr+"/24"); err != nil {
+		h.Fatal(err)
+	}
+	return g
+}
+
+// migrated migrates a guest, that near pings, from source to g, where a commit waits for it.
+func (h *host) migrated(near *netns.NS, source, g *guest) *pinger {
+	h.Helper()
+	p := h.pinging(near, guestAddr)
+	p.answered(1)
+	committed := make(chan error, 1)
+	uri := "unix:" + filepath.Join(h.TempDir(), "migration")
+	h.execute(g, "migrate-incoming", map[string]any{"uri": uri})
+	go func() {
+		_, err := h.Commit(h.context(60*time.Second), nic.Target{VM: g.name}, "", true)
+		committed <- err
+	}()
+	h.execute(source, "migrate-set-parameters", map[string]any{"downtime-limit": 100, "max-bandwidth": 1 << 30})
+	h.execute(source, "migrate", map[string]any{"uri": uri})
+	if err := <-committed; err != nil {
+		h.Fatal(err)
+	}
+	nstest.Eventually(h, 60*time.Second, "the guest has arrived", func() bool { // also if nothing was prepared
+		return runState(h, g) == qmp.StateRunning
+	})
+	p.answered(p.sent.Load() + 20)
+	return p
+}
+
+// BenchmarkMigration migrates guests between two bridges: to NICs that are prepared, and, in turns,
+// to NICs that are up all the time, of which QEMU alone announces the guest.
+func BenchmarkMigration(b *testing.B) {
+	const rounds = 7
+	gaps := map[bool][]float64{}
+	h := newHost(b)
+	h.bridge(bridge.Config{Name: "br1"})
+	h.cable()
+	for name, br := range map[string]string{"c0": "br0", "c1": "br1"} {
+		h.ip("link", "set", name, "master", br)
+	}
+	for i := range 2 * rounds {
+		isPrepared := i%2 == 0
+		source := h.leaving(func(g *guest) nic.Spec { return g.prepared("net0") })
+		g := h.target()
+		spec := g.prepared("net0")
+		spec.Bridge, spec.Prepared = "br1", isPrepared
+		if isPrepared {
+			h.prepare(spec)
+		} else {
+			h.attach(spec)
+		}
+		p := h.migrated(h.ns, source, g)
+		p.stop() // the next one would take its answers for its own
+		gaps[isPrepared] = append(gaps[isPrepared], p.gap())
+		for _, ended := range []*guest{source, g} {
+			if err := ended.Kill(); err != nil {
+				b.Fatal(err)
+			}
+			h.gone(mustName(ended))
+		}
+	}
+	for isPrepared, what := range map[bool]string{true: "prepared", false: "up"} {
+		slices.Sort(gaps[isPrepared])
+		b.Logf("%s: %v ms", what, gaps[isPrepared])
+		b.ReportMetric(gaps[isPrepared][rounds/2], "ms-"+what)
+		b.ReportMetric(gaps[isPrepared][rounds-1], "ms-longest-"+what)
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+// gap is the longest time in milliseconds between two answers, by when they were asked for.
+func (p *pinger) gap() float64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := slices.Sorted(maps.Keys(p.got))
+	longest := int64(0)
+	for i, n := range all[1:] {
+		longest = max(longest, n-all[i]-1)
+	}
+	return float64(longest * 10)
+}
+
+// execute runs a command of a guest's monitor.
+func (h *host) execute(g *guest, command string, args map[string]any) {
+	h.Helper()
+	c, err := qmp.Dial(h.context(20*time.Second), g.QMP)
+	if err != nil {
+		h.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.Execute(h.context(20*time.Second), command, args, nil); err != nil {
+		h.Fatal(err)
+	}
+}
