@@ -212,7 +212,7 @@ func (d *detachment) run(ctx context.Context) (DetachResult, error) {
 // endLabels ends what the guest's process says of the NIC, which it has no more.
 func (d *detachment) endLabels() {
 	pid := d.guest.PID()
-	if err := d.m.host.EndLabels(pid, d.spec.VM, d.spec.NIC); err != nil {
+	if err := d.m.host.EndLabels(pid, d.spec.VM, d.spec.NIC, ""); err != nil {
 		d.notice(
 			"its label in process %d stays, so the NIC is listed as gone if another one there loses its device: %v",
 			pid, err)

@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"vmnet/bridge"
 	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
@@ -32,4 +33,52 @@ func TestLiveDetachedIsNotGone(t *testing.T) {
 	if diff := h.check(); len(diff) != 1 || diff[0].NIC != "net1" {
 		t.Errorf("check %+v", diff)
 	}
+}
+
+// TestLiveLabelFollowsASet: a NIC that has lost its device, or its switch, after a change is known
+// as it was then, by the label in place of one that QEMU was given or started with.
+func TestLiveLabelFollowsASet(t *testing.T) {
+	h := newHost(t)
+	h.bridge(bridge.Config{Name: "br1"})
+	s := h.runSwitch()
+	g, _ := h.launched(testvm.Config{Paused: true}, nic.Spec{NIC: "net0", Bridge: "br0", Vhost: nic.VhostOff})
+	attached, socket := g.spec("net1"), s.on(g, "net2", nic.BySocket)
+	h.attach(attached)
+	h.attach(socket)
+	for _, id := range []string{"net0", "net1", "net2"} {
+		edit := func(s *nic.Spec) {
+			if s.Port.Isolated = true; s.Switch == nil {
+				s.Bridge = "br1"
+			}
+		}
+		if _, err := h.setNIC(g, id, edit); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, n := range h.three(g) {
+		if n.Type == nic.TypeTap {
+			h.ip("link", "del", n.Interface)
+		}
+	}
+	s.kill()
+	s.start()
+	s.asksAgain()
+	for _, n := range h.three(g) {
+		want := nic.NIC{Source: "br1", State: nic.Gone}
+		if n.Type == nic.TypeSocket {
+			want = nic.NIC{Source: s.path, State: nic.NoSwitch}
+		}
+		if n.Source != want.Source || n.State != want.State || n.Port != "isolated" {
+			t.Errorf("%+v", n)
+		}
+	}
+}
+
+func (h *host) three(g *guest) []nic.NIC {
+	h.Helper()
+	nics, err := h.List(g.name)
+	if err != nil || len(nics) != 3 {
+		h.Fatalf("list %+v, %v: want three", nics, err)
+	}
+	return nics
 }

@@ -259,12 +259,17 @@ func (h *NIC) label() (string, error) {
 	if !h.hasLabel() {
 		return "", nil
 	}
-	r := h.Record
+	return h.m.LabelOf(h.Record)
+}
+
+// LabelOf returns the text of the label of a NIC that is plugged; empty if the names have no room
+// in one.
+func (m *Maker) LabelOf(r nic.Record) (string, error) {
 	if r.Type == nic.TypeSocket { // which has no link
 		r.Phase = nic.PhasePlugged
 		return r.Encode()
 	}
-	own, err := h.m.NS.Inode()
+	own, err := m.NS.Inode()
 	return r.Label(own), err
 }
 

@@ -164,6 +164,10 @@ func (p *Plan) plan(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	labels, err := p.labelSteps(final)
+	if err != nil {
+		return step.WithStage(nic.ErrHandover, err)
+	}
 	told, err := p.guest.ChangeSteps(ctx, p.dev.Name, p.from, final)
 	if err != nil {
 		return step.WithStage(nic.ErrHandover, err)
@@ -174,6 +178,7 @@ func (p *Plan) plan(ctx context.Context) error {
 	p.Steps = append(p.Steps, p.recordStep(underWay))
 	p.Steps = append(p.Steps, step.InStage(nic.ErrHandover, told...)...)
 	p.Steps = append(p.Steps, step.InStage(nic.ErrLink, append(mends, p.join...)...)...)
+	p.Steps = append(p.Steps, step.InStage(nic.ErrHandover, labels...)...)
 	if p.moves() {
 		p.Steps = append(p.Steps, p.announceStep())
 	}

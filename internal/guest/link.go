@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/libvirthook/declared"
 	"vmnet/libvirt"
 	"vmnet/qmp"
@@ -33,6 +34,16 @@ func (m *Monitor) linkStep(from, to nic.Record) step.Step {
 		Do:   func(ctx context.Context) error { return m.conn.SetLink(ctx, id, !to.LinkDown) },
 		Undo: func(ctx context.Context) error { return m.conn.SetLink(ctx, id, !from.LinkDown) },
 	}
+}
+
+// GiveLabel has QEMU hold a label of the NIC in place of the one that it was given by this monitor.
+func (m *Monitor) GiveLabel(ctx context.Context, nicID, text string) error {
+	f, err := procfd.NewLabel(text)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return m.conn.GetFD(ctx, qmp.LabelName(nic.DeviceID(nicID)), f)
 }
 
 // Announce has the guest announce where it is. Only QEMU can ask it, and only by its own monitor.

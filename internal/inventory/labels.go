@@ -33,10 +33,15 @@ func (h *Host) socketNICs(op *openFiles, all []switchReply) []Device {
 		}
 		id := [2]uint64{st.Dev, st.Ino}
 		i, known := byLabel[id]
-		if !known {
-			i = len(found)
+		if !known { // while a set renews the label, there are two
+			i = slices.IndexFunc(found, func(dev Device) bool {
+				return dev.Want.VM == l.VM && dev.Want.NIC == l.NIC && dev.IsHeldBy(l.PID)
+			})
+			if i < 0 {
+				i = len(found)
+				found = append(found, SocketNIC(l.Record, l.uid))
+			}
 			byLabel[id] = i
-			found = append(found, SocketNIC(l.Record, l.uid))
 		}
 		found[i].vouched = found[i].vouched || isTrusted(l.uid)
 		found[i].addHolders(op, []procfd.File{l.File})
@@ -224,17 +229,31 @@ func deadNIC(l label) Device {
 	}
 }
 
-// EndLabels ends a process's labels of a NIC that it has no more. A label that it was started with
-// stays open, and would describe the NIC as deleted once another NIC of the process has lost its
-// device.
-func (h *Host) EndLabels(pid int, vm, nicID string) error {
+// Labels returns the texts of a process's labels of a NIC.
+func (h *Host) Labels(pid int, vm, nicID string) (texts []string, err error) {
+	op, err := h.openedBy(pid)
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range op.labels {
+		if l.VM == vm && l.NIC == nicID {
+			texts = append(texts, l.text)
+		}
+	}
+	return texts, nil
+}
+
+// EndLabels ends a process's labels of a NIC, except one with the text valid. A label that the
+// process was started with stays open, and would describe the NIC as it was: as deleted, once
+// another NIC of the process has lost its device.
+func (h *Host) EndLabels(pid int, vm, nicID, valid string) error {
 	op, err := h.openedBy(pid)
 	if err != nil {
 		return err
 	}
 	var errs []error
 	for _, l := range op.labels {
-		if l.VM == vm && l.NIC == nicID {
+		if l.VM == vm && l.NIC == nicID && l.text != valid {
 			errs = append(errs, rtnl.IgnoreNotExist(l.EndLabel()))
 		}
 	}

@@ -41,10 +41,10 @@ func TestLabelsThatHaveEnded(t *testing.T) {
 	if n := count(); n != 1 {
 		t.Fatalf("%d labels, want 1", n)
 	}
-	if err := h.EndLabels(os.Getpid(), r.VM, "net1"); err != nil || count() != 1 {
+	if err := h.EndLabels(os.Getpid(), r.VM, "net1", ""); err != nil || count() != 1 {
 		t.Errorf("those of another NIC: %v, %d labels", err, count())
 	}
-	if err := h.EndLabels(os.Getpid(), r.VM, r.NIC); err != nil || count() != 0 {
+	if err := h.EndLabels(os.Getpid(), r.VM, r.NIC, ""); err != nil || count() != 0 {
 		t.Errorf("%v, %d labels are left", err, count())
 	}
 	again, err := procfd.NewLabel(r.Label(inode))

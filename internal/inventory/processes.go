@@ -96,7 +96,8 @@ type openFiles struct {
 type label struct {
 	procfd.File
 	nic.Record
-	uid int // user of the process that has it; nobodys if that is in doubt
+	text string
+	uid  int // user of the process that has it; nobodys if that is in doubt
 }
 
 // saying is the text of a label of a process, which may have it open any number of times.
@@ -223,7 +224,7 @@ func (op *openFiles) visitLabel(f procfd.File, text string) {
 	op.said[s] = true
 	r, ok := nic.ParseRecord(text)
 	if ok && r.Netns == op.own && op.within(f.UID, "labels", maxLabels) {
-		op.labels = append(op.labels, label{f, r, OwnerOf(f.PID)})
+		op.labels = append(op.labels, label{f, r, text, OwnerOf(f.PID)})
 	}
 }
 
