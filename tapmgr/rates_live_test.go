@@ -144,6 +144,28 @@ func TestLiveRatesAreCompared(t *testing.T) {
 	}
 }
 
+// TestLiveRatesOnASwitch: the switch has a guest's rates, and set changes them.
+func TestLiveRatesOnASwitch(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	s := h.runSwitch()
+	for _, by := range []nic.By{nic.BySocket, nic.ByTap} {
+		g := h.empty()
+		spec := g.spec("net0")
+		spec.Bridge, spec.Switch, spec.Rates = "", &nic.Switch{Name: s.path, By: by}, someRates
+		h.attach(spec)
+		for _, want := range []portrate.Config{someRates, otherRates, {}} {
+			_, err := h.set(g, func(s *nic.Spec) { s.Rates = want })
+			if err != nil || h.listedOne(g).Rates != want {
+				t.Errorf("%s: %v, %v; want %v", by, h.listedOne(g).Rates, err, want)
+			}
+			if got := h.check(); len(got) != 0 {
+				t.Errorf("%s: check finds %+v", by, got)
+			}
+		}
+	}
+}
+
 // TestLiveRateOfAGuest: not more than the rate comes out of the tap that QEMU holds.
 func TestLiveRateOfAGuest(t *testing.T) {
 	t.Parallel()

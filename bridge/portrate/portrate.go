@@ -259,3 +259,27 @@ func FormatBurst(n uint64) string {
 	}
 	return strconv.FormatUint(n, 10)
 }
+
+// A super-frame has the headers of its segments once. Its bytes on the wire are estimated: each
+// further segment has headers of Ethernet, IPv4 and TCP with timestamps. A guest can choose tiny
+// segments, of which the headers are the most; they are taken for large ones.
+const (
+	SegmentHeaders = 14 + 20 + 32
+	TinySegment    = 512 // bytes of payload; those of less are tiny
+	TinyHeaders    = 256
+	MostHeaders    = 14 + 40 + 32 // those of the first, which the number of segments leaves out
+)
+
+// Wire returns how many bytes and frames a frame of that length is on the wire. segment is how many
+// bytes of payload each segment of a super-frame has, but the last; 0 for an ordinary frame.
+func Wire(length, segment int) (bytes, frames int) {
+	if segment <= 0 || segment > length || length+segment <= MostHeaders {
+		return length, 1
+	}
+	frames = max(1, (length+segment-MostHeaders-1)/segment)
+	headers := SegmentHeaders
+	if segment < TinySegment {
+		headers = TinyHeaders
+	}
+	return length + (frames-1)*headers, frames
+}

@@ -89,6 +89,23 @@ func TestWithin(t *testing.T) {
 	}
 }
 
+// TestWire: full segments of TCP have the bytes of frames that are not joined.
+func TestWire(t *testing.T) {
+	for _, tc := range []struct{ length, segment, bytes, frames int }{
+		{1514, 0, 1514, 1},
+		{66 + 45*1448, 1448, 45 * 1514, 45},
+		{66 + 45*1448 + 500, 1448, 45*1514 + 566, 46},
+		{54 + 44*1460, 1460, 44*1514 + 43*12, 44},
+		{1000, 1448, 1000, 1},
+		{60, 1, 60, 1},
+		{1086, 1, 1086 + 999*256, 1000},
+	} {
+		if bytes, frames := Wire(tc.length, tc.segment); bytes != tc.bytes || frames != tc.frames {
+			t.Errorf("%+v: %d bytes, %d frames", tc, bytes, frames)
+		}
+	}
+}
+
 // TestBucket: a default burst lasts for as long at each rate, and has room for super-frames.
 func TestBucket(t *testing.T) {
 	for bits, want := range map[uint64]time.Duration{

@@ -27,7 +27,7 @@ type receiver struct {
 	copied []byte // buffer for a frame that is both retagged and finished; made for the first one
 
 	refused    int         // refused frames in the batch
-	throttling *time.Timer // made by the first call of throttle
+	throttling *time.Timer // made by the first call of pause
 }
 
 func newReceiver(sw *Switch, p *Port, n int) *receiver {
@@ -48,6 +48,7 @@ func (r *receiver) run() {
 			r.throttle(r.refused)
 			r.refused = 0
 		}
+		r.slow(r.port.set.Load(), r.frames[:n])
 	}
 }
 
@@ -207,6 +208,10 @@ func (r *receiver) flush(frames []frame) {
 // add appends a frame to the list for a target, in the form that the target takes. A frame that is
 // finished in software is sent at once, after the list.
 func (r *receiver) add(to *Port, f *frame) {
+	if !to.set.Load().down.take(r.now, f.data) {
+		to.refuse(r, f.data, Rated)
+		return
+	}
 	limits := to.limits.Load()
 	tci, tagged := r.ports.leaving(to, f)
 	retag := tagged != f.tagged || tci != f.tci

@@ -43,6 +43,7 @@ const (
 	Down        // the target is down
 	Gone        // the target was removed, or its other end was closed
 	Rejected    // the target's kernel refused the frame
+	Rated       // exceeds the rate to the guest behind the target (vport.Config.Rates)
 	offloadBase // the reasons of package offload follow
 
 	securityBase = offloadBase + Reason(offload.Reasons) // those of package portsec follow
@@ -113,6 +114,8 @@ func (r Reason) String() string {
 		return "port gone"
 	case Rejected:
 		return "refused by the kernel"
+	case Rated:
+		return "over the rate"
 	}
 	if r >= securityBase {
 		return portsec.Reason(r - securityBase).String()

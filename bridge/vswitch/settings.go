@@ -20,6 +20,8 @@ type settings struct {
 	macs     []uint64
 
 	broadcasts, multicasts, unknowns, refused bucket
+
+	up, down meter
 }
 
 func newSettings(cfg vport.Config) *settings {
@@ -34,6 +36,8 @@ func newSettings(cfg vport.Config) *settings {
 	s.multicasts.limit(cfg.Storm.Multicast)
 	s.unknowns.limit(cfg.Storm.Unknown)
 	s.refused.limit(cfg.Storm.Refused)
+	s.up.set(cfg.Rates.UpBucket())
+	s.down.set(cfg.Rates.DownBucket())
 	return s
 }
 

@@ -24,12 +24,14 @@ func (b *bucket) limit(perSecond int) {
 // take reports whether n frames may pass at that time. More frames than a burst may have can pass
 // only if the bucket is full.
 func (b *bucket) take(now int64, n int) bool {
-	if b.step == 0 {
-		return true
-	}
+	return b.step == 0 || b.pass(now, int64(n)*b.step)
+}
+
+// pass reports whether what takes that many nanoseconds may pass, as take does.
+func (b *bucket) pass(now, cost int64) bool {
 	for {
 		full := b.full.Load()
-		next := max(full, now) + int64(n)*b.step
+		next := max(full, now) + cost
 		if next-now > b.depth && full > now {
 			return false
 		}
@@ -46,9 +48,14 @@ func (b *bucket) spend(now int64, n int) time.Duration {
 	if b.step == 0 {
 		return 0
 	}
+	return b.owe(now, int64(n)*b.step, maxThrottle)
+}
+
+// owe is spend for what takes that many nanoseconds, with a cap of its own.
+func (b *bucket) owe(now, cost int64, most time.Duration) time.Duration {
 	for {
 		full := b.full.Load()
-		next := min(max(full, now)+int64(n)*b.step, now+b.depth+int64(maxThrottle))
+		next := min(max(full, now)+cost, now+b.depth+int64(most))
 		if b.full.CompareAndSwap(full, next) {
 			return time.Duration(max(0, next-now-b.depth))
 		}
@@ -60,17 +67,22 @@ const maxThrottle = time.Second
 
 // throttle makes the receiver wait after a batch if the port is over its limit of refused frames.
 func (r *receiver) throttle(refused int) {
-	wait := r.port.set.Load().refused.spend(r.sw.now(), refused)
-	if wait == 0 {
-		return
+	if wait := r.port.set.Load().refused.spend(r.sw.now(), refused); wait > 0 {
+		r.pause(wait)
 	}
+}
+
+// pause waits, and reports whether the port is still there.
+func (r *receiver) pause(wait time.Duration) bool {
 	if r.throttling == nil {
 		r.throttling = time.NewTimer(0)
 	}
 	r.throttling.Reset(wait)
 	select {
 	case <-r.throttling.C:
+		return true
 	case <-r.port.ended:
 		r.throttling.Stop()
+		return false
 	}
 }

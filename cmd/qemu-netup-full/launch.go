@@ -23,6 +23,7 @@ import (
 	"vmnet/internal/backend"
 	"vmnet/internal/cli/console"
 	"vmnet/internal/kernel/fdpass"
+	"vmnet/internal/kernel/ratelimit"
 	"vmnet/internal/rundir"
 	"vmnet/internal/vmm/launch"
 	"vmnet/internal/vmm/qemu"
@@ -122,7 +123,8 @@ func readConfig(path string) (string, error) {
 
 // keepFor keeps the capabilities that making the devices needs: a macvtap is made in a netns of its
 // own (CAP_SYS_ADMIN) and opened by a node of its own (CAP_MKNOD). Port security takes a BPF
-// program (CAP_BPF), whose pointer arithmetic the verifier allows with CAP_PERFMON.
+// program (CAP_BPF), whose pointer arithmetic the verifier allows with CAP_PERFMON. So do
+// rates, but without that.
 func (a *app) keepFor(o *launchOptions) error {
 	if o.netns != "" && !a.p.Caller.Root() {
 		return usagef(
@@ -144,6 +146,13 @@ func (a *app) keepFor(o *launchOptions) error {
 					"or with setcap cap_net_admin,cap_bpf,cap_perfmon+ep; see vmnet doctor)")
 			}
 			reserve = append(reserve, cap.BPF, cap.PERFMON)
+		}
+		if ratelimit.NeedsBPF(n.spec.Lower != nil, n.spec.Rates) {
+			if !a.p.Has(cap.BPF) {
+				return errors.New("--rate-up and --rate-down need CAP_BPF (install qemu-netup setuid root, " +
+					"or with setcap cap_net_admin,cap_bpf+ep; see vmnet doctor)")
+			}
+			reserve = append(reserve, cap.BPF)
 		}
 		if n.spec.Lower == nil {
 			continue

@@ -89,6 +89,7 @@ check notices if somebody has removed the program, and vmnet set changes it with
 of whole Ethernet frames, packets per second (20kpps), or both. --burst is what passes at once after
 an idle time. What comes in at the NIC's device on the host and is over the rate is dropped: from
 the guest at a tap, to it at a macvtap or ipvtap. What goes out waits for at most 50 ms (tc-tbf(8)).
+On a switch, a guest that sends too much waits, and what is over the rate to it is dropped.
 The limits are there before the first frame, go with the device, and change in place (vmnet set).
 vmnet check notices if somebody has changed them. They take tbf and BPF of the kernel (Linux 5.10).
 

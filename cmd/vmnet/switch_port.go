@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"vmnet/bridge/brport"
+	"vmnet/bridge/portrate"
 	"vmnet/bridge/portsec"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/bridge/vswitch/vport"
@@ -54,6 +55,10 @@ const portHelp = `A port is written DEVICE[,OPTION...], with the options
     ip=ADDRESS             with port-security: an address of the guest, or a network (repeatable)
     ethertype=TYPE         with port-security: one more EtherType that passes, such as 0x88f7
                            (repeatable)
+    rate-up=RATE           how much the guest behind the port may send: 100M, 20kpps or 100M,20kpps;
+                           the port is read less often while it sends more
+    rate-down=RATE         how much it may receive; more is dropped
+    burst=BYTES            with one of them: what may pass at once, such as 256k
     max-addresses=N        learn at most N addresses behind the port
     storm=N                flood at most N broadcasts, multicast frames and frames with unknown
                            destinations from the port, each in a second; storm-broadcast=N,
@@ -165,6 +170,9 @@ func continues(option, word string) bool {
 	case strings.HasPrefix(option, "port-security="):
 		_, err := portsec.ParseChecks(word)
 		return err == nil
+	case strings.HasPrefix(option, "rate-"):
+		l, err := portrate.ParseLimit(word)
+		return err == nil && !l.IsZero()
 	case strings.HasPrefix(option, "forward="):
 		_, err := brport.ParseProtocols(word)
 		return err == nil
@@ -196,6 +204,7 @@ func (w *wantedPort) options() *pflag.FlagSet {
 		return err
 	}), "mac", "")
 	w.securityOptions(f)
+	nicflags.AddRates(f, &w.Config.Rates)
 	if w.Kind == control.Tap {
 		f.Var(nicflags.Value("N", "", func(s string) (err error) {
 			if w.queues, err = strconv.Atoi(s); err != nil || w.queues < 1 || w.queues > control.MaxQueues {
@@ -412,6 +421,9 @@ func portSettings(cfg vport.Config) string {
 		words = append(words, "mac:"+mac.String())
 	}
 	words = append(words, securityWords(cfg.Security)...)
+	if !cfg.Rates.IsZero() {
+		words = append(words, cfg.Rates.String())
+	}
 	if cfg.NoLoopGuard {
 		words = append(words, "no-loop-guard")
 	}

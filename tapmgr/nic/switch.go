@@ -216,7 +216,7 @@ func (r Record) SwitchPortConfig() vport.Config {
 		Settings: r.PortConfig(), MaxAddresses: limit(r.Limits.MaxAddresses, DefaultMaxAddresses),
 		Storm: vport.GuestStorm(storm),
 	}
-	cfg.Security = r.PortSecurity()
+	cfg.Security, cfg.Rates = r.PortSecurity(), r.Rates
 	if r.Limits.LockMAC {
 		cfg.MACs = []net.HardwareAddr{r.MAC}
 	}

@@ -9,6 +9,7 @@ import (
 	"net"
 
 	"vmnet/bridge/brport"
+	"vmnet/bridge/portrate"
 	"vmnet/bridge/portsec"
 )
 
@@ -32,6 +33,8 @@ import (
 //	storm-multicast,
 //	storm-unknown          Storm                 settings.go: newSettings; storm.go: limit, take
 //	storm-refused          Storm.Refused         forward.go: run; storm.go: throttle
+//	rate-up, rate-down,
+//	burst                  Rates                 forward.go: run, add; rate.go: slow, take
 //
 // A new setting needs a field here, a check in Validate, and the code in package vswitch that reads
 // it from Port.set. As JSON it reaches the switch without more. Its option is parsed by
@@ -67,6 +70,10 @@ type Config struct {
 	NoLoopGuard bool `json:"no_loop_guard,omitempty"`
 
 	Storm Storm `json:"storm,omitzero"`
+
+	// Rates limits how much the guest behind the port may have. The switch reads the port less
+	// often when the guest sends more, and drops what is over the rate to the guest.
+	Rates portrate.Config `json:"rates,omitzero"`
 }
 
 // What a switch has room for.
@@ -113,5 +120,8 @@ func (cfg Config) validate() error {
 	if err := cfg.Security.Validate(); err != nil {
 		return err
 	}
-	return cfg.Storm.validate()
+	if err := cfg.Storm.validate(); err != nil {
+		return err
+	}
+	return cfg.Rates.Validate()
 }

@@ -6,8 +6,8 @@ import (
 	"vmnet/bridge/portrate"
 )
 
-// addRates adds the flags for rates.
-func addRates(fs *pflag.FlagSet, p *portrate.Config) {
+// AddRates adds the flags for rates.
+func AddRates(fs *pflag.FlagSet, p *portrate.Config) {
 	rate := func(to *portrate.Limit, name, usage string) {
 		fs.Var(Value("RATE", none, func(s string) (err error) {
 			*to, err = portrate.ParseLimit(s)

@@ -40,16 +40,6 @@ const (
 // fraction is the number of binary places of a cost in nanoseconds.
 const fraction = 20
 
-// A super-frame has the headers of its segments once. Its bytes on the wire are estimated: each
-// further segment has headers of Ethernet, IPv4 and TCP with timestamps. A guest can choose tiny
-// segments, of which the headers are the most; they are taken for large ones.
-const (
-	segmentHeaders = 14 + 20 + 32
-	tinySegment    = 512
-	tinyHeaders    = 256
-	mostHeaders    = 14 + 40 + 32 // those of the first, which the number of segments leaves out
-)
-
 // Registers.
 const (
 	r0, r1, r2, r3, r4, r5 = 0, 1, 2, 3, 4, 5
@@ -136,25 +126,25 @@ func programOf(b portrate.Bucket) program {
 	return a.text
 }
 
-// measure sets length and frames.
+// measure sets length and frames, as portrate.Wire does.
 func (a *assembler) measure() {
 	a.op(load32, length, ctx, frameLength, 0)
 	a.op(alu64|mov, frames, 0, 0, 1)
 	a.op(load32, r3, ctx, segmentSize, 0)
 	a.jump(jeq, r3, 0, 0, "measured")
-	// frames = max(1, (length - mostHeaders + r3 - 1) / r3)
+	// frames = max(1, (length + r3 - portrate.MostHeaders - 1) / r3)
 	a.jump(jgt|reg, r3, length, 0, "measured")
 	a.op(alu64|mov|reg, r4, length, 0, 0)
 	a.op(alu64|add|reg, r4, r3, 0, 0)
-	a.op(alu64|sub, r4, 0, 0, mostHeaders+1)
+	a.op(alu64|sub, r4, 0, 0, portrate.MostHeaders+1)
 	a.op(alu64|div|reg, r4, r3, 0, 0)
 	a.jump(jeq, r4, 0, 0, "measured")
-	a.jump(jgt, r4, 0, 1<<16, "measured") // a length below mostHeaders
+	a.jump(jgt, r4, 0, 1<<16, "measured") // a length below portrate.MostHeaders
 	a.op(alu64|mov|reg, frames, r4, 0, 0)
 	a.op(alu64|sub, r4, 0, 0, 1)
-	a.op(alu64|mov, r5, 0, 0, segmentHeaders)
-	a.jump(jge, r3, 0, tinySegment, "sized")
-	a.op(alu64|mov, r5, 0, 0, tinyHeaders)
+	a.op(alu64|mov, r5, 0, 0, portrate.SegmentHeaders)
+	a.jump(jge, r3, 0, portrate.TinySegment, "sized")
+	a.op(alu64|mov, r5, 0, 0, portrate.TinyHeaders)
 	a.label("sized")
 	a.op(alu64|mul|reg, r4, r5, 0, 0)
 	a.op(alu64|add|reg, length, r4, 0, 0)
@@ -175,7 +165,7 @@ func (a *assembler) look(at int16, depth time.Duration, name string) {
 
 // charge adds a number of units to a bucket, of which that many nanoseconds have per.
 func (a *assembler) charge(at int16, units uint8, nanoseconds, per uint64) {
-	// At most 2^16 segments of at most tinyHeaders more bytes, at MinBits: 63 bits.
+	// At most 2^16 segments of at most tinyHeaders more bytes, at portrate.MinBits: 63 bits.
 	a.imm64(r4, uint64(float64(nanoseconds)*(1<<fraction)/float64(per)))
 	a.op(alu64|mul|reg, units, r4, 0, 0)
 	a.op(alu64|rsh, units, 0, 0, fraction)

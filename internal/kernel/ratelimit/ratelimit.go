@@ -57,6 +57,16 @@ func sidesOf(l *rtnl.Link, cfg portrate.Config) sides {
 	return s
 }
 
+// NeedsBPF reports whether such limits take a BPF program, and with it CAP_BPF: of a macvtap or
+// ipvtap if isLower is set, else of a tap.
+func NeedsBPF(isLower bool, cfg portrate.Config) bool {
+	received := cfg.Up
+	if isLower {
+		received = cfg.Down
+	}
+	return received.Bits+cfg.Up.Packets+cfg.Down.Packets > 0
+}
+
 // nameOf returns the name of the filter with that bucket.
 func nameOf(b portrate.Bucket) string {
 	name := filterName + " " + b.Limit.String()

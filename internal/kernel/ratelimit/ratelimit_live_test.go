@@ -2,12 +2,14 @@ package ratelimit
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"io"
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -330,6 +332,50 @@ func TestLiveOthers(t *testing.T) {
 	}
 	if out := run(t, p.ns, "tc", "qdisc", "show", "dev", "guest"); !strings.Contains(out, "pfifo 7:") {
 		t.Errorf("qdiscs: %s", out)
+	}
+}
+
+// TestLivePrivilege: CAP_NET_ADMIN and CAP_BPF are enough; without the latter, what BPF limits is
+// refused and nothing is left, and what tbf limits is not.
+func TestLivePrivilege(t *testing.T) {
+	t.Parallel()
+	nstest.RequireTun(t)
+	p := newTap(t)
+	before := run(t, p.ns, "tc", "qdisc", "show", "dev", "guest")
+	up := portrate.Config{Up: portrate.Limit{Bits: 1e8}}
+	down := portrate.Config{Down: portrate.Limit{Bits: 1e8}}
+	for _, tc := range []struct {
+		cfg   portrate.Config
+		caps  []int
+		fails bool
+	}{
+		{up, []int{unix.CAP_NET_ADMIN, unix.CAP_BPF}, false},
+		{down, []int{unix.CAP_NET_ADMIN}, false},
+		{up, []int{unix.CAP_NET_ADMIN}, true},
+	} {
+		done := make(chan error)
+		go func() {
+			runtime.LockOSThread() // never unlocked: the thread, which has lost its capabilities, ends
+			header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+			var sets [2]unix.CapUserData
+			for _, c := range tc.caps {
+				sets[c/32].Effective |= 1 << (c % 32)
+				sets[c/32].Permitted |= 1 << (c % 32)
+			}
+			done <- cmp.Or(unix.Capset(&header, &sets[0]), Set(p.c, p.link, tc.cfg))
+		}()
+		if err := <-done; errors.Is(err, ErrUnavailable) != tc.fails || err != nil && !tc.fails {
+			t.Errorf("%v with %v: %v", tc.cfg, tc.caps, err)
+		}
+		if NeedsBPF(false, tc.cfg) != (len(tc.caps) > 1 || tc.fails) {
+			t.Errorf("%v needs BPF: %v", tc.cfg, NeedsBPF(false, tc.cfg))
+		}
+		if err := Set(p.c, p.link, portrate.Config{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if after := run(t, p.ns, "tc", "qdisc", "show", "dev", "guest"); after != before {
+		t.Errorf("before:\n%safter:\n%s", before, after)
 	}
 }
 
