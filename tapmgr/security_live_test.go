@@ -173,6 +173,18 @@ func (h *host) frames(vm string, far *os.File, names ...string) {
 	}
 }
 
+// drops demands that a frame is dropped for that reason.
+func (h *host) drops(vm string, frame []byte, why portsec.Reason) {
+	h.Helper()
+	s := h.senderOf(vm)
+	defer s.close()
+	before := h.showed(vm).Drops[why.String()]
+	s.send(frame)
+	if now := h.showed(vm).Drops[why.String()]; now != before+1 {
+		h.Errorf("%d frames were dropped: %s; want %d", now, why, before+1)
+	}
+}
+
 // places change a Spec for a place, and return where its frames come out.
 var places = map[string]func(h *host, spec *nic.Spec) *os.File{
 	"tap": func(h *host, _ *nic.Spec) *os.File { return h.hearBridge() },
