@@ -132,7 +132,7 @@ func (h *host) migrates(near *netns.NS, from, to func(*guest) nic.Spec) {
 // leaving is a guest that uses its NIC and is to leave.
 func (h *host) leaving(from func(*guest) nic.Spec) *guest {
 	h.Helper()
-	g := h.booted(testvm.Config{Name: "S"})
+	g := h.booted(testvm.Config{Name: "S", ExtraArgs: migratable})
 	spec := from(g)
 	spec.Prepared = false
 	if err := g.Guest.UseNIC(h.context(30*time.Second), h.attach(spec).MAC, guestAddr+"/24"); err != nil {
