@@ -220,7 +220,6 @@ func TestApply(t *testing.T) {
 	}
 }
 
-// TestApplyRefuses: what cannot change is refused, and keeps no other NIC from it.
 // TestApplyWaits: a guest that is still to come from another QEMU has its address there. The
 // program that migrates it prepares its NICs.
 func TestApplyWaits(t *testing.T) {
@@ -237,6 +236,7 @@ func TestApplyWaits(t *testing.T) {
 	}
 }
 
+// TestApplyRefuses: what cannot change is refused, and keeps no other NIC from it.
 func TestApplyRefuses(t *testing.T) {
 	l := newLab(t)
 	q := qmptest.Start(t, qmptest.Config{Name: "P2"})

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"vmnet/internal/guest"
 	"vmnet/internal/guestfile"
 	"vmnet/internal/kernel/procview"
 	"vmnet/internal/vmm/qemu"
@@ -254,7 +255,7 @@ func (r *round) finish(ctx context.Context, o outcome) {
 }
 
 // transient are the errors of a guest that is about to start or to end.
-var transient = []error{qemu.ErrNotFound, qemu.ErrNoMonitor}
+var transient = []error{qemu.ErrNotFound, qemu.ErrNoMonitor, guest.ErrNotArrived}
 
 // tell reports a result; a failure once, and one that a guest causes that starts only when it
 // stays.

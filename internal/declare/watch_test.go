@@ -302,3 +302,20 @@ func TestWatchTellsOfAGuest(t *testing.T) {
 	}}
 	w.Run(ctx)
 }
+
+// TestWatchMany: more guests than are worked on at once get their NICs.
+func TestWatchMany(t *testing.T) {
+	l := newLab(t)
+	d := &declared{}
+	var guests []*guestfile.Guest
+	for i := range atOnce + 4 {
+		vm := fmt.Sprint("P", i)
+		qmptest.Start(t, qmptest.Config{Name: vm})
+		guests = append(guests, guestOf(t, vm, "{net0: {bridge: br0}, net1: {bridge: br1}}"))
+	}
+	d.write(guests, nil)
+	watch(t, &Watcher{Applier: l.ap}, d)
+	for _, g := range guests {
+		d.until(t, g.VM+" attach net0 attach net1", 1)
+	}
+}
