@@ -42,7 +42,7 @@ func (a *app) startNetworks(own []*nic.Spec, dryRun bool) error {
 		name := s.Switch.Name
 		runs, err := userdirs.Runs(ctx, name)
 		if err == nil {
-			err = userdirs.Settle(s, a.p.Getenv)
+			err = userdirs.Settle(ctx, s, a.p.Getenv)
 		}
 		if err == nil && !runs && !dryRun {
 			err = a.applyNetwork(ctx, name)

@@ -161,9 +161,9 @@ func (a *app) declaredGuests(dir *string) cobra.CompletionFunc {
 func (a *app) applier(m *tapmgr.Manager, wait time.Duration) *declare.Applier {
 	ap := &declare.Applier{Manager: m, AttachWait: wait, DetachWait: wait}
 	if a.netns == "" && os.Geteuid() != 0 {
-		ap.Join = joinOwn
+		ap.Join = func(s *nic.Spec) error { return joinOwn(context.Background(), s) }
 		ap.Prepare = func(ctx context.Context, s nic.Spec) error {
-			if s.Switch == nil || joinOwn(&nic.Spec{Network: s.Switch.Name}) != nil {
+			if s.Switch == nil || joinOwn(ctx, &nic.Spec{Network: s.Switch.Name}) != nil {
 				return nil
 			}
 			return a.startOwn(ctx, s.Switch.Name)

@@ -49,8 +49,9 @@ notices it only with pcie_ports=native on its command line. A machine without an
 microvm without pcie=on, can get a NIC only at its start, from qemu-netup.
 
 On a network (vmnet network create) the guest is known by its name, and its bridge is the network's.
-With --ip the network's server gives the guest that address, at most one of each IP version; one
-that is not free is refused. The attach waits until the server knows the guest.
+With --ip the network's server gives the guest that IPv4 address; one that is not free is refused. The
+attach waits until the server knows the guest. An IPv6 address is known by name on a network of
+root, and the guest sets it itself.
 
 On a userspace switch (vmnet switch run), --via socket gives QEMU one end of a datagram socketpair
 and the switch the other: that needs no privilege and makes no device. --via tap gives QEMU a tap
@@ -183,8 +184,10 @@ func (a *app) attach(ctx context.Context, o *attachOptions) error {
 	if err := o.spec.Validate(); err != nil {
 		return err
 	}
-	if o.spec.Network != "" {
-		if err := a.joinNetwork(ctx, &o.spec); err != nil {
+	network, own := o.spec.Network, false
+	if network != "" {
+		var err error
+		if own, err = a.joinNetwork(ctx, &o.spec); err != nil {
 			return err
 		}
 	}
@@ -199,6 +202,11 @@ func (a *app) attach(ctx context.Context, o *attachOptions) error {
 			return nil
 		}
 		a.tellRouted(ctx, res.NIC)
+		if own {
+			if err := awaitAddress(ctx, network, res.NIC); err != nil {
+				a.note(err.Error())
+			}
+		}
 		var waitErr error
 		if o.wait {
 			waitErr = a.waitForwarding(ctx, m, &res)

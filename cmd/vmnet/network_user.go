@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 
 	"vmnet/internal/network"
@@ -110,25 +113,39 @@ func (a *app) networkServeUser(ctx context.Context, m *network.Manager, name str
 }
 
 // joinNetwork puts a NIC that is to be on a network of this user on its switch, and starts the
-// network if it does not run.
-func (a *app) joinNetwork(ctx context.Context, s *nic.Spec) error {
+// network if it does not run. own is false for a network of root.
+func (a *app) joinNetwork(ctx context.Context, s *nic.Spec) (own bool, err error) {
 	if a.netns != "" || os.Geteuid() == 0 {
-		return nil
+		return false, nil
 	}
 	name := s.Network
-	if err := joinOwn(s); err != nil || s.Network != "" {
+	if err := joinOwn(ctx, s); err != nil || s.Network != "" {
+		return false, err
+	}
+	return true, a.startOwn(ctx, name)
+}
+
+// awaitAddress waits until the server of a network of this user gives a guest the address that it
+// was attached with.
+func awaitAddress(ctx context.Context, name string, n nic.NIC) error {
+	i := slices.IndexFunc(n.IP, netip.Addr.Is4)
+	if i < 0 {
+		return nil
+	}
+	mac, err := net.ParseMAC(n.MAC)
+	if err != nil {
 		return err
 	}
-	return a.startOwn(ctx, name)
+	return usernet.AwaitAddress(ctx, name, mac, n.IP[i])
 }
 
 // joinOwn puts a NIC that is to be on a network of this user on its switch.
-func joinOwn(s *nic.Spec) error {
+func joinOwn(ctx context.Context, s *nic.Spec) error {
 	joined, err := userdirs.Join(s, os.Getenv)
 	if err != nil || !joined {
 		return err
 	}
-	return userdirs.Settle(s, os.Getenv)
+	return userdirs.Settle(ctx, s, os.Getenv)
 }
 
 // startOwn starts a network of this user if it does not run.

@@ -299,9 +299,12 @@ func TestLiveUserNetwork(t *testing.T) {
 	red, redName := nobodys(t)
 	blue, blueName := nobodys(t)
 	h.ok(createLab, "network lab created")
-	for _, name := range []string{redName, blueName} {
-		h.ok([]string{"attach", "--vm", name, "--network", "lab"}, name+"-net0 on switch lab")
-	}
+	h.fails([]string{"attach", "--vm", redName, "--network", "lab", "--ip", "10.66.0.1"}, "want an address from 10.66.0.3")
+	h.ok([]string{"attach", "--vm", redName, "--network", "lab", "--ip", "10.66.0.20"},
+		redName+"-net0 on switch lab, IP 10.66.0.20")
+	h.fails([]string{"attach", "--vm", blueName, "--network", "lab", "--ip", "10.66.0.20"},
+		"10.66.0.20 is "+redName+"/net0's")
+	h.ok([]string{"attach", "--vm", blueName, "--network", "lab"}, blueName+"-net0 on switch lab")
 	h.lease(red, "red")
 	h.lease(blue, "blue")
 	var leases []struct{ IP, Name, Guest string }
@@ -313,8 +316,8 @@ func TestLiveUserNetwork(t *testing.T) {
 	for _, l := range leases {
 		ip[map[string]string{redName + "/net0": "red", blueName + "/net0": "blue"}[l.Guest]] = l.IP
 	}
-	if ip["red"] == "" || ip["blue"] == "" {
-		t.Fatalf("leases do not say whose they are: %s", out)
+	if ip["red"] != "10.66.0.20" || ip["blue"] == "" {
+		t.Fatalf("leases: %s", out)
 	}
 	h.ok([]string{"network", "show", "lab"}, redName+"/net0")
 	h.says(red, ip["blue"], "nslookup", "-type=a", "blue.lab.internal")

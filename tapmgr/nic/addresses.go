@@ -35,7 +35,7 @@ func (s Spec) validateNetwork() error {
 		return fmt.Errorf("MTU %d: IPv6 needs at least %d bytes", s.MTU, minIPv6MTU)
 	case s.Network != "" && !brport.ValidName(s.Network):
 		return fmt.Errorf("network name %q: want 1 to 15 bytes without spaces, '/', ':' or '%%'", s.Network)
-	case len(s.IP) > 0 && s.Network == "" && s.Routed == "" && s.Security.IsZero():
+	case len(s.IP) > 0 && s.Network == "" && s.Routed == "" && s.Switch == nil && s.Security.IsZero():
 		return errors.New("a guest's own addresses need a network, an uplink or port security " +
 			"(--ip with --network, --routed or --port-security)")
 	case len(s.IP) > maxIPs:

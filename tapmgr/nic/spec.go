@@ -27,13 +27,15 @@ type Target struct {
 // Spec is the request for a NIC. It is data: nothing exists before the attach.
 type Spec struct {
 	Target
-	NIC           string            // id within the guest, [a-z0-9_]{1,12}; empty means net0
-	Bridge        string            // the bridge that a tap becomes a port of; or else:
-	Network       string            // the network (vmnet network) on whose bridge it is; or:
-	Routed        string            // the uplink on which the host answers for the guest's addresses; or:
-	Lower         *Lower            // the parent device of a macvtap or ipvtap; or:
-	Switch        *Switch           // the userspace switch that it becomes a port of
-	IP            []netip.Addr      // the guest's own addresses: on a network, routed, or for port security
+	NIC     string  // id within the guest, [a-z0-9_]{1,12}; empty means net0
+	Bridge  string  // the bridge that a tap becomes a port of; or else:
+	Network string  // the network (vmnet network) on whose bridge it is; or:
+	Routed  string  // the uplink on which the host answers for the guest's addresses; or:
+	Lower   *Lower  // the parent device of a macvtap or ipvtap; or:
+	Switch  *Switch // the userspace switch that it becomes a port of
+	// IP are the guest's own addresses: on a network, routed, or for port security. On a switch
+	// without that they mean something only if it is the one of a user's network.
+	IP            []netip.Addr
 	Security      Security          // which of the guest's frames are dropped; what is there stays without Checks
 	Rates         portrate.Config   // how much traffic the NIC may have
 	Port          brport.Settings   // how the port of bridge or switch is set

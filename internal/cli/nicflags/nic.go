@@ -1,6 +1,7 @@
 package nicflags
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -69,6 +70,9 @@ func (n *NIC) Spec() (s nic.Spec, err error) {
 	}
 	if s.IP, s.Security.Nets, err = n.ownIP(); err != nil {
 		return s, err
+	}
+	if s.Switch != nil && len(s.IP) > 0 && s.Security.IsZero() {
+		return s, errors.New("--ip with --switch needs --port-security (on a network of yours: --network)")
 	}
 	s.Lower, err = n.lower.spec(nil)
 	return s, err

@@ -31,9 +31,11 @@ func Args(n *config.Network, files Files, resolv string) []string {
 // UserArgs returns the arguments of the dnsmasq of a network that an ordinary user has in a network
 // namespace of its own, where the network's interface has all addresses. It also sends the router
 // advertisements, and logs to stderr. names is the directory of files with more names, as hosts(5).
-func UserArgs(n *config.Network, leases, resolv, names string) []string {
-	a := append(args(n, n.Name, leases, resolv),
-		"--log-facility=-", "--hostsdir="+names, "--dhcp-option=option:dns-server,"+n.Server().Addr().String())
+// It reads the guests' reservations again at SIGHUP.
+func UserArgs(n *config.Network, files Files, resolv, names string) []string {
+	a := append(args(n, n.Name, files.Leases, resolv),
+		"--log-facility=-", "--hostsdir="+names, "--dhcp-hostsfile="+files.Reservations,
+		"--dhcp-option=option:dns-server,"+n.Server().Addr().String())
 	if n.IPv6.IsValid() {
 		a = append(a, routerArgs(n)...)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/network/config"
+	"vmnet/internal/network/dhcp"
 	"vmnet/tapmgr/nic"
 )
 
@@ -41,10 +42,6 @@ func Join(s *nic.Spec, getenv func(string) string) (joined bool, err error) {
 	if _, err := os.Lstat(configs.Path(s.Network)); err != nil {
 		return false, nil
 	}
-	if len(s.IP) > 0 {
-		return false, fmt.Errorf("--ip: network %s is yours, and its file says which guest has which address "+
-			"(vmnet network create --host NAME=MAC,IP)", s.Network)
-	}
 	sw := nic.Switch{}
 	if s.Switch != nil {
 		sw = *s.Switch
@@ -55,9 +52,9 @@ func Join(s *nic.Spec, getenv func(string) string) (joined bool, err error) {
 }
 
 // Settle gives a NIC that Join has put on a network what the network's file says of its port. It
-// reads the file.
-func Settle(s *nic.Spec, getenv func(string) string) error {
-	configs, _, err := Of(getenv)
+// reads the file. It is an error that says why if the guest cannot have an address that it asks for.
+func Settle(ctx context.Context, s *nic.Spec, getenv func(string) string) error {
+	configs, state, err := Of(getenv)
 	if err != nil {
 		return err
 	}
@@ -66,6 +63,20 @@ func Settle(s *nic.Spec, getenv func(string) string) error {
 		return err
 	}
 	s.Port.Isolated = s.Port.Isolated || n.Isolated
+	if len(s.IP) == 0 {
+		return nil
+	}
+	ports, err := portsOf(ctx, n.Name)
+	if err != nil {
+		return err
+	}
+	leases, err := dhcp.ReadLeases(state, n.Name)
+	if err == nil {
+		err = checkIP(n, s, ports, leases)
+	}
+	if err != nil {
+		return fmt.Errorf("network %s: %w", n.Name, err)
+	}
 	return nil
 }
 
@@ -79,4 +90,17 @@ func Runs(ctx context.Context, name string) (bool, error) {
 		return false, err
 	}
 	return true, c.Close()
+}
+
+// portsOf returns the ports of the switch of a network; none if that does not run.
+func portsOf(ctx context.Context, name string) ([]control.Port, error) {
+	c, err := control.Dial(ctx, name)
+	if errors.Is(err, control.ErrNotRunning) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	return c.Ports(ctx)
 }

@@ -41,13 +41,15 @@ const agentFD = 3
 type order struct {
 	Make  *spec `json:"make,omitempty"`  // nil: say what there is
 	Rules bool  `json:"rules,omitempty"` // also of the rules, which takes a run of nft
+	// Reload has dnsmasq read the guests' reservations again.
+	Reload bool `json:"reload,omitempty"`
 }
 
 // spec is a network that an agent makes.
 type spec struct {
 	Name   string `json:"name"`
 	Text   string `json:"text"`   // of its file
-	Leases string `json:"leases"` // the path of the lease file
+	State  string `json:"state"`  // the directory of the server's files
 	Resolv string `json:"resolv"` // the path of the host's resolv.conf
 	Names  string `json:"names"`  // the directory of the guests' names
 
@@ -110,6 +112,9 @@ func agent() error {
 			port, err = a.make(o.Make, files)
 		} else {
 			fdpass.CloseAll(files)
+		}
+		if err == nil && o.Reload {
+			err = a.server.reload()
 		}
 		answer, err := json.Marshal(a.report(o.Rules, err))
 		if err == nil {
@@ -255,7 +260,7 @@ func (a *inside) serve(ctx context.Context, n *config.Network, s *spec) error {
 	if err != nil {
 		return err
 	}
-	return a.server.keep(ctx, append([]string{program}, dhcp.UserArgs(n, s.Leases, s.Resolv, s.Names)...))
+	return a.server.keep(ctx, append([]string{program}, dhcp.UserArgs(n, dhcp.FilesOf(s.State, n.Name), s.Resolv, s.Names)...))
 }
 
 // report says what there is, after an error or nil.
@@ -305,6 +310,20 @@ func (k *keeper) keep(ctx context.Context, argv []string) error {
 		return nil
 	}
 	return k.start(ctx)
+}
+
+// reload has the program, if it runs, read its files again; one that starts does so by itself.
+func (k *keeper) reload() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.process == nil {
+		return nil
+	}
+	err := k.process.Signal(syscall.SIGHUP)
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil
+	}
+	return err
 }
 
 func (k *keeper) start(ctx context.Context) error {

@@ -8,8 +8,10 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -118,6 +120,32 @@ func statusOf(ctx context.Context, name string) (*Status, error) {
 	w.State.Text = w.Text
 	_, w.State.Socket, err = doorOf(name)
 	return w.State, err
+}
+
+// knownTime bounds the wait for a server that gets to know a guest.
+const knownTime = 10 * time.Second
+
+// AwaitAddress waits until the server of a network of this user gives an address to a guest's NIC
+// that was attached with it.
+func AwaitAddress(ctx context.Context, name string, mac net.HardwareAddr, a netip.Addr) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, knownTime, fmt.Errorf("network %s: its server does not give %s to %s "+
+		"after %v (vmnet network show %[1]s says where its log is)", name, a, mac, knownTime))
+	defer cancel()
+	for {
+		st, err := statusOf(ctx, name)
+		switch {
+		case context.Cause(ctx) != nil:
+			return context.Cause(ctx)
+		case err != nil:
+			return fmt.Errorf("network %s: %w", name, err)
+		case slices.Contains(st.Reserved, reservation(mac, a)):
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(namesPoll / 4):
+		}
+	}
 }
 
 // remake makes a network that runs so.

@@ -54,6 +54,8 @@ type Status struct {
 	Serving    bool   `json:"serving"`  // guests are answered, or should not be
 	Restarts   int    `json:"restarts"` // of pasta and dnsmasq
 	Failure    string `json:"failure,omitempty"`
+	// Reserved are the addresses that guests were attached with, as the server knows them.
+	Reserved []string `json:"reserved,omitempty"`
 }
 
 // wire is a Status with all its fields, for the socket.
@@ -186,6 +188,7 @@ func (s *supervisor) status(ctx context.Context) (*Status, error) {
 		if s.now.process != nil {
 			st.Pasta = s.now.process.PID()
 		}
+		st.Reserved = s.now.reserved
 		st.Way, st.WayFailure, st.Restarts = s.now.has.String(), s.now.failure, s.now.restarts
 	})
 	r, _, err := s.agent.ask(ctx, order{Rules: true})

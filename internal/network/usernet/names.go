@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,12 +28,13 @@ const namesPoll = 300 * time.Millisecond
 // changed ones (--hostsdir): the names of guests by which vmnet knows them.
 func namesDir(state, name string) string { return filepath.Join(state, name+".names") }
 
-// keepNames gives guests their own names on the network, beside those that they ask for by DHCP,
-// until ctx ends.
+// keepNames gives guests their own names on the network, beside those that they ask for by DHCP, and
+// the addresses that they were attached with, until ctx ends.
 func (s *supervisor) keepNames(ctx context.Context) {
 	dir := namesDir(s.State, s.Network.Name)
 	written := map[string]string{} // the contents of files, by their names
 	asked := map[string]string{}   // the names that guests have asked for, by their MACs
+	var reserved []string          // as reservationsOf returns them
 	ticker := time.NewTicker(namesPoll)
 	defer ticker.Stop()
 	for {
@@ -42,7 +45,17 @@ func (s *supervisor) keepNames(ctx context.Context) {
 		}
 		ports := s.sw.Ports()
 		n := s.now.network()
-		if n == nil || len(ports) < 2 && len(written) == 0 {
+		if n == nil {
+			continue
+		}
+		if list := reservationsOf(n, ports); !slices.Equal(list, reserved) {
+			if err := s.reserve(ctx, list); err != nil {
+				s.Notice(fmt.Sprintf("addresses of guests: %v", err))
+				continue
+			}
+			reserved = list
+		}
+		if len(ports) < 2 && len(written) == 0 {
 			continue // there are no guests
 		}
 		leases, err := readLeases(leaseFile(s.State, n.Name))
@@ -122,6 +135,48 @@ func guestsOf(n *config.Network, ports []control.Port) (guests []network.GuestIn
 		guests = append(guests, g)
 	}
 	return guests
+}
+
+// reservationsOf returns lines of a MAC and an IPv4 address for the guests that were attached with
+// one. The first one that asks for an address has it, after the hosts of the network's file.
+func reservationsOf(n *config.Network, ports []control.Port) (lines []string) {
+	taken, known := map[netip.Addr]bool{}, map[string]bool{}
+	for _, h := range n.Fixed() {
+		taken[h.IP], known[h.MAC.String()] = true, true
+	}
+	for _, p := range ports {
+		r, ok := nic.ParseRecord(p.Label)
+		i := slices.IndexFunc(r.IP, netip.Addr.Is4)
+		if !ok || i < 0 || known[r.MAC.String()] || taken[r.IP[i]] || n.CheckIP(r.IP[i]) != nil {
+			continue
+		}
+		taken[r.IP[i]], known[r.MAC.String()] = true, true
+		lines = append(lines, reservation(r.MAC, r.IP[i]))
+	}
+	return lines
+}
+
+// reservation is a line of dnsmasq's --dhcp-hostsfile.
+func reservation(mac net.HardwareAddr, a netip.Addr) string { return mac.String() + "," + a.String() }
+
+// reserve has the server give guests these addresses, and no others theirs.
+func (s *supervisor) reserve(ctx context.Context, lines []string) error {
+	path := reservationFile(s.State, s.Network.Name)
+	text := ""
+	for _, line := range lines {
+		text += line + "\n"
+	}
+	err := os.WriteFile(path+".new", []byte(text), 0o600)
+	if err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err == nil {
+		_, _, err = s.agent.ask(ctx, order{Reload: true})
+	}
+	if err == nil {
+		s.now.locked(func() { s.now.reserved = lines })
+	}
+	return err
 }
 
 // maxHostName bounds a name in bytes (RFC 1035).

@@ -65,6 +65,27 @@ func TestHostsOf(t *testing.T) {
 	}
 }
 
+// TestReservationsOf: the first NIC that asks for an address has it, after the file's hosts.
+func TestReservationsOf(t *testing.T) {
+	n := lab(t)
+	mac := func(last byte) net.HardwareAddr { return net.HardwareAddr{0x52, 0x54, 0, 0, 0, last} }
+	n.Hosts = []config.Host{{Name: "web", MAC: mac(1), IP: netip.MustParseAddr("10.66.0.11")}}
+	var ports []control.Port
+	for i, ips := range []string{"10.66.0.11", "10.66.0.20 fd66:1:2:3::20", "10.66.0.20", "", "10.66.0.1", "10.66.0.21"} {
+		r := nic.Record{
+			VM: "P", NIC: "net0", Type: nic.TypeSocket, Source: "lab", Switch: true, MAC: mac(byte(i + 1)), Queues: 1,
+		}
+		for _, a := range strings.Fields(ips) {
+			r.IP = append(r.IP, netip.MustParseAddr(a))
+		}
+		ports = append(ports, control.Port{Label: r.Label(1)})
+	}
+	got := strings.Join(reservationsOf(n, append(ports, control.Port{Name: Gateway})), " ")
+	if got != "52:54:00:00:00:02,10.66.0.20 52:54:00:00:00:06,10.66.0.21" {
+		t.Error(got)
+	}
+}
+
 func TestUpdate(t *testing.T) {
 	dir, has := t.TempDir(), map[string]string{}
 	for _, want := range []map[string]string{{"a": "1", "b": "2"}, {"a": "3"}, {}} {

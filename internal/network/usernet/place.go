@@ -167,7 +167,10 @@ func (p Place) EndSteps(ctx context.Context, name string, force bool) ([]step.St
 				name, strings.Join(namesOf(ports), ", "))
 		}
 	}
-	left := []string{path, logFile(p.State, name), oldLog(logFile(p.State, name)), namesDir(p.State, name)}
+	left := []string{
+		path, logFile(p.State, name), oldLog(logFile(p.State, name)), namesDir(p.State, name),
+		reservationFile(p.State, name),
+	}
 	if !slices.ContainsFunc(left, func(path string) bool {
 		_, err := os.Lstat(path)
 		return err == nil
@@ -203,7 +206,7 @@ func (p Place) Programs(n *config.Network) (rules string, programs []string, err
 		programs = append(programs, strings.Join(append([]string{program}, args...), " "))
 	}
 	if n.DHCP {
-		add(dhcp.Program, dhcp.UserArgs(n, leaseFile(p.State, n.Name), p.Resolv, namesDir(p.State, n.Name)))
+		add(dhcp.Program, dhcp.UserArgs(n, dhcp.FilesOf(p.State, n.Name), p.Resolv, namesDir(p.State, n.Name)))
 	}
 	w, wayErr := hostWay()
 	if n.NAT {

@@ -61,12 +61,13 @@ func Serve(ctx context.Context, c Config, ready func(socket string)) (err error)
 	if err != nil {
 		return err
 	}
-	names := namesDir(c.State, c.Network.Name)
-	if err := errors.Join(os.RemoveAll(names), os.MkdirAll(names, 0o700)); err != nil {
+	names, reservations := namesDir(c.State, c.Network.Name), reservationFile(c.State, c.Network.Name)
+	err = errors.Join(os.RemoveAll(names), os.MkdirAll(names, 0o700), os.WriteFile(reservations, nil, 0o600))
+	if err != nil {
 		place.Forget()
-		return fmt.Errorf("lease file: %w", err)
+		return fmt.Errorf("files of the server: %w", errors.Join(err, os.RemoveAll(names)))
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(names)) }()
+	defer func() { err = errors.Join(err, os.RemoveAll(names), os.Remove(reservations)) }()
 	listening := false
 	defer func() {
 		if !listening {
@@ -132,7 +133,7 @@ func (s *supervisor) make(ctx context.Context, n *config.Network) (port []*os.Fi
 		sockets = append(sockets, l)
 	}
 	_, port, err = s.agent.ask(ctx, order{Make: &spec{
-		Name: n.Name, Text: string(n.Format()), Leases: leaseFile(s.State, n.Name), Resolv: s.Resolv,
+		Name: n.Name, Text: string(n.Format()), State: s.State, Resolv: s.Resolv,
 		Names: namesDir(s.State, n.Name), Forwards: forwards,
 	}}, sockets...)
 	if err == nil {

@@ -16,7 +16,8 @@ type standing struct {
 	has      way
 	args     []string // of pasta
 	restarts int
-	failure  string // of the last pasta that could not be started, or ended by itself
+	reserved []string // addresses of guests, as reservationsOf returns them
+	failure  string   // of the last pasta that could not be started, or ended by itself
 }
 
 func (s *standing) locked(f func()) {

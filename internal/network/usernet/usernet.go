@@ -134,8 +134,11 @@ func explainUserNS(err error) error {
 }
 
 // paths are the files of a user's network beside its file in config.Dir.
-func leaseFile(state, name string) string { return filepath.Join(state, name+".leases") }
+func leaseFile(state, name string) string { return dhcp.FilesOf(state, name).Leases }
 func logFile(state, name string) string   { return filepath.Join(state, name+".log") }
+
+// reservationFile has the addresses of guests that asked for one, by their MACs.
+func reservationFile(state, name string) string { return dhcp.FilesOf(state, name).Reservations }
 
 // ruled returns a network whose rules are those of its namespace: there a forward is from any
 // address, and only guests connect to it. The switch isolates guests.
