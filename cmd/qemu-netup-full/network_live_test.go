@@ -43,6 +43,6 @@ func TestLiveLaunchOnOwnNetwork(t *testing.T) {
 		"/bin/sh", "-c", ": $VMNET_JSON; grep Cap /proc/self/status; vmnet switch show lab"),
 		"CapPrm:\t0000000000000000", "CapAmb:\t0000000000000000", "P3-net0", "gateway")
 	h.ok(vmnet("network", "list"), "up")
-	h.fails(launch("--vm", "P3", "--network", "lab", "--ip", "10.66.0.20", "--", "/bin/true"), 1,
-		"--ip: network lab is yours")
+	h.fails(launch("--vm", "P3", "--network", "lab", "--ip", "198.51.100.1", "--", "/bin/sh", "-c", ": $VMNET_JSON"), 1,
+		": network lab: ip 198.51.100.1: want an address from ")
 }

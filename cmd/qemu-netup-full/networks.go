@@ -42,7 +42,9 @@ func (a *app) startNetworks(own []*nic.Spec, dryRun bool) error {
 		name := s.Switch.Name
 		runs, err := userdirs.Runs(ctx, name)
 		if err == nil {
-			err = userdirs.Settle(ctx, s, a.p.Getenv)
+			if err := userdirs.Settle(ctx, s, a.p.Getenv); err != nil {
+				return err
+			}
 		}
 		if err == nil && !runs && !dryRun {
 			err = a.applyNetwork(ctx, name)

@@ -299,7 +299,8 @@ func TestLiveUserNetwork(t *testing.T) {
 	red, redName := nobodys(t)
 	blue, blueName := nobodys(t)
 	h.ok(createLab, "network lab created")
-	h.fails([]string{"attach", "--vm", redName, "--network", "lab", "--ip", "10.66.0.1"}, "want an address from 10.66.0.3")
+	h.fails([]string{"attach", "--vm", redName, "--network", "lab", "--ip", "10.66.0.1"},
+		"want an address from 10.66.0.3")
 	h.ok([]string{"attach", "--vm", redName, "--network", "lab", "--ip", "10.66.0.20"},
 		redName+"-net0 on switch lab, IP 10.66.0.20")
 	h.fails([]string{"attach", "--vm", blueName, "--network", "lab", "--ip", "10.66.0.20"},

@@ -16,8 +16,8 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// checkIP returns an error if a NIC cannot have its addresses on a network. With port security, IPv6
-// addresses are those that the guest may send from.
+// checkIP returns an error if a NIC cannot have its addresses on a network. With port security,
+// IPv6 addresses are those that the guest may send from.
 func checkIP(n *config.Network, s *nic.Spec, ports []control.Port, leases []dhcp.Lease) error {
 	id := cmp.Or(s.NIC, "net0")
 	mac := s.MAC

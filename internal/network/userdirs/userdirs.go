@@ -52,7 +52,7 @@ func Join(s *nic.Spec, getenv func(string) string) (joined bool, err error) {
 }
 
 // Settle gives a NIC that Join has put on a network what the network's file says of its port. It
-// reads the file. It is an error that says why if the guest cannot have an address that it asks for.
+// reads the file. If the guest cannot have an address that it asks for, the error says why.
 func Settle(ctx context.Context, s *nic.Spec, getenv func(string) string) error {
 	configs, state, err := Of(getenv)
 	if err != nil {

@@ -114,7 +114,8 @@ hosts:
 		t.Errorf("their own: %v", err)
 	}
 	host.IP[0] = addr("10.66.0.12")
-	if err := checkIP(n, &host, ports, leases); err == nil || !strings.Contains(err.Error(), "host web with 10.66.0.11") {
+	err = checkIP(n, &host, ports, leases)
+	if err == nil || !strings.Contains(err.Error(), "host web with 10.66.0.11") {
 		t.Errorf("a host with another address: %v", err)
 	}
 	n.DHCP = false

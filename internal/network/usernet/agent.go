@@ -260,7 +260,8 @@ func (a *inside) serve(ctx context.Context, n *config.Network, s *spec) error {
 	if err != nil {
 		return err
 	}
-	return a.server.keep(ctx, append([]string{program}, dhcp.UserArgs(n, dhcp.FilesOf(s.State, n.Name), s.Resolv, s.Names)...))
+	args := dhcp.UserArgs(n, dhcp.FilesOf(s.State, n.Name), s.Resolv, s.Names)
+	return a.server.keep(ctx, append([]string{program}, args...))
 }
 
 // report says what there is, after an error or nil.

@@ -28,8 +28,8 @@ const namesPoll = 300 * time.Millisecond
 // changed ones (--hostsdir): the names of guests by which vmnet knows them.
 func namesDir(state, name string) string { return filepath.Join(state, name+".names") }
 
-// keepNames gives guests their own names on the network, beside those that they ask for by DHCP, and
-// the addresses that they were attached with, until ctx ends.
+// keepNames gives guests their own names on the network, beside those that they ask for by DHCP,
+// and the addresses that they were attached with, until ctx ends.
 func (s *supervisor) keepNames(ctx context.Context) {
 	dir := namesDir(s.State, s.Network.Name)
 	written := map[string]string{} // the contents of files, by their names

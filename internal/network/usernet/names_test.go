@@ -71,7 +71,9 @@ func TestReservationsOf(t *testing.T) {
 	mac := func(last byte) net.HardwareAddr { return net.HardwareAddr{0x52, 0x54, 0, 0, 0, last} }
 	n.Hosts = []config.Host{{Name: "web", MAC: mac(1), IP: netip.MustParseAddr("10.66.0.11")}}
 	var ports []control.Port
-	for i, ips := range []string{"10.66.0.11", "10.66.0.20 fd66:1:2:3::20", "10.66.0.20", "", "10.66.0.1", "10.66.0.21"} {
+	for i, ips := range []string{
+		"10.66.0.11", "10.66.0.20 fd66:1:2:3::20", "10.66.0.20", "", "10.66.0.1", "10.66.0.21",
+	} {
 		r := nic.Record{
 			VM: "P", NIC: "net0", Type: nic.TypeSocket, Source: "lab", Switch: true, MAC: mac(byte(i + 1)), Queues: 1,
 		}
