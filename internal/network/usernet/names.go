@@ -28,45 +28,57 @@ const namesPoll = 300 * time.Millisecond
 // changed ones (--hostsdir): the names of guests by which vmnet knows them.
 func namesDir(state, name string) string { return filepath.Join(state, name+".names") }
 
-// keepNames gives guests their own names on the network, beside those that they ask for by DHCP,
-// and the addresses that they were attached with, until ctx ends.
-func (s *supervisor) keepNames(ctx context.Context) {
-	dir := namesDir(s.State, s.Network.Name)
-	written := map[string]string{} // the contents of files, by their names
-	asked := map[string]string{}   // the names that guests have asked for, by their MACs
-	var reserved []string          // as reservationsOf returns them
+// keepGuests gives guests their own names on the network, beside those that they ask for by DHCP,
+// and the addresses that they were attached with, until ctx ends. What fails is tried again.
+func (s *supervisor) keepGuests(ctx context.Context) {
+	k := guestKeeper{s: s, written: map[string]string{}, asked: map[string]string{}}
 	ticker := time.NewTicker(namesPoll)
 	defer ticker.Stop()
+	failure := ""
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
 		}
-		ports := s.sw.Ports()
-		n := s.now.network()
-		if n == nil {
-			continue
-		}
-		if list := reservationsOf(n, ports); !slices.Equal(list, reserved) {
-			if err := s.reserve(ctx, list); err != nil {
-				s.Notice(fmt.Sprintf("addresses of guests: %v", err))
-				continue
-			}
-			reserved = list
-		}
-		if len(ports) < 2 && len(written) == 0 {
-			continue // there are no guests
-		}
-		leases, err := readLeases(leaseFile(s.State, n.Name))
-		if err != nil {
-			continue // it is being written
-		}
-		if err := update(dir, written, hostsOf(n, ports, leases, asked)); err != nil {
-			s.Notice(fmt.Sprintf("names of guests: %v", err))
-			return
+		if err := k.keep(ctx); err == nil {
+			failure = ""
+		} else if text := fmt.Sprintf("names and addresses of guests: %v", err); text != failure && ctx.Err() == nil {
+			failure = text
+			s.Notice(text)
 		}
 	}
+}
+
+// guestKeeper is what a supervisor has told the server of its guests.
+type guestKeeper struct {
+	s        *supervisor
+	written  map[string]string // the contents of files, by their names
+	asked    map[string]string // the names that guests have asked for, by their MACs
+	reserved []string          // as reservationsOf returns them
+}
+
+// keep tells the server what has changed since.
+func (k *guestKeeper) keep(ctx context.Context) error {
+	ports := k.s.sw.Ports()
+	n := k.s.now.network()
+	if n == nil {
+		return nil
+	}
+	if list := reservationsOf(n, ports); !slices.Equal(list, k.reserved) {
+		if err := k.s.reserve(ctx, list); err != nil {
+			return err
+		}
+		k.reserved = list
+	}
+	if len(ports) < 2 && len(k.written) == 0 {
+		return nil // there are no guests
+	}
+	leases, err := readLeases(leaseFile(k.s.State, n.Name))
+	if err != nil {
+		return nil // it is being written
+	}
+	return update(namesDir(k.s.State, n.Name), k.written, hostsOf(n, ports, leases, k.asked))
 }
 
 func readLeases(path string) ([]dhcp.Lease, error) {
@@ -159,6 +171,9 @@ func reservationsOf(n *config.Network, ports []control.Port) (lines []string) {
 // reservation is a line of dnsmasq's --dhcp-hostsfile.
 func reservation(mac net.HardwareAddr, a netip.Addr) string { return mac.String() + "," + a.String() }
 
+// unfinished returns the path under which a file is written before it gets its own.
+func unfinished(path string) string { return path + ".new" }
+
 // reserve has the server give guests these addresses, and no others theirs.
 func (s *supervisor) reserve(ctx context.Context, lines []string) error {
 	path := reservationFile(s.State, s.Network.Name)
@@ -166,9 +181,9 @@ func (s *supervisor) reserve(ctx context.Context, lines []string) error {
 	for _, line := range lines {
 		text += line + "\n"
 	}
-	err := os.WriteFile(path+".new", []byte(text), 0o600)
+	err := os.WriteFile(unfinished(path), []byte(text), 0o600)
 	if err == nil {
-		err = os.Rename(path+".new", path)
+		err = os.Rename(unfinished(path), path)
 	}
 	if err == nil {
 		_, _, err = s.agent.ask(ctx, order{Reload: true})

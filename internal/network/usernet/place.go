@@ -169,7 +169,7 @@ func (p Place) EndSteps(ctx context.Context, name string, force bool) ([]step.St
 	}
 	left := []string{
 		path, logFile(p.State, name), oldLog(logFile(p.State, name)), namesDir(p.State, name),
-		reservationFile(p.State, name),
+		reservationFile(p.State, name), unfinished(reservationFile(p.State, name)),
 	}
 	if !slices.ContainsFunc(left, func(path string) bool {
 		_, err := os.Lstat(path)

@@ -171,7 +171,7 @@ func (s *supervisor) run(ctx context.Context, l *swserver.Listener, ready func(s
 	}()
 	named := make(chan struct{})
 	go func() {
-		s.keepNames(ctx)
+		s.keepGuests(ctx)
 		close(named)
 	}()
 	defer func() {
