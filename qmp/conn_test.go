@@ -23,7 +23,7 @@ func executeDecodesRepliesAndErrors(t *testing.T, fakeConn func(*testing.T, func
 		s.Say(r.Returns(`{"name": 7}`))
 		answer(s)
 	})
-	ctx := within(t, 5*time.Second)
+	ctx := within(t, 20*time.Second)
 	if name, err := c.Name(ctx); name != "P2" || err != nil {
 		t.Errorf("Name: %q, %v", name, err)
 	}
@@ -61,7 +61,7 @@ func TestRepliesOutOfOrder(t *testing.T) {
 	for i := range n {
 		wg.Go(func() {
 			var got int
-			err := c.Execute(within(t, 5*time.Second), "echo", map[string]any{"n": i}, &got)
+			err := c.Execute(within(t, 20*time.Second), "echo", map[string]any{"n": i}, &got)
 			if err != nil || got != i {
 				t.Errorf("echo %d: %d, %v", i, got, err)
 			}
@@ -107,7 +107,7 @@ func TestSilence(t *testing.T) {
 	}
 	// The reply that comes too late is not taken for another command's.
 	var got string
-	if err := c.Execute(within(t, 5*time.Second), "late", nil, &got); err != nil || got != "mine" {
+	if err := c.Execute(within(t, 20*time.Second), "late", nil, &got); err != nil || got != "mine" {
 		t.Errorf("late: %q, %v", got, err)
 	}
 	if c.Err() != nil {
@@ -142,7 +142,7 @@ func TestConnectionFaults(t *testing.T) {
 			var wg sync.WaitGroup
 			for range 2 {
 				wg.Go(func() {
-					err := c.Execute(within(t, 5*time.Second), "stop", nil, nil)
+					err := c.Execute(within(t, 20*time.Second), "stop", nil, nil)
 					if !errors.Is(err, tc.want) || !strings.Contains(fmt.Sprint(err), tc.text) {
 						t.Errorf("got %v, want %v with %q", err, tc.want, tc.text)
 					}
@@ -171,7 +171,7 @@ func replyBeforeDeathCounts(t *testing.T, fakeConn func(*testing.T, func(*sessio
 			r, _ := s.Next()
 			s.Say(r.Returns("{}"))
 		})
-		if err := c.Execute(within(t, 5*time.Second), "quit", nil, nil); err != nil {
+		if err := c.Execute(within(t, 20*time.Second), "quit", nil, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -204,11 +204,11 @@ func TestPartialWriteEndsTheConnection(t *testing.T) {
 	stall := make(chan struct{})
 	c := fakeConn(t, func(*session) { <-stall })
 	defer close(stall)
-	err := c.Execute(within(t, 2*time.Second), "big", map[string]any{"x": strings.Repeat("x", 8<<20)}, nil)
+	err := c.Execute(within(t, 20*time.Second), "big", map[string]any{"x": strings.Repeat("x", 8<<20)}, nil)
 	if !errors.Is(err, ErrClosed) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
-	if err := c.Execute(within(t, 5*time.Second), "next", nil, nil); !errors.Is(err, ErrClosed) {
+	if err := c.Execute(within(t, 20*time.Second), "next", nil, nil); !errors.Is(err, ErrClosed) {
 		t.Errorf("after half a command: %v", err)
 	}
 }

@@ -34,7 +34,7 @@ func TestDialNegotiates(t *testing.T) {
 	if want := (Peer{os.Getpid(), os.Getuid(), os.Getgid()}); c.Peer() != want {
 		t.Errorf("peer %+v, want %+v", c.Peer(), want)
 	}
-	if err := c.Execute(within(t, 5*time.Second), "stop", nil, nil); err != nil {
+	if err := c.Execute(within(t, 20*time.Second), "stop", nil, nil); err != nil {
 		t.Error(err)
 	}
 }
@@ -50,14 +50,14 @@ func TestDialLongPath(t *testing.T) {
 		t.Fatal(err)
 	}
 	dialT(t, long)
-	if _, err := Dial(within(t, 5*time.Second), long+"x"); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := Dial(within(t, 20*time.Second), long+"x"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("long path that is not there: %v", err)
 	}
 }
 
 func TestDialRefusedAtOnce(t *testing.T) {
 	dir := t.TempDir()
-	_, err := Dial(within(t, 5*time.Second), filepath.Join(dir, "none"))
+	_, err := Dial(within(t, 20*time.Second), filepath.Join(dir, "none"))
 	if !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no socket: %v", err)
 	}
@@ -68,7 +68,7 @@ func TestDialRefusedAtOnce(t *testing.T) {
 	}
 	l.SetUnlinkOnClose(false)
 	_ = l.Close()
-	if _, err = Dial(within(t, 5*time.Second), dead); !errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, ErrBusy) {
+	if _, err = Dial(within(t, 20*time.Second), dead); !errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, ErrBusy) {
 		t.Errorf("nobody listens: %v", err)
 	}
 }
@@ -81,7 +81,7 @@ func TestDialCheckPeerComesBeforeTheGreeting(t *testing.T) {
 			t.Errorf("peer %+v", p)
 		}
 		return stranger
-	}}.Dial(within(t, 5*time.Second), path)
+	}}.Dial(within(t, 20*time.Second), path)
 	if !errors.Is(err, stranger) {
 		t.Errorf("got %v", err)
 	}
@@ -173,7 +173,7 @@ func TestDialStrangers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := fake(t, func(s *session) { _, _ = s.Conn.Write([]byte(tc.say)) })
-			_, err := Dial(within(t, 5*time.Second), path)
+			_, err := Dial(within(t, 20*time.Second), path)
 			if !errors.Is(err, tc.want) {
 				t.Errorf("got %v, want %v", err, tc.want)
 			}
@@ -215,7 +215,7 @@ func TestFormerClient(t *testing.T) {
 			if major, _, _ := c.Version(); major != 7 {
 				t.Errorf("version %d", major)
 			}
-			if got, err := c.Name(within(t, 5*time.Second)); got != "mine" || err != nil {
+			if got, err := c.Name(within(t, 20*time.Second)); got != "mine" || err != nil {
 				t.Errorf("name %q, %v", got, err)
 			}
 		})

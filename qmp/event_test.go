@@ -21,7 +21,7 @@ func TestEventsAreFilteredAndInOrder(t *testing.T) {
 	deleted, all := c.Subscribe(10, "DEVICE_DELETED"), c.Subscribe(10)
 	defer deleted.Close()
 	defer all.Close()
-	if err := c.Execute(within(t, 5*time.Second), "go", nil, nil); err != nil {
+	if err := c.Execute(within(t, 20*time.Second), "go", nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	for i := range 3 {

@@ -82,7 +82,7 @@ func executeFDWaitsForAnAbandonedOne(t *testing.T, fakeConn func(*testing.T, fun
 		t.Errorf("second while the first is unanswered: %v", err)
 	}
 	close(release)
-	if err := c.GetFD(within(t, 5*time.Second), "c", f); err != nil {
+	if err := c.GetFD(within(t, 20*time.Second), "c", f); err != nil {
 		t.Error(err)
 	}
 	if r := <-seen; r.Arguments["fdname"] != "c" {
@@ -97,14 +97,14 @@ func executeFDOfNoFile(t *testing.T, fakeConn func(*testing.T, func(*session)) *
 	f := nullFile(t)
 	_ = f.Close()
 	for range 2 { // the turn to pass is given back
-		if err := c.GetFD(within(t, 5*time.Second), "a", f); err == nil {
+		if err := c.GetFD(within(t, 20*time.Second), "a", f); err == nil {
 			t.Error("a closed file was passed")
 		}
 	}
 	if err := c.GetFD(t.Context(), "a", nil); err == nil {
 		t.Error("nil was passed")
 	}
-	if err := c.GetFD(within(t, 5*time.Second), "a", nullFile(t)); err != nil {
+	if err := c.GetFD(within(t, 20*time.Second), "a", nullFile(t)); err != nil {
 		t.Error(err)
 	}
 }

@@ -70,7 +70,7 @@ func TestLiveUnplugFromAGuest(t *testing.T) {
 			}
 			t.Logf("unplugged after %s", time.Since(start).Round(time.Millisecond))
 			gone()
-			if has, err := c.HasDevice(within(t, 5*time.Second), "n"); has || err != nil {
+			if has, err := c.HasDevice(within(t, 20*time.Second), "n"); has || err != nil {
 				t.Errorf("HasDevice: %v, %v", has, err)
 			}
 		})
@@ -103,7 +103,7 @@ func TestLiveUnplugFromAGuestWithoutACPI(t *testing.T) {
 	if !errors.Is(err, ErrUnplugTimeout) {
 		t.Fatalf("got %v", err)
 	}
-	if err := c.NetdevDel(within(t, 5*time.Second), NetdevID("n")); err != nil {
+	if err := c.NetdevDel(within(t, 20*time.Second), NetdevID("n")); err != nil {
 		t.Error(err)
 	}
 	gone()

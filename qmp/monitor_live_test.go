@@ -61,7 +61,7 @@ func TestLiveSecondClientWaitsItsTurn(t *testing.T) {
 	go func() {
 		c, err := Dialer{Waiting: func() { close(waiting) }}.Dial(within(t, 20*time.Second), q.path)
 		if err == nil {
-			_, err = c.Name(within(t, 5*time.Second))
+			_, err = c.Name(within(t, 20*time.Second))
 			_ = c.Close()
 		}
 		got <- err

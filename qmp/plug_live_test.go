@@ -255,7 +255,7 @@ func TestLiveUndoReachesAStoppedQEMU(t *testing.T) {
 
 	// The monitor is free again, and nothing is left by name.
 	c = q.dial(t)
-	err = c.Execute(within(t, 5*time.Second), "closefd", fdName(holdName), nil)
+	err = c.Execute(within(t, 20*time.Second), "closefd", fdName(holdName), nil)
 	if err == nil || unlessGone(err) != nil {
 		t.Errorf("the socket's own copy: %v", err)
 	}

@@ -290,7 +290,7 @@ func TestRollback(t *testing.T) { bothWays(t, rollback) }
 
 func rollback(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 	var g guestless
-	if err := fakeConn(t, g.serve).Rollback(within(t, 5*time.Second), "n", 2); err != nil {
+	if err := fakeConn(t, g.serve).Rollback(within(t, 20*time.Second), "n", 2); err != nil {
 		t.Error(err)
 	}
 	if diff := cmp.Diff(restored, g.commands()); diff != "" {

@@ -171,7 +171,7 @@ func wantGone(t *testing.T, ns *netns.NS, name string) {
 func netdevs(t *testing.T, c *Conn) string {
 	t.Helper()
 	var text string
-	if err := c.Execute(within(t, 5*time.Second), "human-monitor-command",
+	if err := c.Execute(within(t, 20*time.Second), "human-monitor-command",
 		map[string]any{"command-line": "info network"}, &text); err != nil {
 		t.Fatal(err)
 	}

@@ -248,15 +248,15 @@ func TestRelayFaults(t *testing.T) {
 			}
 			c := throughT(t, &faulty{r, tc.answer, tc.err})
 			sub := c.Subscribe(1)
-			if err := c.Execute(within(t, 5*time.Second), "stop", nil, nil); !errors.Is(err, tc.want) ||
+			if err := c.Execute(within(t, 20*time.Second), "stop", nil, nil); !errors.Is(err, tc.want) ||
 				errors.Is(err, ErrUnanswered) || refused(err) {
 				t.Errorf("stop: %v", err)
 			}
-			if err := c.undo(within(t, 5*time.Second), "stop", nil); !errors.Is(err, tc.want) ||
+			if err := c.undo(within(t, 20*time.Second), "stop", nil); !errors.Is(err, tc.want) ||
 				errors.Is(err, ErrUnanswered) {
 				t.Errorf("undo: %v", err)
 			}
-			if err := c.Execute(within(t, 5*time.Second), "x", nil, nil); errors.Is(err, tc.want) != tc.ends &&
+			if err := c.Execute(within(t, 20*time.Second), "x", nil, nil); errors.Is(err, tc.want) != tc.ends &&
 				tc.want != nil {
 				t.Errorf("afterwards: %v", err)
 			}

@@ -34,7 +34,7 @@ func TestPrettyMonitor(t *testing.T) {
 	c := dialT(t, path)
 	events := c.Subscribe(4)
 	defer events.Close()
-	if name, err := c.Name(within(t, 5*time.Second)); err != nil || name != "P2" {
+	if name, err := c.Name(within(t, 20*time.Second)); err != nil || name != "P2" {
 		t.Errorf("%q, %v", name, err)
 	}
 	if e := <-events.C; e.Name != "STOP" {
@@ -131,7 +131,7 @@ func TestClosingWhileThrottled(t *testing.T) {
 			}
 		}
 	})
-	c, err := Dial(within(t, 5*time.Second), path)
+	c, err := Dial(within(t, 20*time.Second), path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +157,7 @@ func TestRxFilterIsOne(t *testing.T) {
 				s.Say(r.Returns("[" + list + "]"))
 			}
 		})
-		if f, err := c.RxFilter(within(t, 5*time.Second), "n"); f.Name != want || (err == nil) != (want != "") {
+		if f, err := c.RxFilter(within(t, 20*time.Second), "n"); f.Name != want || (err == nil) != (want != "") {
 			t.Errorf("[%s]: %+v, %v", list, f, err)
 		}
 	}

@@ -124,7 +124,7 @@ func unplugEnds(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 		r, _ := s.Next()
 		s.Say(r.Returns("{}"))
 	})
-	if err := c.Unplug(within(t, 5*time.Second), "n", nil); !errors.Is(err, ErrClosed) {
+	if err := c.Unplug(within(t, 20*time.Second), "n", nil); !errors.Is(err, ErrClosed) {
 		t.Errorf("QEMU died: %v", err)
 	}
 }
@@ -180,7 +180,7 @@ func requestUnplug(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn
 		"Bus 'pcie.0' does not support hotplugging":    false,
 	} {
 		c := fakeConn(t, (&guestless{refusals: map[string]string{"device_del": desc}}).serve)
-		if err := c.RequestUnplug(within(t, 5*time.Second), "n"); (err == nil) != ok {
+		if err := c.RequestUnplug(within(t, 20*time.Second), "n"); (err == nil) != ok {
 			t.Errorf("%s: %v", desc, err)
 		}
 	}
@@ -188,7 +188,7 @@ func requestUnplug(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn
 		r, _ := s.Next()
 		s.Say(r.Refuses("DeviceNotFound", "Device 'n' not found"))
 	})
-	if err := gone.RequestUnplug(within(t, 5*time.Second), "n"); err != nil {
+	if err := gone.RequestUnplug(within(t, 20*time.Second), "n"); err != nil {
 		t.Errorf("not there: %v", err)
 	}
 }

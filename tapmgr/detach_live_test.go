@@ -135,7 +135,7 @@ func TestLeftOverTapIsRemoved(t *testing.T) {
 	if list, err := h.List(""); err != nil || len(list) != 1 || list[0].State != nic.LeftOver {
 		t.Errorf("list %+v, %v: want one left over", list, err)
 	}
-	dry, err := h.Reconcile(h.context(5*time.Second), true)
+	dry, err := h.Reconcile(h.context(20*time.Second), true)
 	if err != nil || len(dry) != 1 || !dry[0].Changed {
 		t.Errorf("dry run: %+v, %v", dry, err)
 	}
@@ -149,7 +149,7 @@ func TestLeftOverTapIsRemoved(t *testing.T) {
 	h.gone("dead-net0")
 
 	makeLeftOver()
-	res, err := h.Detach(h.context(5*time.Second), tapmgr.DetachSpec{Target: nic.Target{VM: "dead"}, NIC: "net0"})
+	res, err := h.Detach(h.context(20*time.Second), tapmgr.DetachSpec{Target: nic.Target{VM: "dead"}, NIC: "net0"})
 	if err != nil || !res.Changed {
 		t.Errorf("detach: %+v, %v", res, err)
 	}

@@ -172,7 +172,7 @@ func TestLiveTheLastWordOfAReconcileThatCouldNotLook(t *testing.T) {
 	h := newHost(t)
 	g := h.empty()
 	h.attach(g.spec("net0"))
-	c, err := qmp.Dial(h.context(5*time.Second), g.QMP)
+	c, err := qmp.Dial(h.context(20*time.Second), g.QMP)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -56,7 +56,7 @@ func (h *host) silent(g *guest, addr string) {
 // hostPings pings from the host.
 func (h *host) hostPings(addr string) error {
 	return h.ns.Do(func() error {
-		_, err := traffic.SendPing(h.context(5*time.Second),
+		_, err := traffic.SendPing(h.context(20*time.Second),
 			traffic.Ping{Addr: addr, UntilFirst: true, Count: 3, Timeout: time.Second})
 		return err
 	})

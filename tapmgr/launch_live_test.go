@@ -154,7 +154,7 @@ func TestPlainTap(t *testing.T) {
 			t.Errorf("uid %d owns %d, %v, want %d", uid, n, err, want)
 		}
 	}
-	if _, err := h.Reconcile(h.context(5*time.Second), false); err != nil {
+	if _, err := h.Reconcile(h.context(20*time.Second), false); err != nil {
 		t.Error(err)
 	}
 	if _, err := h.nl.Link(tap.Name); err != nil {

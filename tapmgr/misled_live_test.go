@@ -141,7 +141,7 @@ func TestLiveOtherUsersProcessesAreLookedIntoWithTheRight(t *testing.T) {
 		t.Errorf("a count: %v", err)
 	}
 	spec := macvtapSpec(h.name("P3"), "net0")
-	if _, err := h.tryLaunch(h.context(5*time.Second), spec); !errors.Is(err, errFault) {
+	if _, err := h.tryLaunch(h.context(20*time.Second), spec); !errors.Is(err, errFault) {
 		t.Errorf("a macvtap, whose name may be taken: %v", err)
 	}
 	looks := 0
@@ -152,7 +152,7 @@ func TestLiveOtherUsersProcessesAreLookedIntoWithTheRight(t *testing.T) {
 		return errFault
 	}
 	spec.Lower.Kind, spec.Lower.Addrs = vtap.IPVtap, []netip.Prefix{netip.MustParsePrefix("10.8.0.2/24")}
-	if _, err := h.tryLaunch(h.context(5*time.Second), spec); !errors.Is(err, errFault) || looks != 2 {
+	if _, err := h.tryLaunch(h.context(20*time.Second), spec); !errors.Is(err, errFault) || looks != 2 {
 		t.Errorf("an ipvtap, beside which there may be others: %v after %d looks", err, looks)
 	}
 	h.Host().LookInto = func(f func() error) error { return f() }
@@ -216,7 +216,7 @@ func TestLiveDetachAsksNoOtherUsersProcess(t *testing.T) {
 	}
 	d := tapmgr.DetachSpec{Target: nic.Target{VM: vm}, NIC: "net0"}
 	for _, d.Force = range []bool{false, true} {
-		_, err := h.Detach(h.context(5*time.Second), d)
+		_, err := h.Detach(h.context(20*time.Second), d)
 		if !errors.Is(err, qemu.ErrOtherUser) || !strings.Contains(err.Error(), fmt.Sprintf("--pid %d", pid)) {
 			t.Errorf("force %v: %v", d.Force, err)
 		}
@@ -225,7 +225,7 @@ func TestLiveDetachAsksNoOtherUsersProcess(t *testing.T) {
 		t.Errorf("%+v, %v: want it untouched", link, err)
 	}
 	d.PID, d.Force = pid, false
-	if _, err := h.Detach(h.context(5*time.Second), d); !errors.Is(err, qemu.ErrNoMonitor) {
+	if _, err := h.Detach(h.context(20*time.Second), d); !errors.Is(err, qemu.ErrNoMonitor) {
 		t.Errorf("with its pid: %v", err)
 	}
 }

@@ -396,7 +396,7 @@ func TestLiveRoutedGuest(t *testing.T) {
 	for _, to := range []string{routedAddr, routedAddr6} {
 		nstest.Eventually(t, 30*time.Second, "the LAN reaches "+to, func() bool {
 			return h.far.Do(func() error {
-				_, err := traffic.SendPing(h.context(5*time.Second), traffic.Ping{Addr: to, Timeout: time.Second})
+				_, err := traffic.SendPing(h.context(20*time.Second), traffic.Ping{Addr: to, Timeout: time.Second})
 				return err
 			}) == nil
 		})

@@ -19,7 +19,7 @@ import (
 // farPings pings from the far end of the wire.
 func (h *host) farPings(addr string) error {
 	return h.far.Do(func() error {
-		_, err := traffic.SendPing(h.context(5*time.Second),
+		_, err := traffic.SendPing(h.context(20*time.Second),
 			traffic.Ping{Addr: addr, UntilFirst: true, Count: 3, Timeout: time.Second})
 		return err
 	})
@@ -34,7 +34,7 @@ func (h *host) follow() (x tapmgr.Mirror, changed bool) {
 	}
 	x = all[0]
 	var f qmp.RxFilter
-	ctx := h.context(5 * time.Second)
+	ctx := h.context(20 * time.Second)
 	err = h.WithMonitor(ctx, x, func(c *qmp.Conn) (err error) {
 		f, err = c.RxFilter(ctx, x.Device)
 		return err

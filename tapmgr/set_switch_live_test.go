@@ -38,9 +38,9 @@ func seatOn(g *guest, switches ...*userSwitch) string {
 // ask sends requests to the switch.
 func (s *userSwitch) ask(do func(context.Context, *control.Client) error) {
 	s.Helper()
-	c, err := control.Dial(s.context(5*time.Second), s.path)
+	c, err := control.Dial(s.context(20*time.Second), s.path)
 	if err == nil {
-		err = do(s.context(5*time.Second), c)
+		err = do(s.context(20*time.Second), c)
 		_ = c.Close()
 	}
 	if err != nil {

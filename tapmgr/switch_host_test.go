@@ -151,12 +151,12 @@ func (s *userSwitch) signal(sig syscall.Signal) {
 
 func (s *userSwitch) ports() []control.Port {
 	s.Helper()
-	c, err := control.Dial(s.context(5*time.Second), s.path)
+	c, err := control.Dial(s.context(20*time.Second), s.path)
 	if err != nil {
 		s.Fatal(err)
 	}
 	defer c.Close()
-	ports, err := c.Ports(s.context(5 * time.Second))
+	ports, err := c.Ports(s.context(20 * time.Second))
 	if err != nil {
 		s.Fatal(err)
 	}

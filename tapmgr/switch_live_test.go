@@ -28,10 +28,10 @@ const (
 // addPort plugs a port of no guest's in.
 func (s *userSwitch) addPort(p control.Port, files ...*os.File) {
 	s.Helper()
-	c, err := control.Dial(s.context(5*time.Second), s.path)
+	c, err := control.Dial(s.context(20*time.Second), s.path)
 	if err == nil {
 		defer c.Close()
-		err = c.AddPort(s.context(5*time.Second), p, files...)
+		err = c.AddPort(s.context(20*time.Second), p, files...)
 	}
 	if err != nil {
 		s.Fatal(err)

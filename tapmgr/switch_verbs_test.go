@@ -220,11 +220,11 @@ func TestSwitchSettingsAreMended(t *testing.T) {
 		spec.Port.Isolated = true
 		s.attach(spec)
 		was := s.port().Config
-		c, err := control.Dial(s.context(5*time.Second), s.path)
+		c, err := control.Dial(s.context(20*time.Second), s.path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		err = c.SetPort(s.context(5*time.Second), s.port().Name, vport.Config{})
+		err = c.SetPort(s.context(20*time.Second), s.port().Name, vport.Config{})
 		if err = errors.Join(err, c.Close()); err != nil {
 			t.Fatal(err)
 		}

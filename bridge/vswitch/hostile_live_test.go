@@ -233,7 +233,7 @@ func connect(tb testing.TB, from, to *host) (out, in net.Conn) {
 	}
 	defer l.Close()
 	if err := from.ns.Do(func() (err error) {
-		out, err = net.DialTimeout("tcp", l.Addr().String(), 5*time.Second)
+		out, err = net.DialTimeout("tcp", l.Addr().String(), 20*time.Second)
 		return err
 	}); err != nil {
 		tb.Fatal(err)

@@ -251,7 +251,7 @@ func TestPeerThatCloses(t *testing.T) {
 	l.send("a", etherFrame(all, mac(1), nil, 46))
 	select {
 	case <-p.Ended():
-	case <-time.After(5 * time.Second):
+	case <-time.After(20 * time.Second):
 		t.Fatal("the port has not ended")
 	}
 	if !errors.Is(p.Err(), unix.ECONNREFUSED) || p.Dropped(Gone) != 1 || !strings.Contains(p.Stats().Ended, "port b") {

@@ -71,7 +71,7 @@ func TestLiveAttachCutShort(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.fails(h.attach("N2", "net0", "--bridge", "br0"), exitFailure, "N2-net0: bridge: want br0, found none")
-	if got, err := h.Reconcile(h.context(5*time.Second), false); err != nil || len(got) == 0 {
+	if got, err := h.Reconcile(h.context(20*time.Second), false); err != nil || len(got) == 0 {
 		t.Errorf("reconcile %+v, %v", got, err)
 	}
 	h.asItShouldBe()
@@ -80,7 +80,7 @@ func TestLiveAttachCutShort(t *testing.T) {
 // asItShouldBe has all NICs checked.
 func (h *host) asItShouldBe() {
 	h.Helper()
-	got, err := h.Check(h.context(5 * time.Second))
+	got, err := h.Check(h.context(20 * time.Second))
 	if err != nil || len(got.Differences) != 0 {
 		h.Errorf("check %+v, %v", got, err)
 	}
@@ -344,7 +344,7 @@ func (h *host) recovers(vm string) (whole bool) {
 		h.Fatalf("%s has %+v, %v", vm, nics, err)
 	}
 	if nics[0].State == nic.Incomplete { // the user nobody may not write the alias
-		if got, err := h.Reconcile(h.context(5*time.Second), false); err != nil || len(got) != 1 {
+		if got, err := h.Reconcile(h.context(20*time.Second), false); err != nil || len(got) != 1 {
 			h.Errorf("reconcile %+v, %v", got, err)
 		}
 		if nics, err = h.List(h.Context(), vm); err != nil || len(nics) != 1 || nics[0].State != "forwarding" {
@@ -372,7 +372,7 @@ func TestLiveReconcileAfterAKill(t *testing.T) {
 	}
 	fdpass.CloseAll(queues)
 	h.gone("N9-net0")
-	if got, err := h.Reconcile(h.context(5*time.Second), false); err != nil || len(got) != 0 {
+	if got, err := h.Reconcile(h.context(20*time.Second), false); err != nil || len(got) != 0 {
 		t.Errorf("reconcile %+v, %v", got, err)
 	}
 }

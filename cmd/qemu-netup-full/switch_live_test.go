@@ -45,12 +45,12 @@ func (h *host) runSwitchOf(name, path string, uid uint32) string {
 
 func (h *host) ports(path string) []control.Port {
 	h.Helper()
-	c, err := control.Dial(h.context(5*time.Second), path)
+	c, err := control.Dial(h.context(20*time.Second), path)
 	if err != nil {
 		h.Fatal(err)
 	}
 	defer c.Close()
-	ports, err := c.Ports(h.context(5 * time.Second))
+	ports, err := c.Ports(h.context(20 * time.Second))
 	if err != nil {
 		h.Fatal(err)
 	}

@@ -160,7 +160,7 @@ func (w *wire) sendUDP(t *testing.T, addr string) {
 	if _, err := out.Write(data); err != nil {
 		t.Fatal(err)
 	}
-	_ = local.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_ = local.SetReadDeadline(time.Now().Add(20 * time.Second))
 	buf := make([]byte, 2000)
 	for rest := data; len(rest) > 0; {
 		n, _, err := local.ReadFrom(buf)

@@ -175,7 +175,7 @@ func TestLiveFramesPass(t *testing.T) {
 		if !strings.Contains(f, "hello") || f[10:16] != string(guestMAC) {
 			t.Errorf("frame %x", f)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(20 * time.Second):
 		w.ip("link", "delete", "eth0") // ends the read
 		t.Fatalf("no frame came: %x", <-frame)
 	}
