@@ -13,10 +13,10 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-const setLong = `Change a NIC while its guest runs, without the guest noticing: its bridge or network,
-the settings of its port, its addresses on a network, its port security, its rates, its receive
-filter, the mode of a macvtap, and the state of its link. What no flag names stays. A flag with the
-value none takes back what it has set, as does no for a flag without a value.
+const setLong = `Change a NIC while its guest runs, without the guest noticing: its bridge, network or
+switch, the settings of its port, its addresses on a network, its port security, its rates, its
+receive filter, the mode of a macvtap, and the state of its link. What no flag names stays. A flag
+with the value none takes back what it has set, as does no for a flag without a value.
 
 The change is one transaction: if a step fails, the NIC is as it was. If vmnet is killed, the NIC's
 state is changing, vmnet check says so, and vmnet reconcile or the same set completes it.
@@ -26,8 +26,13 @@ announced on the new bridge by gratuitous ARP and unsolicited neighbour advertis
 by RARP if none are known; QEMU also asks a guest to announce itself that can do so. While the link
 is down, the guest and its neighbours see no carrier.
 
+A tap moves from bridge to bridge, or from switch to switch. The port of a switch keeps its frames
+and addresses while its settings change. When a NIC leaves a network, vmnet names the forwards that
+no longer reach it.
+
 What the guest learned when the NIC was plugged cannot change: its MAC, MTU, model, queues and
-vhost, and its parent device or switch. vmnet says why, and what to do.
+vhost, its parent device, and the switch at the other end of a socket. vmnet says why, and what to
+do. A guest may use a lower MTU than it was given: ip link set DEV mtu N in the guest.
 
 libvirt follows: the link's state in the definitions of a libvirt guest, and the place in what the
 domain declares to vmnet's hook.`
