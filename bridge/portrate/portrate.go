@@ -270,6 +270,10 @@ const (
 	MostHeaders    = 14 + 40 + 32 // those of the first, which the number of segments leaves out
 )
 
+// MaxSegments bounds the segments of a super-frame, to which no guest comes near. One with more
+// would use up a rate for longer than all that its sender may send.
+const MaxSegments = 1024
+
 // Wire returns how many bytes and frames a frame of that length is on the wire. segment is how many
 // bytes of payload each segment of a super-frame has, but the last; 0 for an ordinary frame.
 func Wire(length, segment int) (bytes, frames int) {

@@ -126,7 +126,7 @@ func programOf(b portrate.Bucket) program {
 	return a.text
 }
 
-// measure sets length and frames, as portrate.Wire does.
+// measure sets length and frames, as portrate.Wire does, or goes to drop.
 func (a *assembler) measure() {
 	a.op(load32, length, ctx, frameLength, 0)
 	a.op(alu64|mov, frames, 0, 0, 1)
@@ -140,6 +140,7 @@ func (a *assembler) measure() {
 	a.op(alu64|div|reg, r4, r3, 0, 0)
 	a.jump(jeq, r4, 0, 0, "measured")
 	a.jump(jgt, r4, 0, 1<<16, "measured") // a length below portrate.MostHeaders
+	a.jump(jgt, r4, 0, portrate.MaxSegments, "drop")
 	a.op(alu64|mov|reg, frames, r4, 0, 0)
 	a.op(alu64|sub, r4, 0, 0, 1)
 	a.op(alu64|mov, r5, 0, 0, portrate.SegmentHeaders)

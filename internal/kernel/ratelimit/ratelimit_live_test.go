@@ -403,3 +403,38 @@ func TestLiveRefused(t *testing.T) {
 		t.Errorf("before:\n%safter:\n%s", before, after)
 	}
 }
+
+// TestLiveTinySegments: a super-frame of very many segments, which would use up the rate for long,
+// does not pass, and costs nothing.
+func TestLiveTinySegments(t *testing.T) {
+	p := newTap(t)
+	cfg := portrate.Config{Up: portrate.Limit{Bits: portrate.MinBits}, Burst: portrate.MinBurst}
+	if err := Set(p.c, p.link, cfg); err != nil {
+		t.Fatal(err)
+	}
+	const header, payload = 14 + 20 + 20, 2 * portrate.MaxSegments
+	tiny := make([]byte, vnetHeader+header+payload)
+	copy(tiny, []byte{1, 1, header, 0, 1, 0, 34, 0, 16, 0}) // NEEDS_CSUM, GSO_TCPV4, segments of a byte
+	f := tiny[vnetHeader:]
+	copy(f[copy(f, farMAC):], guestMAC)
+	copy(f[12:], []byte{8, 0, 0x45, 0})
+	binary.BigEndian.PutUint16(f[16:], 40+payload)
+	copy(f[22:], []byte{64, 6, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2})
+	f[46] = 5 << 4
+	plain := make([]byte, vnetHeader+60)
+	copy(plain[vnetHeader+copy(plain[vnetHeader:], farMAC):], guestMAC)
+	copy(plain[vnetHeader+12:], []byte{0x88, 0xb5})
+	for _, frame := range [][]byte{tiny, plain} {
+		if _, err := unix.Write(p.guest.fd, frame); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.far.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 1<<17)
+	n, err := p.far.Read(b)
+	if err != nil || !bytes.Equal(b[vnetHeader:n], plain[vnetHeader:]) {
+		t.Errorf("%d bytes, %v: want the frame that was sent last", n, err)
+	}
+}
