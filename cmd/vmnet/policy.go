@@ -129,6 +129,7 @@ func (o *policyTest) flags(cmd *cobra.Command) {
 		return err
 	}), "ip", "a requested address of the guest: on a network, routed, of an ipvtap, or with --port-security (repeatable)")
 	nicflags.AddSecurity(f, &o.security)
+	nicflags.AddRates(f, &o.request.Rates)
 	nicflags.AddPort(cmd.Flags(), &o.request.Port)
 	nicflags.AddMAC(f, &o.request.MAC, "the requested address (default none: it is derived from names)")
 	o.request.Queues, o.request.NICs = 1, 1

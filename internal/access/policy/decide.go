@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"vmnet/bridge/brport"
+	"vmnet/bridge/portrate"
 	"vmnet/bridge/portsec"
 	"vmnet/macvtap/vtap"
 )
@@ -30,6 +31,7 @@ type Request struct {
 	Addrs   []netip.Prefix // of the guest of an ipvtap, of a network or of a routed NIC, or with Checks
 	// Checks are those of port security, and EtherTypes pass them.
 	Checks     portsec.Checks
+	Rates      portrate.Config
 	EtherTypes []portsec.EtherType
 	MAC        net.HardwareAddr // nil: none asked for
 	Queues     int              // 0: 1; an automatic number must have been decided before
@@ -160,7 +162,7 @@ func (q *Request) Validate() error {
 	case q.UID < 0 || q.Queues < 0 || q.NICs < 0:
 		return fmt.Errorf("uid %d, %d queues, %d NICs: negative numbers are not allowed", q.UID, q.Queues, q.NICs)
 	}
-	return cmp.Or(q.validateLower(), q.Port.Validate())
+	return cmp.Or(q.validateLower(), q.Rates.Validate(), q.Port.Validate())
 }
 
 // vlans returns the VLANs that the request asks for, tagged or not.

@@ -8,6 +8,7 @@ import (
 	"github.com/goccy/go-yaml/ast"
 
 	"vmnet/bridge/brport"
+	"vmnet/bridge/portrate"
 	"vmnet/bridge/portsec"
 	"vmnet/internal/strictyaml"
 )
@@ -29,6 +30,8 @@ type rule struct {
 	port          []string // names of settings
 	require       []string // names of requirements
 	security      portsec.Checks
+	maxUp         portrate.Limit
+	maxDown       portrate.Limit
 	etherTypes    []portsec.EtherType
 	macs          []macRange
 	nics          int // 0: no limit
@@ -114,6 +117,16 @@ func (d *decoder) rule(n ast.Node) error {
 		of("ethertypes", func(n ast.Node) error {
 			t, err := d.etherType(n)
 			r.etherTypes = append(r.etherTypes, t)
+			return err
+		}),
+		strictyaml.Key("max-rate-up", func(n ast.Node) (err error) {
+			r.lines["max-rate-up"] = line(n)
+			r.maxUp, err = d.rate(n, "max-rate-up")
+			return err
+		}),
+		strictyaml.Key("max-rate-down", func(n ast.Node) (err error) {
+			r.lines["max-rate-down"] = line(n)
+			r.maxDown, err = d.rate(n, "max-rate-down")
 			return err
 		}),
 		of("macs", func(n ast.Node) error {
