@@ -189,12 +189,12 @@ func (c Config) String() string {
 	return strings.Join(words, ";")
 }
 
-// Default bursts: short enough that a rate holds within a tenth of a second, and room for two
-// super-frames, since those pass or are dropped whole.
+// Default bursts: room for two super-frames, since those pass or are dropped whole, and what a TCP
+// sender fills while it waits for its retransmission timer, of 200 ms at least, after a bucket has
+// dropped all that it had under way (BenchmarkLiveTCP in internal/kernel/ratelimit).
 const (
-	defaultBurst = 128 << 10             // bytes, at least
-	defaultDepth = 20 * time.Millisecond // of the rate, at least
-	packetDepth  = 50 * time.Millisecond
+	defaultBurst = 128 << 10              // bytes, at least
+	defaultDepth = 250 * time.Millisecond // of the rate, at least
 )
 
 // A Bucket is a Limit with its burst.
@@ -216,7 +216,6 @@ func (c Config) bucket(l Limit) Bucket {
 	case c.Burst != 0:
 		b.Burst = c.Burst
 	default:
-		// of 1 TBit/s these are 2.5 GB
 		depth := l.Bits / 8 * uint64(defaultDepth/time.Millisecond) / 1000
 		b.Burst = min(max(defaultBurst, depth), MaxBurst)
 	}
@@ -229,7 +228,7 @@ func (b Bucket) BitDepth() time.Duration {
 }
 
 // PacketDepth returns for how long packets may be ahead of their rate.
-func (b Bucket) PacketDepth() time.Duration { return packetDepth }
+func (b Bucket) PacketDepth() time.Duration { return defaultDepth }
 
 // ParseBurst parses a number of bytes with k or M (powers of 1024, as tc(8) has them in sizes),
 // with or without b.

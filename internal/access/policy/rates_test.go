@@ -43,8 +43,8 @@ func TestRates(t *testing.T) {
 			"denied: policy.yaml:5: a rate of 2G is more than 1G (ask with --rate-down 1G)",
 		},
 		{
-			rates("50M,10kpps", "1G", 1<<20),
-			"denied: policy.yaml:4: a burst of 1M is more than 250000, that of 100M,20kpps (ask without --burst)",
+			rates("50M,10kpps", "1G", 4<<20),
+			"denied: policy.yaml:4: a burst of 4M is more than 3125000, that of 100M,20kpps (ask without --burst)",
 		},
 	} {
 		checkVerdict(t, p.Decide(tc.q), tc.want)

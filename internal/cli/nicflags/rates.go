@@ -21,7 +21,7 @@ func AddRates(fs *pflag.FlagSet, p *portrate.Config) {
 		p.Burst, err = portrate.ParseBurst(s)
 		return err
 	}), "burst", "with --rate-up or --rate-down: what may pass at once after an idle time, such as 256k "+
-		"(default 20 ms of the rate, at least 128k)")
+		"(default 250 ms of the rate, at least 128k)")
 }
 
 func (w *words) rates(c portrate.Config) {

@@ -32,6 +32,9 @@ const filterName = "vmnet_rate"
 // maxWait is how long frames wait for their turn.
 const maxWait = 50 * time.Millisecond
 
+// leastWait is how many bytes may wait at any rate: two super-frames.
+const leastWait = 128 << 10
+
 // sides are the limits of a device's two directions.
 type sides struct {
 	tbf  *rtnl.TBF // nil for none
@@ -49,7 +52,7 @@ func sidesOf(l *rtnl.Link, cfg portrate.Config) sides {
 	s := sides{hook: map[rtnl.Hook]portrate.Bucket{}}
 	if sent.Bits != 0 {
 		rate := sent.Bits / 8
-		waiting := float64(rate)*maxWait.Seconds() + float64(sent.Burst)
+		waiting := float64(rate)*maxWait.Seconds() + leastWait
 		s.tbf = &rtnl.TBF{Rate: rate, Burst: uint32(sent.Burst), Limit: uint32(min(waiting, math.MaxInt32))}
 	}
 	s.hook[rtnl.Egress] = portrate.Bucket{Limit: portrate.Limit{Packets: sent.Packets}}

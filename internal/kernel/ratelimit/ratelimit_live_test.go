@@ -230,7 +230,7 @@ func TestLiveRate(t *testing.T) {
 		for what, tc := range map[string]struct {
 			cfg    portrate.Config
 			frames int
-		}{"bits": {both, bits1s}, "packets": {perSecond, packets/20 + packets/2}} {
+		}{"bits": {both, bits1s}, "packets": {perSecond, packets/4 + packets/2}} {
 			t.Run(name+" "+what, func(t *testing.T) {
 				t.Parallel()
 				p := make(t)
