@@ -46,8 +46,8 @@ func (c Config) loopbackServers() ([]netip.Addr, error) {
 	return up.Loopback[:min(len(up.Loopback), dnsrelay.MaxAddresses)], err
 }
 
-// update starts and stops the relay as resolv.conf says now. What fails is noted, and tried again
-// at the next call.
+// update starts and stops the relay as resolv.conf says now. What fails is noted once. A relay that
+// does not start is tried again at the next call; one that lacks some of its sockets goes on.
 func (r *relay) update() {
 	servers, err := r.c.loopbackServers()
 	if err == nil && !slices.Equal(servers, r.servers) {
