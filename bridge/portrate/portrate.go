@@ -286,3 +286,31 @@ func Wire(length, segment int) (bytes, frames int) {
 	}
 	return length + (frames-1)*headers, frames
 }
+
+// Encode writes the rates' part of an alias.
+func (c Config) Encode(add func(key, value string)) {
+	if !c.Up.IsZero() {
+		add("up", c.Up.String())
+	}
+	if !c.Down.IsZero() {
+		add("down", c.Down.String())
+	}
+	if c.Burst != 0 {
+		add("burst", FormatBurst(c.Burst))
+	}
+}
+
+// Set sets one field of an alias, and reports whether Encode writes such a value. It ignores a key
+// that is not a rate's.
+func (c *Config) Set(key, value string) bool {
+	var err error
+	switch key {
+	case "up":
+		c.Up, err = ParseLimit(value)
+	case "down":
+		c.Down, err = ParseLimit(value)
+	case "burst":
+		c.Burst, err = ParseBurst(value)
+	}
+	return err == nil
+}

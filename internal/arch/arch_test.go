@@ -26,6 +26,7 @@ var layers = [][]string{
 	{"internal/vmm/launch", "internal/hostaccess", "internal/nsport", "internal/routed/obstacles"},
 	{"internal/access/bridgeconf", "internal/access/policy"},
 	{"internal/backend"},
+	{"internal/policing"},
 	{"internal/inventory"},
 	{"internal/network/roster"},
 	{"tapmgr/nic"},

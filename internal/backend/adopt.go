@@ -152,7 +152,7 @@ func (s *adoptedTap) steps(w making) []step.Step {
 		Text: fmt.Sprintf("RTM_SETLINK %s: down", s.name),
 		Do:   func(context.Context) error { return s.m.NL.Set(s.link.Index, rtnl.Up(false)) },
 	}}, s.linkSteps(w.underWay)...)
-	list = append(list, s.policySteps(w)...)
+	list = append(list, s.policing(w)...)
 	return append(list, s.put(&s.hostTap)...)
 }
 
@@ -188,7 +188,7 @@ func (s *adoptedMacvtap) adopt(l *rtnl.Link, makers []int) error {
 func (s *adoptedMacvtap) steps(w making) []step.Step {
 	more := fmt.Sprintf(", mtu %d, alias %q", s.parent.MTU, w.underWay)
 	list := append([]step.Step{s.linkStep(more, rtnl.MTU(s.parent.MTU), rtnl.Alias(w.underWay))}, s.altNameSteps()...)
-	list = append(list, s.policySteps(w)...)
+	list = append(list, s.policing(w)...)
 	if s.spec.Lower.Mode != "source" {
 		return list
 	}

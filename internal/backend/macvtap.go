@@ -14,6 +14,7 @@ import (
 	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/peers"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/policing"
 	"vmnet/macvtap/vtap"
 	"vmnet/qmp"
 	"vmnet/step"
@@ -79,7 +80,7 @@ func (s *macvtapInterface) config() vtap.Config {
 
 func (s *macvtapInterface) steps(w making) []step.Step {
 	s.pid = w.pid
-	list := append([]step.Step{s.createStep(), s.settingsStep(w.underWay)}, s.policySteps(w)...)
+	list := append([]step.Step{s.createStep(), s.settingsStep(w.underWay)}, s.policing(w)...)
 	for _, a := range s.spec.Lower.Addrs {
 		list = append(list, step.Step{
 			Name: "address " + a.String(),
@@ -349,4 +350,13 @@ func (s *macvtapInterface) ipvlanSiblings(ctx context.Context) (found []ipvlanSi
 		found = append(found, ipvlanSibling{s.parent, s.parent.Name})
 	}
 	return found, nil
+}
+
+func (s *macvtapInterface) policing(w making) []step.Step {
+	return policing.Steps(s.m, s.name, w.record, func() (*rtnl.Conn, *rtnl.Link) {
+		if s.dev == nil {
+			return nil, nil
+		}
+		return s.dev.NL(), s.dev.Link // in a netns of its own
+	})
 }

@@ -12,6 +12,7 @@ import (
 	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
+	"vmnet/internal/policing"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
@@ -32,7 +33,7 @@ func (s *namedTap) steps(w making) []step.Step {
 	multi := w.record.Queues > 1
 	list := append([]step.Step{s.createStep(multi, func(ctx context.Context) error { return s.create(ctx, multi) })},
 		s.linkSteps(w.underWay)...)
-	list = append(list, s.policySteps(w)...)
+	list = append(list, s.policing(w)...)
 	list = append(list, s.put(&s.hostTap)...)
 	return append(list, step.Step{
 		Name: "persist",
@@ -88,7 +89,7 @@ func (s *namedMacvtap) steps(w making) []step.Step {
 		Text: fmt.Sprintf("see that %s has its node in /dev", s.name),
 		Do:   func(context.Context) error { return macvlan.MakeNode(s.m.NS, s.link) },
 	}}
-	list = append(append(list, s.altNameSteps()...), s.policySteps(w)...)
+	list = append(append(list, s.altNameSteps()...), s.policing(w)...)
 	return append(list, step.Step{
 		Name: "up",
 		Text: fmt.Sprintf("RTM_SETLINK %s: up", s.name),
@@ -262,4 +263,8 @@ func (m *Maker) waitUnheld(ctx context.Context, dev *inventory.Device) error {
 		case <-time.After(inventory.PollEvery):
 		}
 	}
+}
+
+func (s *namedMacvtap) policing(w making) []step.Step {
+	return policing.Steps(s.m, s.name, w.record, func() (*rtnl.Conn, *rtnl.Link) { return s.m.NL, s.link })
 }

@@ -24,6 +24,7 @@ import (
 	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/network/roster"
+	"vmnet/internal/policing"
 	"vmnet/internal/stablemac"
 	"vmnet/qmp"
 	"vmnet/step"
@@ -176,10 +177,10 @@ func (m *Maker) interfaceFor(h *NIC) hostInterface {
 func (h *NIC) PlanInterface(ctx context.Context) (err error) {
 	h.Interface, err = h.host.plan(ctx, &h.Record)
 	h.Notices = append(h.Notices, h.Interface.Notices...)
-	if err != nil {
+	if err != nil || h.Spec.Switch != nil { // a switch polices its ports by itself
 		return err
 	}
-	return cmp.Or(h.maySecure(), h.mayLimit())
+	return policing.Check(h.m, h.Record, h.Interface.MaxMTU)
 }
 
 // PlanDevice plans the guest's half, with that many queues. It changes nothing.

@@ -13,6 +13,7 @@ import (
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/network/roster"
+	"vmnet/internal/policing"
 	"vmnet/internal/routed"
 	"vmnet/internal/stablemac"
 	"vmnet/qmp"
@@ -76,7 +77,7 @@ func (s *placedTap) plan(_ context.Context, r *nic.Record) (Interface, error) {
 
 func (s *placedTap) steps(w making) []step.Step {
 	list := append(s.queueSteps(w.record.Queues), s.linkSteps(w.underWay)...)
-	list = append(list, s.policySteps(w)...)
+	list = append(list, s.policing(w)...)
 	return append(list, s.put(&s.hostTap)...)
 }
 
@@ -329,4 +330,8 @@ func (s *hostTap) close() error {
 		return nil
 	}
 	return s.tap.Close()
+}
+
+func (s *hostTap) policing(w making) []step.Step {
+	return policing.Steps(s.m, s.name, w.record, func() (*rtnl.Conn, *rtnl.Link) { return s.m.NL, s.link })
 }

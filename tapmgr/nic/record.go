@@ -14,6 +14,7 @@ import (
 
 	"vmnet/bridge/brport"
 	"vmnet/bridge/portrate"
+	"vmnet/bridge/portsec"
 	"vmnet/internal/alias"
 	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/stablemac"
@@ -195,7 +196,7 @@ func (r Record) Spec() Spec {
 	default:
 		s.Lower = &Lower{Kind: vtap.Kind(r.Type), Device: r.Source, Mode: r.Mode, RxFilter: r.RxFilter}
 		if s.Lower.isIPVtap() {
-			s.Lower.Addrs, s.IP = hostPrefixes(r.IP), nil
+			s.Lower.Addrs, s.IP = portsec.Hosts(r.IP), nil
 		}
 	}
 	return s
@@ -256,9 +257,9 @@ func (r Record) text(terse bool) string {
 		add("ip", FormatIPs(r.IP))
 	}
 	add("port", r.Port)
-	r.Security.encode(add)
-	encodeRates(r.Rates, add)
-	r.Limits.encode(add)
+	r.Security.Encode(add)
+	r.Rates.Encode(add)
+	r.Limits.Encode(add)
 	if r.Netns != 0 {
 		add("netns", strconv.FormatUint(r.Netns, 10))
 	}
@@ -377,7 +378,7 @@ func (r *Record) set(key, value string) bool {
 	case "since":
 		r.Since, err = strconv.ParseInt(value, 10, 64)
 	default:
-		return r.Limits.set(key, value) && r.Security.set(key, value) && setRate(&r.Rates, key, value)
+		return r.Limits.Set(key, value) && r.Security.Set(key, value) && r.Rates.Set(key, value)
 	}
 	return err == nil
 }

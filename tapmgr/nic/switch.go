@@ -6,7 +6,6 @@ import (
 	"net"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"vmnet/bridge/vswitch/control"
@@ -49,17 +48,11 @@ const (
 const (
 	DefaultStorm        = vport.GuestFrames // frames per second of each kind
 	DefaultMaxAddresses = 256
-	NoLimit             = -1
+	NoLimit             = vport.NoLimit
 )
 
 // TypeSocket is the type of a NIC that a socket connects with a userspace switch.
 const TypeSocket = "socket"
-
-// Limits of a Switch; those of the switch itself are higher.
-const (
-	maxStorm     = 10_000_000
-	maxAddresses = 65536
-)
 
 // validate checks what needs no switch; nil is valid.
 func (s *Switch) validate(spec Spec) error {
@@ -80,10 +73,10 @@ func (s *Switch) validate(spec Spec) error {
 	case spec.Via == ViaLibvirt:
 		return fmt.Errorf(
 			"libvirt cannot plug a port of a userspace switch: a guest of its gets one with --via monitor")
-	case s.Storm < NoLimit || s.Storm > maxStorm:
-		return fmt.Errorf("storm limit of %d frames per second: want 1 to %d, or off", s.Storm, maxStorm)
-	case s.MaxAddresses < NoLimit || s.MaxAddresses > maxAddresses:
-		return fmt.Errorf("%d addresses behind a port: want 1 to %d, or off", s.MaxAddresses, maxAddresses)
+	case s.Storm < NoLimit || s.Storm > vport.MostStorm:
+		return fmt.Errorf("storm limit of %d frames per second: want 1 to %d, or off", s.Storm, vport.MostStorm)
+	case s.MaxAddresses < NoLimit || s.MaxAddresses > vport.MostAddresses:
+		return fmt.Errorf("%d addresses behind a port: want 1 to %d, or off", s.MaxAddresses, vport.MostAddresses)
 	}
 	return nil
 }
@@ -136,16 +129,12 @@ func (s *Switch) limitDifferences(is SwitchLimits, add func(what string, is, wan
 	add("limits", cmp.Or(is.String(), "the default"), cmp.Or(s.Limits().String(), "the default"))
 }
 
-// SwitchLimits is what a record keeps of a Switch's limits: 0 for the defaults.
-type SwitchLimits struct {
-	LockMAC      bool
-	Storm        int
-	MaxAddresses int
-}
+// SwitchLimits are the limits of a guest's port that a record keeps.
+type SwitchLimits = vport.Limits
 
 // Limits returns what a record keeps of the limits.
 func (s *Switch) Limits() SwitchLimits {
-	g := SwitchLimits{s.LockMAC, s.Storm, s.MaxAddresses}
+	g := SwitchLimits{LockMAC: s.LockMAC, Storm: s.Storm, MaxAddresses: s.MaxAddresses}
 	if g.Storm == DefaultStorm {
 		g.Storm = 0
 	}
@@ -153,59 +142,6 @@ func (s *Switch) Limits() SwitchLimits {
 		g.MaxAddresses = 0
 	}
 	return g
-}
-
-func (g SwitchLimits) encode(add func(key, value string)) {
-	if g.LockMAC {
-		add("lock", "on")
-	}
-	if g.Storm != 0 {
-		add("storm", strconv.Itoa(g.Storm))
-	}
-	if g.MaxAddresses != 0 {
-		add("addresses", strconv.Itoa(g.MaxAddresses))
-	}
-}
-
-// set sets one field of a record, and reports whether Encode writes such a value. It ignores a key
-// that is not a limit's.
-func (g *SwitchLimits) set(key, value string) bool {
-	switch key {
-	case "lock":
-		g.LockMAC = value == "on"
-		return g.LockMAC
-	case "storm":
-		return setLimit(&g.Storm, value, maxStorm)
-	case "addresses":
-		return setLimit(&g.MaxAddresses, value, maxAddresses)
-	}
-	return true
-}
-
-func setLimit(limit *int, value string, most int) bool {
-	n, err := strconv.Atoi(value)
-	*limit = n
-	return err == nil && n >= NoLimit && n <= most
-}
-
-// String returns the limits for people, such as "locked;storm:off"; empty for the defaults.
-func (g SwitchLimits) String() string {
-	var words []string
-	if g.LockMAC {
-		words = append(words, "locked")
-	}
-	for _, l := range []struct {
-		word  string
-		limit int
-	}{{"storm", g.Storm}, {"addresses", g.MaxAddresses}} {
-		switch {
-		case l.limit == NoLimit:
-			words = append(words, l.word+":off")
-		case l.limit != 0:
-			words = append(words, fmt.Sprintf("%s:%d", l.word, l.limit))
-		}
-	}
-	return strings.Join(words, ";")
 }
 
 // SwitchPortConfig returns the settings that the switch's port should have.

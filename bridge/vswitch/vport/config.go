@@ -40,7 +40,7 @@ import (
 // it from Port.set. As JSON it reaches the switch without more. Its option is parsed by
 // wantedPort.options and shown by portSettings (cmd/vmnet/switch_port.go, with portHelp, and
 // docs/man/vmnet-switch.8.md). If vmnet attach has it too, add it to Switch, to all methods of
-// SwitchLimits and to SwitchPortConfig (tapmgr/nic/switch.go), and to AddSwitch
+// Limits (limits.go) and to SwitchPortConfig (tapmgr/nic/switch.go), and to AddSwitch
 // (internal/cli/nicflags/switch.go) and qemu-netup(8).
 type Config struct {
 	// Settings has the same meaning as for a port of a kernel bridge. The switch filters
