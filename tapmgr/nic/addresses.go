@@ -106,9 +106,6 @@ func (n NIC) SecurityText() string {
 	return text
 }
 
-// PortSecurity returns what the guest's frames are checked by; its zero value is nothing.
-func (r Record) PortSecurity() portsec.Config { return r.Security.Config(r.MAC, r.IP) }
-
 // OwnIPs returns the guest's own addresses, as its record has them. Those of an ipvtap are in its
 // record only for port security.
 func (s Spec) OwnIPs() []netip.Addr {

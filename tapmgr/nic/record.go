@@ -424,3 +424,6 @@ func (r Record) Label(own uint64) string {
 	}
 	return ""
 }
+
+// PortSecurity returns what the guest's frames are checked by; its zero value is nothing.
+func (r Record) PortSecurity() portsec.Config { return r.Security.Config(r.MAC, r.IP) }

@@ -298,8 +298,12 @@ func (s Spec) validateHost() error {
 			return err
 		}
 	}
-	return cmp.Or(s.Port.Validate(), s.Lower.validate(s.MAC), s.Switch.validate(s), s.validateSecurity(),
-		s.Rates.Validate())
+	if s.Switch != nil {
+		if err := s.Switch.validate(s); err != nil {
+			return err
+		}
+	}
+	return cmp.Or(s.Port.Validate(), s.Lower.validate(s.MAC), s.validateSecurity(), s.Rates.Validate())
 }
 
 // places returns how many of the places in which a NIC can be are named.

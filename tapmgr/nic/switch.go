@@ -54,11 +54,8 @@ const (
 // TypeSocket is the type of a NIC that a socket connects with a userspace switch.
 const TypeSocket = "socket"
 
-// validate checks what needs no switch; nil is valid.
+// validate checks what needs no switch.
 func (s *Switch) validate(spec Spec) error {
-	if s == nil {
-		return nil
-	}
 	if _, err := control.Path(s.Name); err != nil {
 		return err
 	}
