@@ -57,7 +57,7 @@
 //	        check each port   receiver.between     forward.go
 //	        add, send         as in flush
 //	    send to the targets   receiver.flush       forward.go
-//	      add a frame         receiver.add         forward.go
+//	      add a frame         receiver.add         forward.go         Rated
 //	        choose its tag    table.leaving        vlan.go
 //	        write the tag     frame.retag          frame.go
 //	        segment it        receiver.finish      forward.go         TooBig
