@@ -73,7 +73,7 @@ fresh: ## everything a newcomer does, with the sessions of the documents, in a f
 
 # As root, all tests run; without root, those that need devices are skipped. The tests of a package
 # have namespaces of their own; tests that need the first process namespace run separately. The
-# packages that take longest begin, so that none of them runs alone at the end. Three run at a time,
+# packages that take longest begin, so that none of them runs alone at the end. Four run at a time,
 # since tests of guests wait more than they compute. The lab hosts come last and alone: beside
 # others, their guests are three times slower.
 test: setup test-packages test-pids test-lab ## all tests; without root, those that do not need it (15 minutes)
