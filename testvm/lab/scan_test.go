@@ -89,7 +89,7 @@ func moduleRoot(ctx context.Context) (string, error) {
 func compile(ctx context.Context, p pkg, dir string) (string, error) {
 	file := filepath.Join(dir, strings.ReplaceAll(p.Path, "/", "-")+".test")
 	args := []string{"test", "-c", "-o", file}
-	if os.Getenv("VMNET_LAB_NORACE") == "" {
+	if os.Getenv("VMNET_LAB_RACE") != "" {
 		args = append(args, "-race")
 	}
 	cmd := exec.CommandContext(ctx, "go", append(args, p.Path)...)
