@@ -79,17 +79,17 @@ fresh: ## everything a newcomer does, with the sessions of the documents, in a f
 # packages that take longest begin, so that none of them runs alone at the end. Four run at a time,
 # since tests of guests wait more than they compute. The lab hosts come last and alone: beside
 # others, their guests are three times slower. Their tests are built without the race detector,
-# which an emulated processor makes very slow, unless VMNET_LAB_RACE is set.
+# which an emulated processor makes very slow, unless VMNET_LAB_RACE is set. Vet is left to lint.
 test: setup test-packages test-pids test-lab ## all tests; without root, those that do not need it (15 minutes)
 
 test-packages:
-	$(GO) tool gotestsum --format pkgname -- -race -timeout 15m -p 3 -skip '^TestLabHost$$|^TestLiveAllPIDs' ./tapmgr ./cmd/vmnet-hook ./...
+	$(GO) tool gotestsum --format pkgname -- -race -vet=off -timeout 25m -p 3 -skip '^TestLabHost$$|^TestLiveAllPIDs' ./tapmgr ./cmd/vmnet-hook ./...
 
 test-pids:
-	VMNET_TEST_PIDS=machine $(GO) tool gotestsum --format testname -- -race -timeout 10m -run '^TestLiveAllPIDs' ./tapmgr ./cmd/vmnet-hook ./internal/watch
+	VMNET_TEST_PIDS=machine $(GO) tool gotestsum --format testname -- -race -vet=off -timeout 10m -run '^TestLiveAllPIDs' ./tapmgr ./cmd/vmnet-hook ./internal/watch
 
 test-lab:
-	$(GO) tool gotestsum --format testname -- -timeout 30m -run '^TestLabHost$$' ./testvm/lab
+	$(GO) tool gotestsum --format testname -- -vet=off -timeout 30m -run '^TestLabHost$$' ./testvm/lab
 
 lab: setup ## the tests TestLab* on a full kernel in a virtual machine (7 minutes; root)
 	$(GO) test -timeout 30m -v -run '^TestLabHost$$' ./testvm/lab
