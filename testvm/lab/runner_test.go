@@ -31,8 +31,8 @@ const hosts = 2
 
 // TestLabHost runs the tests TestLab* of all packages in lab hosts, as subtests. A test that skips
 // there fails here. The environment selects tests: VMNET_LAB_PKG has patterns of packages and
-// VMNET_LAB_RUN a pattern of tests, as for go test; VMNET_LAB_RACE builds them with the race detector,
-// which makes them several times slower on an emulated processor.
+// VMNET_LAB_RUN a pattern of tests, as for go test; VMNET_LAB_RACE builds them with the race
+// detector, which makes them several times slower on an emulated processor.
 func TestLabHost(t *testing.T) {
 	lab.Require(t)
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
