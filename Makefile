@@ -83,7 +83,7 @@ fresh: ## everything a newcomer does, with the sessions of the documents, in a f
 test: setup test-packages test-pids test-lab ## all tests; without root, those that do not need it (15 minutes)
 
 test-packages:
-	$(GO) tool gotestsum --format pkgname -- -race -vet=off -timeout 25m -p 3 -skip '^TestLabHost$$|^TestLiveAllPIDs' ./tapmgr ./cmd/vmnet-hook ./...
+	$(GO) tool gotestsum --format pkgname -- -race -vet=off -timeout 25m -p 4 -skip '^TestLabHost$$|^TestLiveAllPIDs' ./tapmgr ./cmd/qemu-netup-full ./internal/network ./cmd/vmnet-hook ./cmd/vmnet ./bridge/vswitch ./qmp ./...
 
 test-pids:
 	VMNET_TEST_PIDS=machine $(GO) tool gotestsum --format testname -- -race -vet=off -timeout 10m -run '^TestLiveAllPIDs' ./tapmgr ./cmd/vmnet-hook ./internal/watch
