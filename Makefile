@@ -71,7 +71,7 @@ quick: ## vet, format, and the tests that need neither root nor guests (a minute
 
 # What .ci/run does. STEPS selects some of the steps of internal/fresh/steps.sh.
 STEPS ?=
-fresh: ## everything a newcomer does, with the sessions of the documents, in a fresh Debian 12 (25 minutes; root, network)
+fresh: ## everything a newcomer does, with the sessions of the documents, in a fresh Debian 12 (30 minutes; root, network)
 	sh internal/fresh/fresh.sh $(STEPS)
 
 # As root, all tests run; without root, those that need devices are skipped. The tests of a package
@@ -80,7 +80,7 @@ fresh: ## everything a newcomer does, with the sessions of the documents, in a f
 # since tests of guests wait more than they compute. The lab hosts come last and alone: beside
 # others, their guests are three times slower. Their tests are built without the race detector,
 # which an emulated processor makes very slow, unless VMNET_LAB_RACE is set. Vet is left to lint.
-test: setup test-packages test-pids test-lab ## all tests; without root, those that do not need it (15 minutes)
+test: setup test-packages test-pids test-lab ## all tests; without root, those that do not need it (20 minutes)
 
 test-packages:
 	$(GO) tool gotestsum --format pkgname -- -race -vet=off -timeout 25m -p 4 -skip '^TestLabHost$$|^TestLiveAllPIDs' ./tapmgr ./cmd/qemu-netup-full ./internal/network ./cmd/vmnet-hook ./cmd/vmnet ./bridge/vswitch ./qmp ./...
@@ -91,7 +91,7 @@ test-pids:
 test-lab:
 	$(GO) tool gotestsum --format testname -- -vet=off -timeout 30m -run '^TestLabHost$$' ./testvm/lab
 
-lab: setup ## the tests TestLab* on a full kernel in a virtual machine (7 minutes; root)
+lab: setup ## the tests TestLab* on a full kernel in a virtual machine (8 minutes; root)
 	$(GO) test -timeout 30m -v -run '^TestLabHost$$' ./testvm/lab
 
 unit: ## the tests that need neither devices nor guests nor root, with the race detector (3 minutes)
@@ -127,7 +127,7 @@ soak: ## the switch under load for SOAK (3m; root)
 
 # Ratios against other ways to do the same, measured in turns within one run. bench-switch does the
 # same for the switch.
-bench: ## attach, launch and networks against other ways, docs/bench (7 minutes; root)
+bench: ## attach, launch and networks, port security, rates and migration against other ways, docs/bench (10 minutes; root)
 	sh testvm/setup.sh --packages libvirt-daemon,libvirt-clients,qemu-system-common,nftables,dnsmasq-base,iptables,busybox-static,passt
 	$(GO) test -v -run '^$$' -bench 'HostSteps|Attach|BridgeHelper|Launch|FirstLease|NAT$$|UserNetwork|PortSecurity|LiveTCP|Migration' -benchtime 1x -p 1 -timeout 15m ./internal/backend ./internal/bench ./internal/kernel/ratelimit ./tapmgr
 
