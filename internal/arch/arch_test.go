@@ -43,7 +43,7 @@ var layers = [][]string{
 		"internal/network/integrate", "internal/kernel/bpfguard", "internal/kernel/ratelimit",
 		"internal/kernel/peers", "internal/routed",
 	},
-	{"internal/kernel/forwarding"},
+	{"internal/kernel/forwarding", "internal/kernel/clsact"},
 	{
 		"internal/kernel/tun", "internal/kernel/rtnl", "internal/vmm/qemu", "libvirt/domainxml",
 		"internal/kernel/ethtool", "internal/network/nft", "internal/network/ruleset", "internal/network/dhcp",
@@ -68,7 +68,7 @@ var systemCalls = []string{
 	"internal/kernel/tun",
 	"internal/kernel/netns", "internal/kernel/procfd", "internal/kernel/rtnl", "internal/kernel/fdpass",
 	"internal/kernel/pidfd", "internal/kernel/procview", "internal/kernel/ethtool",
-	"internal/kernel/ratelimit",
+	"internal/kernel/ratelimit", "internal/kernel/clsact",
 	"internal/kernel/bpfguard", "internal/kernel/macvlan", "vhost", "qmp", "internal/network/radv",
 	"internal/network/dnsrelay", "internal/kernel/announce",
 	"libvirt", "internal/doctor",

@@ -18,9 +18,9 @@ import (
 	"io/fs"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/portsec"
+	"vmnet/internal/kernel/clsact"
 	"vmnet/internal/kernel/rtnl"
 )
 
@@ -67,11 +67,8 @@ func attach(c *rtnl.Conn, l *rtnl.Link, cfg portsec.Config) error {
 		return err
 	}
 	defer p.Close()
-	if err := c.AddClsact(l.Index); err != nil {
-		return fmt.Errorf("add a clsact qdisc: %w", explainFilter(err))
-	}
-	if err := c.SetBPFFilter(l.Index, hookOf(l), filter, p.FD()); err != nil {
-		return errors.Join(fmt.Errorf("add the filter: %w", explainFilter(err)), tidy(c, l))
+	if err := clsact.Set(c, l.Index, hookOf(l), filter, p.FD(), explainFilter); err != nil {
+		return errors.Join(err, tidy(c, l))
 	}
 	return nil
 }
@@ -91,13 +88,8 @@ func Probe(cfg portsec.Config) error {
 
 // explainFilter adds the cure to an error of a request about a qdisc or a filter.
 func explainFilter(err error) error {
-	switch {
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EOPNOTSUPP):
-		const cure = "use a kernel with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF: modprobe -a sch_ingress cls_bpf"
-		return fmt.Errorf("%w: %w (%s)", ErrUnavailable, err, cure)
-	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EEXIST), errors.Is(err, unix.EBUSY):
-		const cure = "does a filter of another program have its place? tc filter show dev DEVICE ingress, or egress"
-		return fmt.Errorf("%w (%s)", err, cure)
+	if explained, ok := clsact.Explain(err, ErrUnavailable); ok {
+		return explained
 	}
 	return explain(err)
 }
@@ -112,20 +104,14 @@ func Detach(c *rtnl.Conn, l *rtnl.Link) error {
 }
 
 func detach(c *rtnl.Conn, l *rtnl.Link) error {
-	all, err := c.Filters(l.Index, hookOf(l))
-	if err != nil {
-		return fmt.Errorf("list filters: %w", err)
+	f, err := clsact.Find(c, l.Index, hookOf(l), ours)
+	if err != nil || f == nil {
+		return err
 	}
-	for _, f := range all {
-		if !ours(f) {
-			continue
-		}
-		if err := c.DeleteFilter(l.Index, hookOf(l), f); rtnl.IgnoreNotExist(err) != nil {
-			return fmt.Errorf("delete the filter: %w", err)
-		}
-		return tidy(c, l)
+	if err := clsact.Delete(c, l.Index, hookOf(l), *f); err != nil {
+		return err
 	}
-	return nil
+	return tidy(c, l)
 }
 
 // tidy removes a clsact qdisc without filters.
@@ -179,14 +165,12 @@ func read(c *rtnl.Conn, l *rtnl.Link) (s State, err error) {
 
 // find opens the program of a link's filter.
 func find(c *rtnl.Conn, l *rtnl.Link) (*loaded, error) {
-	all, err := c.Filters(l.Index, hookOf(l))
+	f, err := clsact.Find(c, l.Index, hookOf(l), ours)
 	if err != nil {
-		return nil, fmt.Errorf("list filters: %w", err)
+		return nil, err
 	}
-	for _, f := range all {
-		if ours(f) {
-			return open(f.Program)
-		}
+	if f == nil {
+		return nil, fmt.Errorf("no filter: %w", fs.ErrNotExist)
 	}
-	return nil, fmt.Errorf("no filter: %w", fs.ErrNotExist)
+	return open(f.Program)
 }

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/portsec"
+	"vmnet/internal/kernel/clsact"
 )
 
 // The names of the maps as the kernel stores them, in at most 15 bytes.
@@ -38,28 +39,11 @@ func load(cfg portsec.Config, counters *ebpf.Map) (*ebpf.Program, error) {
 		opts.MapReplacements = map[string]*ebpf.Map{guardMapDrops: counters}
 	}
 	var objects guardPrograms
-	err = spec.LoadAndAssign(&objects, &opts)
-	if errors.Is(err, unix.EPERM) {
-		err = withMemlock(func() error { return spec.LoadAndAssign(&objects, &opts) })
-	}
+	err = clsact.WithMemlock(func() error { return spec.LoadAndAssign(&objects, &opts) })
 	if err != nil {
 		return nil, fmt.Errorf("load the BPF program for port security: %w", explain(err))
 	}
 	return objects.VmnetGuard, nil
-}
-
-// withMemlock runs f without a limit of locked memory, to which kernels before Linux 5.11 charge
-// maps and programs, and sets the limit back.
-func withMemlock(f func() error) error {
-	var old unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &old); err != nil {
-		return fmt.Errorf("read RLIMIT_MEMLOCK: %w", err)
-	}
-	all := unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}
-	if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &all); err != nil {
-		return f() // not permitted; then neither is BPF
-	}
-	return errors.Join(f(), unix.Setrlimit(unix.RLIMIT_MEMLOCK, &old))
 }
 
 // ErrUnavailable is returned where this kernel, or this process, cannot use BPF.

@@ -1,14 +1,19 @@
 package ratelimit
 
 import (
-	"bytes"
-	"crypto/sha1"
-	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
 	"time"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/portrate"
+	"vmnet/internal/kernel/clsact"
 )
 
 // The program is a token bucket for bits and one for packets, each as the generic cell rate
@@ -42,142 +47,149 @@ const fraction = 20
 
 // Registers.
 const (
-	r0, r1, r2, r3, r4, r5 = 0, 1, 2, 3, 4, 5
-
-	ctx    = 6
-	now    = 7 // nanoseconds
-	state  = 8
-	length = 9  // bytes on the wire
-	frames = r2 // segments of a super-frame, or 1
+	ctx    = asm.R6
+	now    = asm.R7 // nanoseconds
+	state  = asm.R8
+	length = asm.R9 // bytes on the wire
+	frames = asm.R2 // segments of a super-frame, or 1
 )
 
-// Instruction codes (BPF_* in include/uapi/linux/bpf.h and bpf_common.h).
-const (
-	alu64, jmp = 0x07, 0x05
-	reg        = 0x08 // the source is a register
-	add, sub   = 0x00, 0x10
-	mul, div   = 0x20, 0x30
-	rsh, mov   = 0x70, 0xb0
-	always     = 0x00
-	jeq, jgt   = 0x10, 0x20
-	jge, jne   = 0x30, 0x50
-	call, exit = 0x80, 0x90
-	loadImm64  = 0x18
-	load32     = 0x61
-	load64     = 0x79
-	store64    = 0x7b
-	xadd64     = 0xdb
-	getTime    = 5 // bpf_ktime_get_ns
-)
+// programName is the name of the program and of its map.
+const programName = "vmnet_rate"
 
-// assembler resolves jumps, which all go forward.
-type assembler struct {
-	text    program
-	pending map[string][]int // instructions that jump to a label
+// license lets the program call what it calls: bpf_ktime_get_ns, open to all since Linux 5.8.
+const license = "Apache-2.0"
+
+// load loads the program of a bucket with a map of its own. The caller closes it.
+func load(b portrate.Bucket) (p *ebpf.Program, err error) {
+	err = clsact.WithMemlock(func() (err error) {
+		m, err := ebpf.NewMap(&ebpf.MapSpec{
+			Name: programName, Type: ebpf.Array, KeySize: 4, ValueSize: stateSize, MaxEntries: 1,
+		})
+		if err != nil {
+			return fmt.Errorf("make a BPF map: %w", plain(err))
+		}
+		defer m.Close() // the program has it
+		text := programOf(b)
+		if err := text.AssociateMap(programName, m); err != nil {
+			return fmt.Errorf("load a BPF program: %w", err)
+		}
+		p, err = ebpf.NewProgram(&ebpf.ProgramSpec{
+			Name: programName, Type: ebpf.SchedCLS, License: license, Instructions: text,
+		})
+		if err != nil {
+			return fmt.Errorf("load a BPF program: %w", plain(err))
+		}
+		return nil
+	})
+	return p, err
 }
 
-func (a *assembler) op(code, dst, src uint8, offset int16, imm int32) {
-	a.text = append(a.text, instruction{code, dst, src, offset, imm})
-}
-
-func (a *assembler) imm64(dst uint8, n uint64) {
-	a.op(loadImm64, dst, 0, 0, int32(n))
-	a.op(0, 0, 0, 0, int32(n>>32))
-}
-
-func (a *assembler) jump(code, dst, src uint8, imm int32, label string) {
-	a.pending[label] = append(a.pending[label], len(a.text))
-	a.op(jmp|code, dst, src, 0, imm)
-}
-
-func (a *assembler) label(name string) {
-	for _, at := range a.pending[name] {
-		a.text[at].offset = int16(len(a.text) - at - 1)
+// plain returns what the kernel said where the library adds advice about locked memory, of which
+// WithMemlock takes care.
+func plain(err error) error {
+	if errors.Is(err, unix.EPERM) {
+		return unix.EPERM
 	}
-	delete(a.pending, name)
+	return err
 }
 
-// programOf returns the program of a bucket that limits something.
-func programOf(b portrate.Bucket) program {
-	a := &assembler{pending: map[string][]int{}}
-	a.op(alu64|mov|reg, ctx, r1, 0, 0)
-	a.op(jmp|call, 0, 0, 0, getTime)
-	a.op(alu64|mov|reg, now, r0, 0, 0)
-	a.op(loadImm64, state, unix.BPF_PSEUDO_MAP_VALUE, 0, 0)
-	a.op(0, 0, 0, 0, 0)
-	a.measure()
+// programOf returns the program of a bucket that limits something, without its map.
+func programOf(b portrate.Bucket) asm.Instructions {
+	p := asm.Instructions{
+		asm.Mov.Reg(ctx, asm.R1),
+		asm.FnKtimeGetNs.Call(),
+		asm.Mov.Reg(now, asm.R0),
+		asm.LoadMapValue(state, 0, 0).WithReference(programName),
+	}
+	p = append(p, wire()...)
+	measured := len(p)
 	if b.Bits != 0 {
-		a.look(bitState, b.BitDepth(), "bits")
+		p = append(p, look(bitState, b.BitDepth(), "bits")...)
 	}
 	if b.Packets != 0 {
-		a.look(packetState, b.PacketDepth(), "packets")
+		p = append(p, look(packetState, b.PacketDepth(), "packets")...)
 	}
 	if b.Bits != 0 {
-		a.charge(bitState, length, 8*uint64(time.Second), b.Bits)
+		p = append(p, charge(bitState, length, 8*uint64(time.Second), b.Bits)...)
 	}
 	if b.Packets != 0 {
-		a.charge(packetState, frames, uint64(time.Second), b.Packets)
+		p = append(p, charge(packetState, frames, uint64(time.Second), b.Packets)...)
 	}
-	a.op(alu64|mov, r0, 0, 0, actUnspec)
-	a.op(jmp|exit, 0, 0, 0, 0)
-	a.label("drop")
-	a.op(alu64|mov, r0, 0, 0, actShot)
-	a.op(jmp|exit, 0, 0, 0, 0)
-	return a.text
+	p[measured] = p[measured].WithSymbol("measured")
+	return append(p,
+		asm.Mov.Imm(asm.R0, actUnspec),
+		asm.Return(),
+		asm.Mov.Imm(asm.R0, actShot).WithSymbol("drop"),
+		asm.Return(),
+	)
 }
 
-// measure sets length and frames, as portrate.Wire does, or goes to drop.
-func (a *assembler) measure() {
-	a.op(load32, length, ctx, frameLength, 0)
-	a.op(alu64|mov, frames, 0, 0, 1)
-	a.op(load32, r3, ctx, segmentSize, 0)
-	a.jump(jeq, r3, 0, 0, "measured")
-	// frames = max(1, (length + r3 - portrate.MostHeaders - 1) / r3)
-	a.jump(jgt|reg, r3, length, 0, "measured")
-	a.op(alu64|mov|reg, r4, length, 0, 0)
-	a.op(alu64|add|reg, r4, r3, 0, 0)
-	a.op(alu64|sub, r4, 0, 0, portrate.MostHeaders+1)
-	a.op(alu64|div|reg, r4, r3, 0, 0)
-	a.jump(jeq, r4, 0, 0, "measured")
-	a.jump(jgt, r4, 0, 1<<16, "measured") // a length below portrate.MostHeaders
-	a.jump(jgt, r4, 0, portrate.MaxSegments, "drop")
-	a.op(alu64|mov|reg, frames, r4, 0, 0)
-	a.op(alu64|sub, r4, 0, 0, 1)
-	a.op(alu64|mov, r5, 0, 0, portrate.SegmentHeaders)
-	a.jump(jge, r3, 0, portrate.TinySegment, "sized")
-	a.op(alu64|mov, r5, 0, 0, portrate.TinyHeaders)
-	a.label("sized")
-	a.op(alu64|mul|reg, r4, r5, 0, 0)
-	a.op(alu64|add|reg, length, r4, 0, 0)
-	a.label("measured")
+// wire sets length and frames, as portrate.Wire does, or goes to drop.
+func wire() asm.Instructions {
+	const segment, more, headers = asm.R3, asm.R4, asm.R5
+	return asm.Instructions{
+		asm.LoadMem(length, ctx, frameLength, asm.Word),
+		asm.Mov.Imm(frames, 1),
+		asm.LoadMem(segment, ctx, segmentSize, asm.Word),
+		asm.JEq.Imm(segment, 0, "measured"),
+		// frames = max(1, (length + segment - portrate.MostHeaders - 1) / segment)
+		asm.JGT.Reg(segment, length, "measured"),
+		asm.Mov.Reg(more, length),
+		asm.Add.Reg(more, segment),
+		asm.Sub.Imm(more, portrate.MostHeaders+1),
+		asm.Div.Reg(more, segment),
+		asm.JEq.Imm(more, 0, "measured"),
+		asm.JGT.Imm(more, 1<<16, "measured"), // a length below portrate.MostHeaders
+		asm.JGT.Imm(more, portrate.MaxSegments, "drop"),
+		asm.Mov.Reg(frames, more),
+		asm.Sub.Imm(more, 1),
+		asm.Mov.Imm(headers, portrate.SegmentHeaders),
+		asm.JGE.Imm(segment, portrate.TinySegment, "sized"),
+		asm.Mov.Imm(headers, portrate.TinyHeaders),
+		asm.Mul.Reg(more, headers).WithSymbol("sized"),
+		asm.Add.Reg(length, more),
+	}
 }
 
 // look goes to drop if a bucket is empty. A bucket that is full does not become fuller by time.
-func (a *assembler) look(at int16, depth time.Duration, name string) {
-	a.op(load64, r1, state, at, 0)
-	a.jump(jge|reg, r1, now, 0, name)
-	a.op(store64, state, now, at, 0)
-	a.op(alu64|mov|reg, r1, now, 0, 0)
-	a.label(name)
-	a.op(alu64|sub|reg, r1, now, 0, 0)
-	a.imm64(r4, uint64(depth))
-	a.jump(jgt|reg, r1, r4, 0, "drop")
+func look(at int16, depth time.Duration, name string) asm.Instructions {
+	return asm.Instructions{
+		asm.LoadMem(asm.R1, state, at, asm.DWord),
+		asm.JGE.Reg(asm.R1, now, name),
+		asm.StoreMem(state, at, now, asm.DWord),
+		asm.Mov.Reg(asm.R1, now),
+		asm.Sub.Reg(asm.R1, now).WithSymbol(name),
+		asm.LoadImm(asm.R4, int64(depth), asm.DWord),
+		asm.JGT.Reg(asm.R1, asm.R4, "drop"),
+	}
 }
 
 // charge adds a number of units to a bucket, of which that many nanoseconds have per.
-func (a *assembler) charge(at int16, units uint8, nanoseconds, per uint64) {
-	// At most 2^16 segments of at most tinyHeaders more bytes, at portrate.MinBits: 63 bits.
-	a.imm64(r4, uint64(float64(nanoseconds)*(1<<fraction)/float64(per)))
-	a.op(alu64|mul|reg, units, r4, 0, 0)
-	a.op(alu64|rsh, units, 0, 0, fraction)
-	a.op(xadd64, state, units, at, 0)
+func charge(at int16, units asm.Register, nanoseconds, per uint64) asm.Instructions {
+	return asm.Instructions{
+		// At most 2^16 segments of at most tinyHeaders more bytes, at portrate.MinBits: 63 bits.
+		asm.LoadImm(asm.R4, int64(float64(nanoseconds)*(1<<fraction)/float64(per)), asm.DWord),
+		asm.Mul.Reg(units, asm.R4),
+		asm.RSh.Imm(units, fraction),
+		asm.AddAtomic.Mem(state, units, asm.DWord, at),
+	}
 }
 
-// hasTag reports whether a tag is that of the program: the first 8 bytes of the SHA-1 of its
-// instructions without the map, or of their SHA-256 since Linux 6.18 (bpf_prog_calc_tag in
-// kernel/bpf/core.c).
-func (p program) hasTag(tag []byte) bool {
-	text := p.bytes(0)
-	old, now := sha1.Sum(text), sha256.Sum256(text)
-	return bytes.Equal(tag, old[:8]) || bytes.Equal(tag, now[:8])
+// hasTag reports whether a tag is that of a program, which does not depend on its map (BPF_TAG_SIZE
+// bytes; bpf_prog_calc_tag in kernel/bpf/core.c).
+func hasTag(p asm.Instructions, tag []byte) bool {
+	if err := p.Marshal(io.Discard, byteOrder); err != nil { // which resolves the jumps
+		return false
+	}
+	has, err := p.HasTag(hex.EncodeToString(tag), byteOrder)
+	return has && err == nil
 }
+
+// byteOrder is the machine's. Package asm does not take binary.NativeEndian.
+var byteOrder = func() binary.ByteOrder {
+	if binary.NativeEndian.Uint16([]byte{1, 0}) == 1 {
+		return binary.LittleEndian
+	}
+	return binary.BigEndian
+}()

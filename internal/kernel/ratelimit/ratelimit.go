@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/portrate"
+	"vmnet/internal/kernel/clsact"
 	"vmnet/internal/kernel/rtnl"
 )
 
@@ -128,36 +129,24 @@ func set(c *rtnl.Conn, l *rtnl.Link, cfg portrate.Config) error {
 // setFilter makes the filter at a hook that of the bucket, or removes it.
 func setFilter(c *rtnl.Conn, l *rtnl.Link, hook rtnl.Hook, b portrate.Bucket) error {
 	old, err := find(c, l, hook)
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
-	}
-	if b.IsZero() {
-		if old == nil {
-			return nil
-		}
-		if err := c.DeleteFilter(l.Index, hook, *old); rtnl.IgnoreNotExist(err) != nil {
-			return fmt.Errorf("delete the filter: %w", err)
-		}
+	case b.IsZero() && old == nil:
+		return nil
+	case b.IsZero():
+		return clsact.Delete(c, l.Index, hook, *old)
+	case old != nil && isOf(*old, b):
 		return nil
 	}
-	if old != nil && isOf(*old, b) {
-		return nil
-	}
-	fd, err := load(programOf(b))
+	p, err := load(b)
 	if err != nil {
 		return explain(err, "CONFIG_BPF_SYSCALL, Linux 5.10 or newer")
 	}
-	defer unix.Close(fd)
-	const cure = "CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF: modprobe -a sch_ingress cls_bpf"
-	if err := c.AddClsact(l.Index); err != nil {
-		return fmt.Errorf("add a clsact qdisc: %w", explain(err, cure))
-	}
+	defer p.Close()
 	f := filter
 	f.Name = nameOf(b)
-	if err := c.SetBPFFilter(l.Index, hook, f, fd); err != nil {
-		return fmt.Errorf("add the filter: %w", explain(err, cure))
-	}
-	return nil
+	return clsact.Set(c, l.Index, hook, f, p.FD(), func(err error) error { return explain(err, clsact.Need) })
 }
 
 // ErrUnavailable is returned where this kernel, or this process, cannot limit rates.
@@ -172,30 +161,21 @@ func explain(err error, need string) error {
 		const cure = "run it as root of the host, where no seccomp filter or kernel lockdown forbids bpf(2); " +
 			"or use a userspace switch, whose limits need no privilege"
 		return fmt.Errorf("%w: %w (%s)", ErrUnavailable, err, cure)
-	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EEXIST), errors.Is(err, unix.EBUSY):
-		const cure = "does a filter of another program have its place? tc filter show dev DEVICE ingress, or egress"
-		return fmt.Errorf("%w (%s)", err, cure)
 	}
-	return err
+	explained, _ := clsact.Explain(err, ErrUnavailable)
+	return explained
 }
 
 // find returns this package's filter at a hook; nil for none.
 func find(c *rtnl.Conn, l *rtnl.Link, hook rtnl.Hook) (*rtnl.Filter, error) {
-	all, err := c.Filters(l.Index, hook)
-	if err != nil {
-		return nil, fmt.Errorf("list filters: %w", err)
-	}
-	for _, f := range all {
-		if f.Kind == filter.Kind && f.Priority == filter.Priority && strings.HasPrefix(f.Name, filterName+" ") {
-			return &f, nil
-		}
-	}
-	return nil, nil
+	return clsact.Find(c, l.Index, hook, func(f rtnl.Filter) bool {
+		return f.Kind == filter.Kind && f.Priority == filter.Priority && strings.HasPrefix(f.Name, filterName+" ")
+	})
 }
 
 // isOf reports whether a filter has that bucket's program.
 func isOf(f rtnl.Filter, b portrate.Bucket) bool {
-	return f.Name == nameOf(b) && programOf(b).hasTag(f.Tag)
+	return f.Name == nameOf(b) && hasTag(programOf(b), f.Tag)
 }
 
 // State is how a link's rates are limited.
