@@ -13,6 +13,7 @@ import (
 
 	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/network/userdirs"
+	"vmnet/internal/strictyaml"
 )
 
 // DefaultDir is where the files of guests are.
@@ -114,14 +115,11 @@ func (d Dir) check() error {
 // trusted returns an error unless only root or the caller could have written what info describes.
 func trusted(path string, info fs.FileInfo, mode string) error {
 	st, ok := info.Sys().(*syscall.Stat_t)
-	switch {
-	case !ok || st.Uid != 0 && int(st.Uid) != os.Geteuid():
+	if !ok || st.Uid != 0 && int(st.Uid) != os.Geteuid() {
 		return fmt.Errorf("%s: it belongs to uid %d, neither to root nor to the caller (chown root %s)",
 			path, st.Uid, path)
-	case info.Mode().Perm()&0o022 != 0:
-		return fmt.Errorf("%s: users other than its owner may write it (chmod %s %s)", path, mode, path)
 	}
-	return nil
+	return strictyaml.OnlyOwnerWrites(path, info, mode)
 }
 
 // ReadFile reads one file that the caller has chosen, of any owner. The guest's name is that of the
@@ -153,9 +151,9 @@ func read(path, vm string, careful bool) (*Guest, error) {
 
 // Read reads a file's content; path is for its errors.
 func Read(path, vm string, r io.Reader) (*Guest, error) {
-	data, err := io.ReadAll(io.LimitReader(r, maxBytes+1))
+	data, err := strictyaml.Read(path, r)
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, err)
+		return nil, err
 	}
 	return Parse(path, vm, data)
 }

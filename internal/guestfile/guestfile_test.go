@@ -15,6 +15,7 @@ import (
 
 	"vmnet/internal/cli/nicflags"
 	"vmnet/internal/leaktest"
+	"vmnet/internal/strictyaml"
 	"vmnet/tapmgr/nic"
 )
 
@@ -129,7 +130,7 @@ func TestParseErrors(t *testing.T) {
 			t.Errorf("%q: %+v, %v\nwant %s", text, g, err, want)
 		}
 	}
-	long := "nics: {}\n#" + strings.Repeat("x", maxBytes)
+	long := "nics: {}\n#" + strings.Repeat("x", strictyaml.MaxBytes)
 	if _, err := Parse("f", "P2", []byte(long)); err == nil || !strings.Contains(err.Error(), "more than") {
 		t.Errorf("a long file: %v", err)
 	}

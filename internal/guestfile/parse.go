@@ -16,14 +16,8 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// maxBytes bounds a file.
-const maxBytes = 1 << 20
-
 // maxNICs bounds the NICs of a file. PCI has room for less.
 const maxNICs = 256
-
-// byteOrderMark is written at the start of a file by some editors.
-var byteOrderMark = []byte("\ufeff")
 
 // Keys of a NIC that are no flags of all programs.
 const (
@@ -34,12 +28,8 @@ const (
 // Parse parses the content of a guest's file. vm is the guest's name if the file does not say it.
 // Errors are of type *strictyaml.Error; file is for them.
 func Parse(file, vm string, data []byte) (*Guest, error) {
-	data = bytes.TrimPrefix(data, byteOrderMark)
 	d := &decoder{Document: strictyaml.New(file, data), g: &Guest{VM: vm}}
-	if len(data) > maxBytes {
-		return nil, d.Errorf(nil, "the file has more than %d bytes", maxBytes)
-	}
-	root, err := d.Root(data)
+	root, err := d.Root()
 	if err != nil {
 		return nil, err
 	}

@@ -33,6 +33,7 @@ func (e *Error) Error() string {
 // so that each setting stands in one place, without anchors, tags and merges.
 type Document struct {
 	file  string
+	text  []byte
 	lines [][]byte
 }
 
@@ -59,10 +60,13 @@ func (d *Document) Errorf(t *token.Token, format string, args ...any) error {
 	return e
 }
 
-// Root returns the file's content, of which data is the text; nil if the file is empty but for
-// comments.
-func (d *Document) Root(data []byte) (ast.Node, error) {
-	tokens := lexer.Tokenize(string(data))
+// Root returns the file's content; nil if the file is empty but for comments. It refuses more than
+// MaxBytes.
+func (d *Document) Root() (ast.Node, error) {
+	if len(d.text) > MaxBytes {
+		return nil, d.Errorf(nil, "the file has more than %d bytes", MaxBytes)
+	}
+	tokens := lexer.Tokenize(string(d.text))
 	if err := d.shallow(tokens); err != nil {
 		return nil, err
 	}
@@ -231,7 +235,11 @@ func TokenOf(n ast.Node) *token.Token {
 	return n.GetToken()
 }
 
+// byteOrderMark is written at the start of a file by some editors.
+var byteOrderMark = []byte("\ufeff")
+
 // New returns the Document of a file of that name and text.
 func New(file string, data []byte) *Document {
-	return &Document{file: file, lines: bytes.Split(data, []byte("\n"))}
+	data = bytes.TrimPrefix(data, byteOrderMark)
+	return &Document{file: file, text: data, lines: bytes.Split(data, []byte("\n"))}
 }

@@ -13,7 +13,7 @@ func TestMain(m *testing.M) { leaktest.Main(m) }
 // parse reads a file that may have the keys name, on and list.
 func parse(text string) (name string, on bool, list []string, err error) {
 	d := New("f", []byte(text))
-	root, err := d.Root([]byte(text))
+	root, err := d.Root()
 	if err != nil || root == nil {
 		return name, on, list, err
 	}

@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"bytes"
 	"fmt"
 	"strings"
 
@@ -12,17 +11,10 @@ import (
 	"vmnet/internal/strictyaml"
 )
 
-// byteOrderMark is written at the start of a file by some editors.
-var byteOrderMark = []byte("\ufeff")
-
 // Parse parses a file's content; name is for the errors, which are of type *strictyaml.Error.
 func Parse(name string, data []byte) (*Policy, error) {
-	data = bytes.TrimPrefix(data, byteOrderMark)
 	d := &decoder{Document: strictyaml.New(name, data), p: &Policy{File: name, profiles: map[string]Profile{}}}
-	if len(data) > maxBytes {
-		return nil, d.Errorf(nil, "the file has more than %d bytes", maxBytes)
-	}
-	root, err := d.Root(data)
+	root, err := d.Root()
 	if err != nil {
 		return nil, err
 	}

@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"slices"
@@ -14,16 +13,14 @@ import (
 
 	"vmnet/bridge/brport"
 	"vmnet/internal/kernel/procfd"
+	"vmnet/internal/strictyaml"
 )
 
 // DefaultPath is the path of the file.
 const DefaultPath = "/etc/vmnet/policy.yaml"
 
-// Bounds of a file.
-const (
-	maxBytes  = 1 << 20
-	maxQueues = 256 // of a tap: MAX_TAP_QUEUES in the kernel's drivers/net/tun.c
-)
+// maxQueues is how many queues a tap may have: MAX_TAP_QUEUES in the kernel's drivers/net/tun.c.
+const maxQueues = 256
 
 // defaultQueues is how many queues a NIC may have if its rule does not say.
 const defaultQueues = 8
@@ -76,9 +73,9 @@ func LoadDraft(path string) (*Policy, error) {
 	if err != nil {
 		return nil, err
 	}
-	data, err := io.ReadAll(io.LimitReader(f, maxBytes+1))
+	data, err := strictyaml.Read(path, f)
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, err)
+		return nil, err
 	}
 	p, err := Parse(path, data)
 	if err != nil {
@@ -109,13 +106,10 @@ func open(path string) (*os.File, error) {
 // trusted reports whether a file with info could be written only by its owner, and uid owns it.
 func trusted(path string, info fs.FileInfo, uid uint32) error {
 	st, ok := info.Sys().(*syscall.Stat_t)
-	switch {
-	case !ok || st.Uid != uid:
+	if !ok || st.Uid != uid {
 		return fmt.Errorf("%s: it does not belong to uid %d (chown %d %s)", path, uid, uid, path)
-	case info.Mode().Perm()&0o022 != 0:
-		return fmt.Errorf("%s: users other than its owner may write it (chmod 0644 %s)", path, path)
 	}
-	return nil
+	return strictyaml.OnlyOwnerWrites(path, info, "0644")
 }
 
 // Rules returns the number of rules, 0 for a nil Policy.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,6 +12,7 @@ import (
 
 	"vmnet/internal/filelock"
 	"vmnet/internal/kernel/procfd"
+	"vmnet/internal/strictyaml"
 )
 
 // DefaultDir is where the files of networks are.
@@ -47,12 +47,12 @@ func (d Dir) Read(name string) (*Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	if info.Mode().Perm()&0o022 != 0 {
-		return nil, fmt.Errorf("%s: users other than its owner may write it (chmod 0644 %s)", path, path)
+	if err := strictyaml.OnlyOwnerWrites(path, info, "0644"); err != nil {
+		return nil, err
 	}
-	data, err := io.ReadAll(io.LimitReader(f, maxBytes+1))
+	data, err := strictyaml.Read(path, f)
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, err)
+		return nil, err
 	}
 	return Parse(path, name, data)
 }

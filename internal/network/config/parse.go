@@ -1,7 +1,6 @@
 package config
 
 import (
-	"bytes"
 	"fmt"
 	"net"
 	"net/netip"
@@ -13,27 +12,17 @@ import (
 	"vmnet/internal/strictyaml"
 )
 
-// maxBytes bounds a file.
-const maxBytes = 1 << 20
-
 // none is the value of ipv6 for a network without IPv6.
 const none = "none"
-
-// byteOrderMark is written at the start of a file by some editors.
-var byteOrderMark = []byte("\ufeff")
 
 // Parse parses the content of a file of the network name. Its errors are of type *strictyaml.Error;
 // file is for them.
 func Parse(file, name string, data []byte) (*Network, error) {
-	data = bytes.TrimPrefix(data, byteOrderMark)
 	d := &decoder{Document: strictyaml.New(file, data), n: &Network{Name: name, Domain: DefaultDomain(name)}}
-	if len(data) > maxBytes {
-		return nil, d.Errorf(nil, "the file has more than %d bytes", maxBytes)
-	}
 	if err := CheckName(name); err != nil {
 		return nil, d.Errorf(nil, "%v (rename the file)", err)
 	}
-	root, err := d.Root(data)
+	root, err := d.Root()
 	if err != nil {
 		return nil, err
 	}
