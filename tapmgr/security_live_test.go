@@ -3,7 +3,6 @@ package tapmgr_test
 import (
 	"bytes"
 	"cmp"
-	"encoding/binary"
 	"errors"
 	"io/fs"
 	"net"
@@ -22,8 +21,8 @@ import (
 	"vmnet/bridge/portsec"
 	"vmnet/bridge/portsec/portsectest"
 	"vmnet/internal/kernel/bpfguard"
-	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/nstest"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 )
@@ -90,26 +89,6 @@ func (h *host) showed(vm string) tapmgr.Detail {
 		h.Fatal(all, err)
 	}
 	return all[0]
-}
-
-// hear receives the frames that come out of a link.
-func hear(t testing.TB, ns *netns.NS, index int) *os.File {
-	t.Helper()
-	protocol := binary.NativeEndian.Uint16([]byte{0, unix.ETH_P_ALL})
-	var fd int
-	err := ns.Do(func() (err error) {
-		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(protocol))
-		return err
-	})
-	if err == nil {
-		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: protocol, Ifindex: index})
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := os.NewFile(uintptr(fd), "packet socket")
-	t.Cleanup(func() { _ = f.Close() })
-	return f
 }
 
 // last is a frame that all configurations let pass: its sender asks for itself.
@@ -313,7 +292,7 @@ func (h *host) hearBridge() *os.File {
 			h.Fatal(err)
 		}
 	}
-	return hear(h, h.ns, h.link("far1").Index)
+	return nstest.PacketSocket(h, h.ns, h.link("far1").Index)
 }
 
 // hearFar receives what comes out at the other end of eth0's cable.
@@ -328,7 +307,7 @@ func (h *host) hearFar() *os.File {
 	if err != nil {
 		h.Fatal(err)
 	}
-	return hear(h, h.far, l.Index)
+	return nstest.PacketSocket(h, h.far, l.Index)
 }
 
 // TestLiveSecurityFaults fails and kills an attach with port security at each step: nothing is

@@ -8,7 +8,6 @@ import (
 
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
-	"golang.org/x/sys/unix"
 
 	"vmnet/bridge"
 	"vmnet/internal/kernel/rtnl"
@@ -32,20 +31,7 @@ func (h *host) peer(br string) *peer {
 	}
 	h.ip("link", "set", "port0", "master", br, "up")
 	h.ipIn(ns, "link", "set", "peer0", "up")
-	p := &peer{host: h}
-	err = ns.Do(func() error {
-		const all = 0x0300 // ETH_P_ALL in network byte order (packet(7))
-		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, all)
-		if err == nil {
-			p.socket = os.NewFile(uintptr(fd), "packet socket")
-		}
-		return err
-	})
-	if err != nil {
-		h.Fatal(err)
-	}
-	h.Cleanup(func() { _ = p.socket.Close() })
-	return p
+	return &peer{host: h, socket: nstest.PacketSocket(h, ns, 0)}
 }
 
 // hears waits for a frame that is.

@@ -140,9 +140,10 @@ func sctp(t *testing.T, from, to *host) {
 	}
 	in := -1
 	if err == nil {
-		for err = unix.EINTR; errors.Is(err, unix.EINTR); {
-			in, _, err = unix.Accept4(l, unix.SOCK_CLOEXEC)
-		}
+		in, err = uninterrupted(func() (int, error) {
+			fd, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
+			return fd, err
+		})
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -153,11 +154,7 @@ func sctp(t *testing.T, from, to *host) {
 		b := make([]byte, message)
 		for i := range messages {
 			b[0] = byte(i)
-			err := error(unix.EINTR)
-			for errors.Is(err, unix.EINTR) {
-				_, err = unix.Write(out, b)
-			}
-			if err != nil {
+			if _, err := uninterrupted(func() (int, error) { return unix.Write(out, b) }); err != nil {
 				return // the data does not arrive then
 			}
 		}

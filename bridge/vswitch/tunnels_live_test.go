@@ -164,13 +164,19 @@ func datagramsTo(t *testing.T, from, to *host, addr unix.Sockaddr) {
 	}
 }
 
-// readAll reads from a blocking file, despite the signals of Go's scheduler.
-func readAll(fd int, b []byte) (n int, err error) {
+// uninterrupted repeats a system call that a signal of Go's scheduler has ended: one that waits for
+// a limited time does not restart by itself.
+func uninterrupted[T any](call func() (T, error)) (T, error) {
 	for {
-		if n, err = unix.Read(fd, b); !errors.Is(err, unix.EINTR) {
-			return n, err
+		if v, err := call(); !errors.Is(err, unix.EINTR) {
+			return v, err
 		}
 	}
+}
+
+// readAll reads from a blocking file.
+func readAll(fd int, b []byte) (int, error) {
+	return uninterrupted(func() (int, error) { return unix.Read(fd, b) })
 }
 
 func sockaddr4(addr string) *unix.SockaddrInet4 {

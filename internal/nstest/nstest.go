@@ -3,6 +3,7 @@
 package nstest
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -146,4 +147,25 @@ func Handle(tb testing.TB, ns *netns.NS) *netlink.Handle {
 	}
 	tb.Cleanup(nl.Close)
 	return nl
+}
+
+// PacketSocket returns a socket that receives the frames of the link of that index in ns, of all
+// links if it is 0, and sends frames by it. It is closed when the test ends.
+func PacketSocket(tb testing.TB, ns *netns.NS, index int) *os.File {
+	tb.Helper()
+	protocol := binary.NativeEndian.Uint16([]byte{0, unix.ETH_P_ALL}) // in network byte order (packet(7))
+	fd := -1
+	err := ns.Do(func() (err error) {
+		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(protocol))
+		return err
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "packet socket")
+	tb.Cleanup(func() { _ = f.Close() })
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: protocol, Ifindex: index}); err != nil {
+		tb.Fatal(err)
+	}
+	return f
 }

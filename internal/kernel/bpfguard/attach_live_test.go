@@ -12,8 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"vmnet/bridge/portsec"
 	"vmnet/bridge/portsec/portsectest"
 	"vmnet/internal/kernel/macvlan"
@@ -98,7 +96,7 @@ func newTap(t *testing.T) *port {
 	}
 	c, l := openLink(t, ns, "guest")
 	_, far := openLink(t, ns, "far")
-	return &port{t: t, ns: ns, c: c, link: l, dev: dev, far: packetSocket(t, ns, far.Index)}
+	return &port{t: t, ns: ns, c: c, link: l, dev: dev, far: nstest.PacketSocket(t, ns, far.Index)}
 }
 
 // newMacvtap makes a macvtap in a netns of its own. Its frames arrive at the other end of its
@@ -123,28 +121,8 @@ func newMacvtap(t *testing.T) *port {
 	}
 	return &port{
 		t: t, ns: d.Netns(), c: d.NL(), link: d.Link, dev: d.Queues()[0],
-		far: packetSocket(t, ns, far.Index),
+		far: nstest.PacketSocket(t, ns, far.Index),
 	}
-}
-
-// packetSocket receives the frames of a link.
-func packetSocket(t *testing.T, ns *netns.NS, index int) *os.File {
-	t.Helper()
-	protocol := binary.NativeEndian.Uint16([]byte{0, unix.ETH_P_ALL})
-	var fd int
-	err := ns.Do(func() (err error) {
-		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(protocol))
-		return err
-	})
-	if err == nil {
-		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: protocol, Ifindex: index})
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := os.NewFile(uintptr(fd), "packet socket")
-	t.Cleanup(func() { _ = f.Close() })
-	return f
 }
 
 func (p *port) attach(cfg portsec.Config) {

@@ -152,23 +152,13 @@ func (e end) send(frame []byte) error {
 	return err
 }
 
+// packetSocket receives the frames of a link that it does not send.
 func packetSocket(t *testing.T, ns *netns.NS, index int) *os.File {
 	t.Helper()
-	protocol := binary.NativeEndian.Uint16([]byte{0, unix.ETH_P_ALL})
-	var fd int
-	err := ns.Do(func() (err error) {
-		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(protocol))
-		return err
-	})
-	if err == nil {
-		err = errors.Join(unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: protocol, Ifindex: index}),
-			unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1))
-	}
-	if err != nil {
+	f := nstest.PacketSocket(t, ns, index)
+	if err := unix.SetsockoptInt(int(f.Fd()), unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1); err != nil {
 		t.Fatal(err)
 	}
-	f := os.NewFile(uintptr(fd), "packet socket")
-	t.Cleanup(func() { _ = f.Close() })
 	return f
 }
 
