@@ -177,15 +177,12 @@ func (c Config) Validate() error {
 // none.
 func (c Config) String() string {
 	var words []string
-	if !c.Up.IsZero() {
-		words = append(words, "rate-up:"+c.Up.String())
-	}
-	if !c.Down.IsZero() {
-		words = append(words, "rate-down:"+c.Down.String())
-	}
-	if c.Burst != 0 {
-		words = append(words, "burst:"+FormatBurst(c.Burst))
-	}
+	c.Encode(func(key, value string) {
+		if key != keyBurst {
+			key = "rate-" + key
+		}
+		words = append(words, key+":"+value)
+	})
 	return strings.Join(words, ";")
 }
 
@@ -287,16 +284,23 @@ func Wire(length, segment int) (bytes, frames int) {
 	return length + (frames-1)*headers, frames
 }
 
+// Keys of an alias.
+const (
+	keyUp    = "up"
+	keyDown  = "down"
+	keyBurst = "burst"
+)
+
 // Encode writes the rates' part of an alias.
 func (c Config) Encode(add func(key, value string)) {
 	if !c.Up.IsZero() {
-		add("up", c.Up.String())
+		add(keyUp, c.Up.String())
 	}
 	if !c.Down.IsZero() {
-		add("down", c.Down.String())
+		add(keyDown, c.Down.String())
 	}
 	if c.Burst != 0 {
-		add("burst", FormatBurst(c.Burst))
+		add(keyBurst, FormatBurst(c.Burst))
 	}
 }
 
@@ -305,11 +309,11 @@ func (c Config) Encode(add func(key, value string)) {
 func (c *Config) Set(key, value string) bool {
 	var err error
 	switch key {
-	case "up":
+	case keyUp:
 		c.Up, err = ParseLimit(value)
-	case "down":
+	case keyDown:
 		c.Down, err = ParseLimit(value)
-	case "burst":
+	case keyBurst:
 		c.Burst, err = ParseBurst(value)
 	}
 	return err == nil

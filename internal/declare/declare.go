@@ -46,11 +46,6 @@ type Applier struct {
 	look func() (qemu.Running, error)
 }
 
-// caller is the user whose guests are meant by a file that names no user.
-func (*Applier) caller() int {
-	return os.Geteuid()
-}
-
 // Plan is what makes a guest's NICs as its file says.
 type Plan struct {
 	VM      string
@@ -252,15 +247,18 @@ func within(ctx context.Context, wait time.Duration, do func(context.Context) er
 // find finds the guest's VMM: that of the user whom the file names, else of the caller, else of
 // libvirt, which confirms it. Anybody's process can have any name.
 func (a *Applier) find(g *guestfile.Guest) (*Plan, error) {
-	look := a.look
-	if look == nil {
-		look = qemu.Look
-	}
-	running, err := look()
+	running, err := a.running()
 	if err != nil {
 		return &Plan{VM: g.VM}, err
 	}
-	return find(g, running, a.caller())
+	return find(g, running, os.Geteuid())
+}
+
+func (a *Applier) running() (qemu.Running, error) {
+	if a.look != nil {
+		return a.look()
+	}
+	return qemu.Look()
 }
 
 // Describe returns a file that declares a guest as it is: one of the caller or libvirt, or else the
@@ -291,6 +289,8 @@ func userText(uid int) string {
 	return u.Username
 }
 
+// find finds the guest among what runs. caller is the user whose guest a file means that names no
+// user.
 func find(g *guestfile.Guest, running qemu.Running, caller int) (*Plan, error) {
 	p := &Plan{VM: g.VM, target: nic.Target{VM: g.VM}}
 	owner, named, err := g.UID()

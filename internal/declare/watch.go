@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"time"
 
@@ -188,7 +189,7 @@ func (r *round) listens() bool {
 
 // look applies the files of guests that were started since the last time.
 func (r *round) look(ctx context.Context, now time.Time) {
-	running, err := r.running()
+	running, err := r.Applier.running()
 	if err != nil {
 		return // the next look finds them
 	}
@@ -198,7 +199,7 @@ func (r *round) look(ctx context.Context, now time.Time) {
 		r.pids[identity([]qemu.Process{p})] = true
 	}
 	for name, w := range r.guests {
-		p, err := find(w.guest, running, r.Applier.caller())
+		p, err := find(w.guest, running, os.Geteuid())
 		if w.late && err == nil && p.Running && former[p.self] {
 			w.applied = p.self
 		}
@@ -215,13 +216,6 @@ func (r *round) look(ctx context.Context, now time.Time) {
 			w.at = now
 		}
 	}
-}
-
-func (r *round) running() (qemu.Running, error) {
-	if r.Applier.look != nil {
-		return r.Applier.look()
-	}
-	return qemu.Look()
 }
 
 func (r *round) start(ctx context.Context, name string, w *watched, self string) {

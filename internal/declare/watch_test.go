@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -153,7 +154,7 @@ func TestWatchTriesAgain(t *testing.T) {
 		AttachWait: time.Minute, DetachWait: time.Minute,
 	}
 	ap.look = func() (qemu.Running, error) {
-		uid := ap.caller()
+		uid := os.Geteuid()
 		return qemu.Running{All: []qemu.Process{process("hangs", 5, uid, false), process("fails", 6, uid, false)}}, nil
 	}
 	d := &declared{guests: []*guestfile.Guest{
@@ -242,7 +243,7 @@ func TestWatchLooksAgain(t *testing.T) {
 			looks++
 		}
 		if looks > 2 {
-			r.All = []qemu.Process{process("P2", 5, ap.caller(), true)}
+			r.All = []qemu.Process{process("P2", 5, os.Geteuid(), true)}
 		}
 		return r, nil
 	}
@@ -287,7 +288,7 @@ func TestWatchRests(t *testing.T) {
 // not as that of a file.
 func TestWatchTellsOfAGuest(t *testing.T) {
 	ap := &Applier{}
-	uid := ap.caller()
+	uid := os.Geteuid()
 	ap.look = func() (qemu.Running, error) {
 		return qemu.Running{All: []qemu.Process{process("P2", 5, uid, false), process("P2", 6, uid, false)}}, nil
 	}

@@ -59,16 +59,18 @@ const (
 
 func (d *decoder) rule(n ast.Node) error {
 	r := rule{line: line(n), lines: map[string]int{}, queues: defaultQueues}
-	// of returns a field for a list; take parses each item.
+	// one returns a field for a value, and of for a list, of which take parses each item.
+	one := func(key string, take func(ast.Node) error) strictyaml.Field {
+		return strictyaml.Key(key, func(n ast.Node) error { r.lines[key] = line(n); return take(n) })
+	}
 	of := func(key string, take func(ast.Node) error) strictyaml.Field {
-		return strictyaml.Key(key, func(n ast.Node) error { r.lines[key] = line(n); return d.List(n, key, take) })
+		return one(key, func(n ast.Node) error { return d.List(n, key, take) })
 	}
 	number := func(key string, to *int, most int) strictyaml.Field {
-		return strictyaml.Key(key, func(n ast.Node) (err error) {
-			r.lines[key] = line(n)
-			*to, err = d.Number(n, key, 1, most)
-			return err
-		})
+		return one(key, func(n ast.Node) (err error) { *to, err = d.Number(n, key, 1, most); return err })
+	}
+	rate := func(key string, to *portrate.Limit) strictyaml.Field {
+		return one(key, func(n ast.Node) (err error) { *to, err = d.rate(n, key); return err })
 	}
 	globs := func(key string, to *[]string, glob func(ast.Node, string) (string, error)) strictyaml.Field {
 		return of(key, func(n ast.Node) error {
@@ -102,15 +104,10 @@ func (d *decoder) rule(n ast.Node) error {
 			return err
 		}),
 		globs("guests", &r.guests, d.guestGlob),
-		strictyaml.Key("vlans", func(n ast.Node) (err error) {
-			r.lines["vlans"] = line(n)
-			r.vlans, err = d.vlans(n, "vlans")
-			return err
-		}),
+		one("vlans", func(n ast.Node) (err error) { r.vlans, err = d.vlans(n, "vlans"); return err }),
 		words("port", &r.port, settingWords()...),
 		words("require", &r.require, isolated, vlan),
-		strictyaml.Key("port-security", func(n ast.Node) (err error) {
-			r.lines["port-security"] = line(n)
+		one("port-security", func(n ast.Node) (err error) {
 			r.security, err = joined(d, n, "port-security", portsec.ParseChecks)
 			return err
 		}),
@@ -119,16 +116,8 @@ func (d *decoder) rule(n ast.Node) error {
 			r.etherTypes = append(r.etherTypes, t)
 			return err
 		}),
-		strictyaml.Key("max-rate-up", func(n ast.Node) (err error) {
-			r.lines["max-rate-up"] = line(n)
-			r.maxUp, err = d.rate(n, "max-rate-up")
-			return err
-		}),
-		strictyaml.Key("max-rate-down", func(n ast.Node) (err error) {
-			r.lines["max-rate-down"] = line(n)
-			r.maxDown, err = d.rate(n, "max-rate-down")
-			return err
-		}),
+		rate("max-rate-up", &r.maxUp),
+		rate("max-rate-down", &r.maxDown),
 		of("macs", func(n ast.Node) error {
 			m, err := d.macRange(n)
 			r.macs = append(r.macs, m)
@@ -137,13 +126,8 @@ func (d *decoder) rule(n ast.Node) error {
 		number("nics", &r.nics, 1<<20),
 		number("queues", &r.queues, maxQueues),
 	)
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case !r.anybody && len(r.users)+len(r.groups) == 0:
-		return d.Errorf(strictyaml.TokenOf(n), "the rule has no users (add users or groups)")
-	case len(r.bridges)+len(r.networks)+len(r.lowers)+len(r.uplinks) == 0:
-		return d.Errorf(strictyaml.TokenOf(n), "the rule allows nothing (add bridges, networks, lowers or uplinks)")
 	}
 	if err := r.consistent(); err != nil {
 		return d.Errorf(strictyaml.TokenOf(n), "%v", err)

@@ -28,6 +28,10 @@ func (d *decoder) etherType(n ast.Node) (portsec.EtherType, error) {
 func (r *rule) consistent() error {
 	_, limited := r.lines["ips"]
 	switch {
+	case !r.anybody && len(r.users)+len(r.groups) == 0:
+		return errors.New("the rule has no users (add users or groups)")
+	case len(r.bridges)+len(r.networks)+len(r.lowers)+len(r.uplinks) == 0:
+		return errors.New("the rule allows nothing (add bridges, networks, lowers or uplinks)")
 	case r.security.Has(portsec.IP) && !limited && len(r.bridges)+len(r.lowers) > 0:
 		return errors.New("port-security: ip compares with the addresses that a user asks for (add ips)")
 	case r.security == 0 && len(r.etherTypes) > 0:
