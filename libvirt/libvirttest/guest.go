@@ -62,14 +62,18 @@ func (g *Guest) Await() {
 	tb.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), bootTime)
 	defer cancel()
+	failed := func(err error) {
+		tb.Helper()
+		console, _ := os.ReadFile(g.log)
+		tb.Fatalf("%v; its console:\n%s", err, console)
+	}
 	var err error
 	if g.Guest, err = agent.Dial(ctx, g.Name, g.agent); err != nil {
-		tb.Fatal(err)
+		failed(err)
 	}
 	tb.Cleanup(func() { _ = g.Close() })
 	if _, err := g.WaitReady(ctx); err != nil {
-		console, _ := os.ReadFile(g.log)
-		tb.Fatalf("%v; its console:\n%s", err, console)
+		failed(err)
 	}
 }
 
