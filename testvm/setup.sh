@@ -22,9 +22,13 @@ umask 022
 # man pages, libcap2-bin has setcap. Of libvirt, these packages start no daemon.
 # nftables and dnsmasq-base are what networks are made of: nft and dnsmasq, without a service.
 # iptables, ufw and firewalld (with Python, 30 MB) are the firewalls that networks are integrated
-# with: ufw is off unless it is enabled, and for firewalld see without_firewalld.
+# with: ufw is off unless it is enabled, and for firewalld see without_services.
 # passt has pasta, by which networks of users who are not root reach the world.
-packages='qemu-system-x86 qemu-system-arm qemu-system-misc qemu-system-ppc busybox-static iproute2 gcc libc6-dev groff-base libcap2-bin procps libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients nftables dnsmasq-base iptables ufw firewalld dbus-daemon passt'
+# openvswitch-switch has ovsdb-server and ovs-vswitchd, and the packages of OVN their daemons, which
+# tests run by themselves.
+packages='qemu-system-x86 qemu-system-arm qemu-system-misc qemu-system-ppc busybox-static iproute2 gcc libc6-dev groff-base libcap2-bin procps libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients nftables dnsmasq-base iptables ufw firewalld dbus-daemon passt openvswitch-switch ovn-central ovn-host'
+# What these packages would start.
+services='firewalld openvswitch-switch ovs-record-hostname ovn-central ovn-host'
 kernels=cloud
 updated=
 
@@ -78,17 +82,24 @@ missing() {
             END { n = split(want, w, " "); for (i = 1; i <= n; i++) if (!(w[i] in have)) print w[i] }'
 }
 
-# without_firewalld runs its arguments, which may install firewalld, so that no firewall of that
-# name begins to drop this machine's traffic, neither now nor at boot.
-without_firewalld() {
-    if [ ! -d /run/systemd/system ] || [ -z "$(missing firewalld)" ]; then
+# without_services runs its arguments, which may install packages with those services, so that no
+# firewall begins to drop this machine's traffic and no switch starts, neither now nor at boot.
+without_services() {
+    new=
+    for service in $services; do
+        systemctl -q cat "$service.service" >/dev/null 2>&1 || new="$new $service.service"
+    done
+    if [ ! -d /run/systemd/system ] || [ -z "$new" ]; then
         "$@"
         return
     fi
-    systemctl -q mask firewalld.service
+    # shellcheck disable=SC2086 # a list of words, here and below
+    systemctl -q mask $new
     "$@" && status=0 || status=$?
-    systemctl -q unmask firewalld.service
-    systemctl -q disable firewalld.service || true # it may not have been installed
+    # shellcheck disable=SC2086
+    systemctl -q unmask $new
+    # shellcheck disable=SC2086
+    systemctl -q disable $new || true # they may not have been installed
     return $status
 }
 
@@ -102,7 +113,7 @@ install_missing() {
     # dpkg tells of each package twice: that is for where something fails.
     log=$(mktemp)
     # shellcheck disable=SC2086
-    if without_firewalld apt install -y --no-install-recommends $need >"$log"; then
+    if without_services apt install -y --no-install-recommends $need >"$log"; then
         rm -f "$log"
     else
         tail -n 30 "$log" >&2

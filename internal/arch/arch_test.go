@@ -57,7 +57,7 @@ var layers = [][]string{
 		"internal/cli/version", "internal/access/privilege", "internal/libvirthook/hookfile", "bridge/vswitch/offload",
 		"internal/rundir", "internal/alias", "internal/cli/fdroom", "bridge/brport", "macvtap/vtap",
 		"internal/kernel/sockopt", "internal/strictyaml", "internal/routed/gateway", "internal/filelock",
-		"bridge/portsec", "bridge/portrate",
+		"bridge/portsec", "bridge/portrate", "internal/ovsdb",
 	},
 }
 
@@ -84,7 +84,7 @@ var syscallsElsewhere = []string{"Flock"}
 var forTests = []string{
 	"internal/nstest", "internal/leaktest", "internal/vmm/qmptest", "internal/bench", "internal/cli/mangen",
 	"internal/install", "internal/fresh", "internal/release", "testvm", "libvirt/libvirttest",
-	"bridge/portsec/portsectest",
+	"bridge/portsec/portsectest", "internal/ovstest",
 }
 
 // imports returns the imports of the module's packages, without those of tests.

@@ -22,6 +22,7 @@ var ForbiddenLinks = []ForbiddenLink{
 	{Program: "cmd/qemu-netup", Package: "vmnet/bridge/vswitch/...", Why: "the setuid program is small"},
 	{Program: "cmd/qemu-netup", Package: "vmnet/libvirt", Why: "the setuid program is small"},
 	{Program: "cmd/qemu-netup", Package: "github.com/cilium/ebpf/...", Why: "the setuid program is small"},
+	{Program: "cmd/qemu-netup", Package: "vmnet/internal/ovsdb", Why: "the setuid program is small"},
 	{Program: "cmd/qemu-netup-full", Package: "vmnet/libvirt", Why: "libvirt is vmnet's alone"},
 	{
 		Program: "cmd/qemu-netup-full", Package: "github.com/digitalocean/go-libvirt/...",
