@@ -51,13 +51,14 @@ var layers = [][]string{
 	},
 	{"internal/network/tool"},
 	{"internal/kernel/netns", "step", "internal/stablemac", "internal/network/config", "internal/network/child"},
-	{"internal/kernel/pidfd"},
+	{"internal/vhostuser"},
+	{"internal/kernel/pidfd", "internal/vhostuser/virtq"},
 	{
 		"internal/kernel/procfd", "internal/kernel/procview", "internal/kernel/fdpass", "internal/cli/console",
 		"internal/cli/version", "internal/access/privilege", "internal/libvirthook/hookfile", "bridge/vswitch/offload",
 		"internal/rundir", "internal/alias", "internal/cli/fdroom", "bridge/brport", "macvtap/vtap",
 		"internal/kernel/sockopt", "internal/strictyaml", "internal/routed/gateway", "internal/filelock",
-		"bridge/portsec", "bridge/portrate", "internal/ovsdb",
+		"bridge/portsec", "bridge/portrate", "internal/ovsdb", "internal/vhostuser/guestmem",
 	},
 }
 
@@ -71,7 +72,7 @@ var systemCalls = []string{
 	"internal/kernel/ratelimit", "internal/kernel/clsact",
 	"internal/kernel/bpfguard", "internal/kernel/macvlan", "vhost", "qmp", "internal/network/radv",
 	"internal/network/dnsrelay", "internal/kernel/announce",
-	"libvirt", "internal/doctor",
+	"libvirt", "internal/doctor", "internal/vhostuser",
 	"internal/cli/fdroom", "testvm", "cmd/testvm",
 }
 
@@ -84,7 +85,7 @@ var syscallsElsewhere = []string{"Flock"}
 var forTests = []string{
 	"internal/nstest", "internal/leaktest", "internal/vmm/qmptest", "internal/bench", "internal/cli/mangen",
 	"internal/install", "internal/fresh", "internal/release", "testvm", "libvirt/libvirttest",
-	"bridge/portsec/portsectest", "internal/ovstest",
+	"bridge/portsec/portsectest", "internal/ovstest", "internal/vhostuser/frontend",
 }
 
 // imports returns the imports of the module's packages, without those of tests.

@@ -1,0 +1,9 @@
+package vhostuser
+
+import (
+	"testing"
+
+	"vmnet/internal/leaktest"
+)
+
+func TestMain(m *testing.M) { leaktest.Main(m) }
