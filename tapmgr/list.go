@@ -25,21 +25,10 @@ func (m *Manager) List(ctx context.Context, vm string) ([]nic.NIC, error) {
 // asks libvirt for the guests' half of these, for a second at most. If vm is empty, it also returns
 // the taps of which qemu-netup knows only the bridge, and the host accesses, which have no guest.
 func (m *Manager) ListAll(ctx context.Context, vm string) ([]nic.NIC, error) {
-	nics, plain, err := m.host.NICs(ctx, vm)
-	if err != nil {
-		return nil, err
-	}
-	foreign, err := m.foreignNICs(ctx, vm)
-	for _, f := range foreign {
-		nics = append(nics, f.NIC)
-	}
-	if err != nil || vm != "" {
-		return nics, err
-	}
-	nics = append(nics, plain...)
-	accesses, err := m.HostAccesses()
-	for _, a := range accesses {
-		nics = append(nics, a.NIC())
+	all, err := m.sightings(ctx, vm)
+	nics := []nic.NIC{}
+	for i := range all {
+		nics = append(nics, all[i].NIC)
 	}
 	return nics, err
 }

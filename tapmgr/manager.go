@@ -39,6 +39,8 @@ type Manager struct {
 	// A privileged helper must not ask: anybody can run a switch.
 	AskSwitches bool
 	Switches    []string
+	// LeaseStates are directories with lease files of networks, besides dhcp.DefaultState.
+	LeaseStates []string
 
 	host     *backend.Maker
 	ns       *netns.NS

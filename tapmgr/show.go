@@ -3,6 +3,7 @@ package tapmgr
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"vmnet/bridge/brport"
 	"vmnet/bridge/portsec"
@@ -10,6 +11,7 @@ import (
 	"vmnet/internal/guest"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/bridges"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/tapmgr/nic"
 	"vmnet/vhost"
 )
@@ -29,9 +31,10 @@ type Detail struct {
 	// with RxMirror: the guest's groups are taken in, and no others
 	Mirrored bool `json:"mirrored,omitempty"`
 	// of the userspace switch that it belongs on: path of its control socket
-	Socket    string  `json:"socket,omitempty"`
-	Netns     string  `json:"netns,omitempty"` // path of the netns that a macvtap or ipvtap is in
-	ForwardIn float64 `json:"forwards_in_seconds,omitempty"`
+	Socket    string        `json:"socket,omitempty"`
+	Netns     string        `json:"netns,omitempty"` // path of the netns that a macvtap or ipvtap is in
+	ForwardIn float64       `json:"forwards_in_seconds,omitempty"`
+	Addresses []nic.Address `json:"addresses"` // of the guest, IPv4 first
 	// of a routed NIC
 	GuestConfig *nic.GuestConfig  `json:"guest_config,omitempty"`
 	Learned     []brport.Learned  `json:"learned"`
@@ -93,7 +96,27 @@ func (m *Manager) Show(ctx context.Context, vm string) ([]Detail, error) {
 		details = append(details, d)
 	}
 	foreign, err := m.foreignDetails(ctx, vm)
-	return append(details, foreign...), err
+	details = append(details, foreign...)
+	nics := make([]nic.NIC, len(details))
+	for i := range details {
+		nics[i] = details[i].NIC
+	}
+	for i, found := range m.addressesOf(ctx, nics, agentWait) {
+		details[i].Addresses = found
+	}
+	return details, err
+}
+
+// agentWait is how long Show waits for guests' agents.
+const agentWait = time.Second
+
+// Traffic returns the counters from the guest's side.
+func (d *Detail) Traffic() *nic.Traffic {
+	kind := d.Type
+	if d.Switch {
+		kind = nic.TypeTap // as a tap, a switch's port receives what the guest sends
+	}
+	return trafficOf(rtnl.Stats(d.Counters), kind)
 }
 
 // detail returns what the kernel says of a NIC.

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"vmnet/internal/cli/nicflags"
+	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 )
 
@@ -78,7 +79,7 @@ func TestFill(t *testing.T) {
 
 // TestListFits: a list drops columns for which there is no room; -o wide prints all of them.
 func TestListFits(t *testing.T) {
-	nics := []nic.NIC{
+	nics := sightings([]nic.NIC{
 		{
 			VM: "web", ID: "net0", Interface: "web-net0", Type: "tap", Source: "br0", Port: "vlan:10;isolated",
 			Model: "virtio-net-pci", MAC: "52:54:00:00:00:01", Queues: 1, Vhost: "off",
@@ -90,9 +91,9 @@ func TestListFits(t *testing.T) {
 			Mode:   "bridge", Model: "virtio-net-pci", MAC: "52:54:00:00:00:02", Queues: 4, Vhost: "on",
 			State: nic.OtherBridge, Foreign: true,
 		},
-	}
+	})
 	for _, test := range []struct {
-		nics   []nic.NIC
+		nics   []tapmgr.Sighting
 		wide   bool
 		header string
 		fits   bool

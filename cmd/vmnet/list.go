@@ -1,15 +1,23 @@
 package main
 
 import (
+	"fmt"
+	"net/netip"
 	"os/user"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
+	"vmnet/internal/addresses"
+	"vmnet/internal/cli/console"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 )
+
+// agentPatience is how long a list waits for guest agents.
+const agentPatience = 300 * time.Millisecond
 
 func (a *app) listCommand() *cobra.Command {
 	var vm string
@@ -23,11 +31,22 @@ a second at most, if libvirt has made NICs of its own; those are marked as forei
 touched. It asks userspace switches for their NICs, for half a second at most, and prints a note
 about one that does not answer.
 
+IP has the addresses of each NIC, as far as they are known here, without IPv6 link-local ones. With
+-o wide, json or yaml all are listed, each with where it is known from: lease, from the server of a
+network of vmnet or libvirt; neighbour, from the neighbour tables of the host and of named network
+namespaces that are connected to the guest's bridge; agent, from a guest agent that listens on a
+socket of its QEMU, for 0.3 seconds at most; port security, routed or configured, from the NIC's
+--ip. A guest may claim any address to a neighbour or by its agent.
+
+FROM and TO, with -o wide, are the bytes that have come from the guest and gone to it since its host
+interface was made.
+
 OWNER is the user for whom qemu-netup made a NIC. For a NIC on a switch it may be the user whose
 processes are the only evidence of it: such a NIC is listed, but nothing is decided by it. A macvtap
 is hidden if no process is seen to hold it: its files are somewhere that /proc does not show.`,
 		Example: `  vmnet list
   vmnet list P2 -o json
+  vmnet list -o yaml
   vmnet list -o wide`,
 		Args:              atMostOne("the name of a guest"),
 		ValidArgsFunction: a.attachedGuests,
@@ -35,8 +54,8 @@ is hidden if no process is seen to hold it: its files are somewhere that /proc d
 	cmd.Flags().StringVar(&vm, "vm", "", "only the NICs of the guest `NAME` (default all)")
 	format := "text"
 	choice(cmd, cmd.Flags(), &format, "output", "o",
-		"text for people, as much as fits; wide for all columns; name for names only; json for programs", "text",
-		"wide", "name", "json")
+		"text for people, as much as fits; wide for all columns; name for names only; json or yaml for programs",
+		"text", "wide", "name", "json", "yaml")
 	complete(cmd, "vm", a.attachedGuests)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		if len(args) > 0 {
@@ -46,13 +65,16 @@ is hidden if no process is seen to hold it: its files are somewhere that /proc d
 			vm = args[0]
 		}
 		return a.withManager(func(m *tapmgr.Manager) error {
-			nics, err := m.ListAll(cmd.Context(), vm)
+			look := tapmgr.Look{Addresses: format != "name", Agents: agentPatience}
+			nics, err := m.Survey(cmd.Context(), vm, look)
 			if err != nil {
 				return err
 			}
 			switch format {
 			case "json":
 				return a.printJSON(nics)
+			case "yaml":
+				return outputError(console.WriteYAML(a.out, nics))
 			case "name":
 				return a.printNames(nics)
 			}
@@ -77,26 +99,31 @@ func sourceText(n nic.NIC) string {
 	return n.Source
 }
 
-// listRows returns all columns of a list except IP, OWNER and VIA if they would be empty.
-func listRows(nics []nic.NIC, source func(nic.NIC) string) [][]string {
+// optionalColumns are left out of a list if they would be empty.
+var optionalColumns = []string{"IP", "FROM", "TO", "OWNER", "VIA"}
+
+// listRows returns all columns of a list except the optional ones that would be empty; FROM and TO
+// only if wide.
+func listRows(nics []tapmgr.Sighting, wide bool, source func(nic.NIC) string) [][]string {
 	rows := [][]string{{
 		"VM", "NIC", "INTERFACE", "TYPE", "SOURCE", "MODEL", "MAC", "IP", "QUEUES",
-		"VHOST", "STATE", "OWNER", "VIA",
+		"VHOST", "FROM", "TO", "STATE", "OWNER", "VIA",
 	}}
 	for _, n := range nics {
+		var from, to string
+		if wide && n.Traffic != nil {
+			from, to = console.Bytes(n.Traffic.FromGuest.Bytes), console.Bytes(n.Traffic.ToGuest.Bytes)
+		}
 		rows = append(rows, []string{
-			n.VM, n.ID, n.Interface, n.Type, source(n), n.Model, n.MAC, ipText(n), queuesText(n), n.Vhost,
-			string(n.State), ownerText(n.UID), viaText(n),
+			n.VM, n.ID, n.Interface, n.Type, source(n.NIC), n.Model, n.MAC, ipText(n, wide), queuesText(n.NIC),
+			n.Vhost, from, to, string(n.State), ownerText(n.UID), viaText(n.NIC),
 		})
 	}
-	if !slices.ContainsFunc(nics, func(n nic.NIC) bool { return len(n.IP) > 0 }) {
-		rows = without(rows, "IP")
-	}
-	if !slices.ContainsFunc(nics, func(n nic.NIC) bool { return n.UID != 0 }) {
-		rows = without(rows, "OWNER")
-	}
-	if !slices.ContainsFunc(nics, func(n nic.NIC) bool { return n.Via != "" || n.Foreign }) {
-		rows = without(rows, "VIA")
+	for _, name := range optionalColumns {
+		i := slices.Index(rows[0], name)
+		if !slices.ContainsFunc(rows[1:], func(row []string) bool { return row[i] != "" }) {
+			rows = without(rows, name)
+		}
 	}
 	return rows
 }
@@ -114,7 +141,7 @@ func stateColour(s nic.State) colour {
 }
 
 // printNames prints a line VM/NIC for each NIC.
-func (a *app) printNames(nics []nic.NIC) error {
+func (a *app) printNames(nics []tapmgr.Sighting) error {
 	for _, n := range nics {
 		name := n.VM + "/" + n.ID
 		if n.VM == "" {
@@ -148,12 +175,28 @@ func ownerText(uid int) string {
 	return text
 }
 
-// ipText returns the guest's own addresses, or the empty string for none.
-func ipText(n nic.NIC) string {
-	if len(n.IP) == 0 {
-		return ""
+// ipText returns the addresses of a NIC: if wide all with their sources, otherwise the first two
+// that are not link-local, and how many there are besides.
+func ipText(n tapmgr.Sighting, wide bool) string {
+	if wide {
+		var all []string
+		for _, a := range n.Addresses {
+			all = append(all, a.IP.String()+"("+strings.Join(a.From, ",")+")")
+		}
+		return strings.Join(all, ";")
 	}
-	return nic.FormatIPs(n.IP)
+	var usual []netip.Addr
+	for _, a := range n.Addresses {
+		if !a.IP.IsLinkLocalUnicast() || slices.Contains(n.IP, a.IP) {
+			usual = append(usual, a.IP)
+		}
+	}
+	const most = 2
+	text := nic.FormatIPs(usual[:min(most, len(usual))])
+	if more := len(usual) - most; more > 0 {
+		text += fmt.Sprintf(",+%d", more)
+	}
+	return text
 }
 
 // queuesText returns the empty string for a host access, whose queues no process can open.
@@ -164,13 +207,25 @@ func queuesText(n nic.NIC) string {
 	return strconv.Itoa(n.Queues)
 }
 
+// sightings returns NICs of which only the configured addresses are known.
+func sightings(nics []nic.NIC) (all []tapmgr.Sighting) {
+	for _, n := range nics {
+		s := tapmgr.Sighting{NIC: n}
+		for _, ip := range n.IP {
+			s.Addresses = append(s.Addresses, nic.Address{IP: ip, From: []string{addresses.Configured}})
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
 // printList prints the columns that fit the terminal, or all of them.
-func (a *app) printList(nics []nic.NIC, wide bool) error {
-	rows := listRows(nics, sourceText)
+func (a *app) printList(nics []tapmgr.Sighting, wide bool) error {
+	rows := listRows(nics, wide, sourceText)
 	if screen := terminalWidth(a.out); !wide && tableWidth(rows) > screen {
 		first := []string{"MODEL", "VHOST", "QUEUES"}
 		if rows = fitted(rows, screen, first...); tableWidth(rows) > screen {
-			rows = without(listRows(nics, func(n nic.NIC) string { return n.Source }), first...)
+			rows = without(listRows(nics, wide, func(n nic.NIC) string { return n.Source }), first...)
 			rows = fitted(rows, screen, "TYPE", "OWNER", "MAC", "VIA", "IP")
 		}
 	}

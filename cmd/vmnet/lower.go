@@ -182,7 +182,7 @@ func (a *app) showLower(ctx context.Context, m *tapmgr.Manager, o *lowerVerb) er
 	if err := a.block(info.Name, fields); err != nil || len(info.NICs) == 0 {
 		return err
 	}
-	return a.printList(info.NICs, false)
+	return a.printList(sightings(info.NICs), false)
 }
 
 // shownParent is the result of showing a parent device.

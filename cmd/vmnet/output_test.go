@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -83,6 +85,35 @@ func TestProgressIsThrottled(t *testing.T) {
 	}
 }
 
+// TestListAddresses: a list has the first addresses, and a wide one all, with their sources.
+func TestListAddresses(t *testing.T) {
+	address := func(ip string, from ...string) nic.Address {
+		return nic.Address{IP: netip.MustParseAddr(ip), From: from}
+	}
+	nics := sightings([]nic.NIC{{VM: "P2", ID: "net0", State: nic.Up}, {VM: "P3", ID: "net0", State: nic.Up}})
+	nics[0].Addresses = []nic.Address{
+		address("10.0.0.2", "lease", "neighbour"), address("10.0.0.3", "agent"), address("fd00::2", "agent"),
+		address("fe80::2", "neighbour"),
+	}
+	nics[0].Traffic = &nic.Traffic{FromGuest: nic.Direction{Bytes: 2048}}
+	for wide, want := range map[bool]string{
+		false: "VM NIC INTERFACE TYPE SOURCE MAC IP QUEUES STATE\n" +
+			"P2 net0 - - - - 10.0.0.2,10.0.0.3,+1 - up\nP3 net0 - - - - - - up\n",
+		true: "VM NIC INTERFACE TYPE SOURCE MODEL MAC IP QUEUES VHOST FROM TO STATE\n" +
+			"P2 net0 - - - - - 10.0.0.2(lease,neighbour);10.0.0.3(agent);fd00::2(agent);fe80::2(neighbour)" +
+			" - - 2.00K 0 up\nP3 net0 - - - - - - - - - - up\n",
+	} {
+		var out bytes.Buffer
+		if err := (&app{out: &out}).printList(nics, wide); err != nil {
+			t.Fatal(err)
+		}
+		got := regexp.MustCompile(` +`).ReplaceAllString(out.String(), " ")
+		if got != want {
+			t.Errorf("wide %v:\n%s\nwant\n%s", wide, got, want)
+		}
+	}
+}
+
 // TestListOwner: the column appears only if a NIC has an owner.
 func TestListOwner(t *testing.T) {
 	nics := []nic.NIC{{VM: "P2", ID: "net0"}, {VM: "P3", ID: "net0"}}
@@ -92,7 +123,7 @@ func TestListOwner(t *testing.T) {
 	} {
 		nics[1].UID = uid
 		var out bytes.Buffer
-		if err := (&app{out: &out}).printList(nics, false); err != nil {
+		if err := (&app{out: &out}).printList(sightings(nics), false); err != nil {
 			t.Fatal(err)
 		}
 		var last []string

@@ -209,6 +209,7 @@ func (a *app) withManager(f func(*tapmgr.Manager) error) error {
 	return tapmgr.In(a.netns, func(m *tapmgr.Manager) error {
 		m.Progress = a.progress()
 		m.AskSwitches, m.Switches = true, a.runningSwitches()
+		m.LeaseStates = userLeases()
 		m.UseHelper(helperPath())
 		m.Libvirt = a.libvirt
 		m.AskLibvirt()

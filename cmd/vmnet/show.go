@@ -20,7 +20,8 @@ func (a *app) showCommand() *cobra.Command {
 		SuggestFor: []string{"info", "inspect"},
 		Short:      "Explain the NICs of a guest",
 		Long: `Explain each NIC of a guest: the processes and fds that hold it, its bridge and port,
-the addresses learned behind it, its counters, and what the guest reports about it.
+the addresses learned behind it, its IP addresses with where each is known from (see vmnet list), its
+counters, and what the guest reports about it.
 
 With -o yaml, print the file of vmnet-guests(5) that declares the guest's NICs as they are.`,
 		Example: `  vmnet show P2
@@ -105,7 +106,7 @@ func detailFields(d tapmgr.Detail) []field {
 		{"state", stateText(d)},
 		placeField(d),
 		{"network", d.Network},
-		{"IP", nic.FormatIPs(d.IP)},
+		{"IP", addressesText(d)},
 		{"port security", d.SecurityText()},
 		{"rates", strings.ReplaceAll(d.Rates.String(), ";", ", ")},
 		{"via", viaText(d.NIC)},
@@ -195,20 +196,25 @@ func placeField(d tapmgr.Detail) field {
 	return field{"lower", text}
 }
 
-// counterFields returns the counters from the guest's side. A tap receives what the guest sends; a
-// macvtap sends it.
-func counterFields(d tapmgr.Detail) []field {
-	c := d.Counters
-	rx := counterText(c.RxPackets, c.RxBytes, c.RxErrors, c.RxDropped)
-	tx := counterText(c.TxPackets, c.TxBytes, c.TxErrors, c.TxDropped)
-	if d.Type != nic.TypeTap && d.Type != nic.TypeRouted && !d.Switch {
-		rx, tx = tx, rx
+// addressesText returns the addresses with where each is known from.
+func addressesText(d tapmgr.Detail) string {
+	var all []string
+	for _, a := range d.Addresses {
+		all = append(all, a.String())
 	}
+	return strings.Join(all, ", ")
+}
+
+// counterFields returns the counters from the guest's side.
+func counterFields(d tapmgr.Detail) []field {
+	t := d.Traffic()
 	by := "dropped by port security"
 	if d.Switch {
 		by = "dropped by the switch"
 	}
-	return []field{{"from guest", rx}, {"to guest", tx}, {by, dropsText(d.Drops)}}
+	return []field{
+		{"from guest", counterText(t.FromGuest)}, {"to guest", counterText(t.ToGuest)}, {by, dropsText(d.Drops)},
+	}
 }
 
 // dropsText returns the empty string if nothing was dropped.
@@ -274,8 +280,8 @@ func learnedText(d tapmgr.Detail) string {
 	return orNone(strings.Join(macs, ", "))
 }
 
-func counterText(packets, bytes, errors, dropped uint64) string {
-	return fmt.Sprintf("%d packets, %d bytes, %d errors, %d dropped", packets, bytes, errors, dropped)
+func counterText(d nic.Direction) string {
+	return fmt.Sprintf("%d packets, %d bytes, %d errors, %d dropped", d.Packets, d.Bytes, d.Errors, d.Dropped)
 }
 
 func guestText(g *tapmgr.GuestView) string {

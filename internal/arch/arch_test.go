@@ -26,7 +26,7 @@ var layers = [][]string{
 	{"internal/vmm/launch", "internal/hostaccess", "internal/nsport", "internal/routed/obstacles"},
 	{"internal/access/bridgeconf", "internal/access/policy"},
 	{"internal/backend"},
-	{"internal/policing"},
+	{"internal/policing", "internal/addresses"},
 	{"internal/inventory"},
 	{"internal/network/roster"},
 	{"tapmgr/nic"},
@@ -41,7 +41,7 @@ var layers = [][]string{
 	{
 		"internal/kernel/bridges", "internal/kernel/macvlan", "vhost", "qmp", "libvirt", "internal/network/firewall",
 		"internal/network/integrate", "internal/kernel/bpfguard", "internal/kernel/ratelimit",
-		"internal/kernel/peers", "internal/routed",
+		"internal/kernel/peers", "internal/routed", "internal/vmm/agent",
 	},
 	{"internal/kernel/forwarding", "internal/kernel/clsact"},
 	{

@@ -220,7 +220,7 @@ func (h *Host) PlainHeld(ctx context.Context) ([]Device, error) {
 
 // plainNICs lists the plain taps as rows of ListAll, with the guest's name if QEMU's command line
 // has it.
-func (h *Host) plainNICs(ctx context.Context, links []*rtnl.Link, op *openFiles) (nics []nic.NIC) {
+func (h *Host) plainNICs(ctx context.Context, links []*rtnl.Link, op *openFiles) (nics []Seen) {
 	for _, dev := range h.plainOf(ctx, links, op) {
 		nic := dev.withHolders(nic.NIC{
 			Interface: dev.Name, Type: nic.TypeTap, Source: dev.Want.Source, Port: dev.Want.Port, Queues: 1, Vhost: "",
@@ -229,7 +229,7 @@ func (h *Host) plainNICs(ctx context.Context, links []*rtnl.Link, op *openFiles)
 		if p, err := qemu.ByPID(nic.PID); err == nil {
 			nic.VM = p.Name
 		}
-		nics = append(nics, nic)
+		nics = append(nics, Seen{nic, dev})
 	}
 	return nics
 }

@@ -304,7 +304,7 @@ func (h *Host) WithPrivilege(f func() error) error {
 // NICs reads all NICs of guests of that name, or of all guests if vm is empty, also those whose
 // holders the caller cannot see. plain are the taps of which only the bridge is known, if vm is
 // empty.
-func (h *Host) NICs(ctx context.Context, vm string) (nics, plain []nic.NIC, err error) {
+func (h *Host) NICs(ctx context.Context, vm string) (nics, plain []Seen, err error) {
 	links, err := h.ownLinks()
 	if err != nil {
 		return nil, nil, err
@@ -324,7 +324,18 @@ func (h *Host) NICs(ctx context.Context, vm string) (nics, plain []nic.NIC, err 
 	if vm == "" {
 		plain = h.plainNICs(ctx, links, op)
 	}
-	return append(NICs(all, vm), hidden...), plain, nil
+	for _, dev := range all {
+		if vm == "" || dev.Want.VM == vm {
+			nics = append(nics, Seen{dev.NIC(), dev})
+		}
+	}
+	return append(nics, hidden...), plain, nil
+}
+
+// Seen is a NIC as a list shows it, and its device.
+type Seen struct {
+	nic.NIC
+	Device Device
 }
 
 // Claimed reports whether a userspace switch takes all frames of a device, or of the device of
@@ -348,7 +359,7 @@ func (h *Host) Claimed(l *rtnl.Link) (bool, error) {
 // hidden lists vmnet's macvtaps that are on parent devices in the Host's netns and that no
 // process is seen to hold: nobody can reach them but by the id of their netns. Where vm is not
 // empty, they are that guest's.
-func (h *Host) hidden(known []Device, vm string) ([]nic.NIC, error) {
+func (h *Host) hidden(known []Device, vm string) ([]Seen, error) {
 	devices, err := macvlan.Everywhere(h.NL)
 	if err != nil {
 		return nil, err
@@ -364,12 +375,13 @@ func (h *Host) hidden(known []Device, vm string) ([]nic.NIC, error) {
 			seen[h.netnsID(dev)] = true
 		}
 	}
-	var nics []nic.NIC
+	var nics []Seen
 	for _, d := range devices {
 		if r, ok := nic.ParseRecord(d.Alias); ok && d.LowerNS == self && !seen[d.NetnsID] && (vm == "" || r.VM == vm) {
-			found := (&Device{Link: d.Link, Want: r}).AsHeld()
+			dev := Device{Link: d.Link, Want: r}
+			found := dev.AsHeld()
 			found.State = nic.Hidden
-			nics = append(nics, found)
+			nics = append(nics, Seen{found, dev})
 		}
 	}
 	return nics, nil

@@ -67,6 +67,37 @@ func (n Neighbour) Answers() bool {
 // IsPermanent reports whether an administrator has entered it.
 func (n Neighbour) IsPermanent() bool { return n.State&unix.NUD_PERMANENT != 0 }
 
+// A NeighbourAt is a neighbour with its address and the index of its link.
+type NeighbourAt struct {
+	Neighbour
+	Link int
+	Addr netip.Addr
+}
+
+// Neighbours lists what the kernel knows of addresses on all links, IPv4 and IPv6, without those
+// whose MAC it does not know or that have stopped answering, and without those that need none, such
+// as multicast addresses.
+func (c *Conn) Neighbours() (found []NeighbourAt, err error) {
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		msgs, err := c.dump(func() *nl.NetlinkRequest {
+			req := c.request(unix.RTM_GETNEIGH, unix.NLM_F_DUMP)
+			req.AddData(&ndmsg{family: uint8(family)})
+			return req
+		}, unix.RTM_NEWNEIGH)
+		if err != nil {
+			return nil, fmt.Errorf("list neighbours: %w", err)
+		}
+		for _, m := range msgs {
+			n, ok := parseNeighbour(m)
+			useless := uint16(unix.NUD_FAILED | unix.NUD_INCOMPLETE | unix.NUD_NOARP)
+			if ok && n.flags&unix.NTF_PROXY == 0 && n.MAC != nil && n.State&useless == 0 {
+				found = append(found, NeighbourAt{n.Neighbour, n.link, n.addr})
+			}
+		}
+	}
+	return found, nil
+}
+
 // Solicit has the kernel ask for an address on a link, by ARP or neighbour discovery, and returns
 // at once. Neighbour then returns the answer, if there is one.
 func (c *Conn) Solicit(link int, a netip.Addr) error {

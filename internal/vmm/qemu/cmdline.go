@@ -24,6 +24,7 @@ type CmdLine struct {
 	Libvirt  bool      // libvirt started it, and holds its monitor
 	Dir      string    // where libvirt keeps the running domain's files; empty if unknown
 	Incoming bool      // -incoming: its guest comes from another QEMU, and may have arrived
+	Agent    string    // of the guest agent: path of the socket on which QEMU listens; empty for none
 }
 
 // Monitor is a QMP monitor that listens on a unix socket, which QEMU binds or has inherited.
@@ -40,6 +41,7 @@ func Parse(argv []string) CmdLine {
 	var c CmdLine
 	chardevs := map[string]options{}
 	var mons []options // the backends of the monitors; QEMU takes the options in any order
+	agent := ""        // the chardev of the guest agent's port
 	for opt, value := range valued(argv) {
 		switch opt {
 		case "name":
@@ -54,6 +56,11 @@ func Parse(argv []string) CmdLine {
 		case "mon":
 			if o := parseObject(value, "chardev"); o["mode"] == "control" {
 				mons = append(mons, options{"backend": "chardev", "id": o["chardev"]})
+			}
+		case "device":
+			o := parseObject(value, "driver")
+			if o["name"] == agentPort && strings.HasPrefix(o["driver"], "virtserial") {
+				agent = o["chardev"]
 			}
 		case "uuid":
 			c.UUID = value
@@ -82,8 +89,17 @@ func Parse(argv []string) CmdLine {
 		}
 		c.add(monitorOf(o))
 	}
+	if o := chardevs[agent]; agent != "" && o["backend"] == "socket" && o["server"] == "on" {
+		c.Agent = o["path"]
+		if o["abstract"] == "on" && c.Agent != "" {
+			c.Agent = "@" + c.Agent
+		}
+	}
 	return c
 }
+
+// agentPort is the name of the virtio port of QEMU's guest agent (qemu-ga(8)).
+const agentPort = "org.qemu.guest_agent.0"
 
 // masterKey returns the file of the secret by which libvirt encrypts data for a domain's QEMU
 // (qemuBuildMasterKeyCommandLine in src/qemu/qemu_command.c). Its directory belongs to that domain
@@ -116,7 +132,7 @@ func valued(argv []string) iter.Seq2[string, string] {
 func isRead(opt string) bool {
 	return slices.Contains([]string{
 		"name", "qmp", "qmp-pretty", "chardev", "mon", "machine", "M", "smp",
-		"uuid", "object", "incoming",
+		"uuid", "object", "incoming", "device",
 	}, opt)
 }
 

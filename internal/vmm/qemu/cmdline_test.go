@@ -94,6 +94,19 @@ func TestParse(t *testing.T) {
 			qemu.CmdLine{},
 		},
 		{"-name P2 --incoming defer", qemu.CmdLine{Name: "P2", Incoming: true}},
+		{
+			"-chardev socket,path=/run/ga,server=on,wait=off,id=ga -device virtio-serial " +
+				"-device virtserialport,chardev=ga,name=org.qemu.guest_agent.0",
+			qemu.CmdLine{Agent: "/run/ga"},
+		},
+		{ // libvirt passes the socket itself; a client is no server
+			"-chardev socket,fd=3,server=on,id=ga -device virtserialport,chardev=ga,name=org.qemu.guest_agent.0",
+			qemu.CmdLine{},
+		},
+		{
+			"-chardev socket,path=ga,id=ga -device virtserialport,chardev=ga,name=org.qemu.guest_agent.0",
+			qemu.CmdLine{},
+		},
 		{"-device virtio-net-pci,id=x -name", qemu.CmdLine{}},
 		{"-kernel -name", qemu.CmdLine{}},
 		{"", qemu.CmdLine{}},
