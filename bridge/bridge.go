@@ -3,16 +3,21 @@
 package bridge
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
 	"vmnet/bridge/brport"
+	"vmnet/bridge/vxlan"
 	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/step"
 )
 
 // Config says how a new bridge should be.
@@ -28,6 +33,11 @@ type Config struct {
 
 	Ageing    time.Duration  // how long the FDB keeps a learned MAC; 0 means 300 s
 	Addresses []netip.Prefix // the host's addresses on the bridge
+
+	// VXLAN has the guests on the bridge share a segment with guests of other hosts; nil for a
+	// bridge of this host alone, or for any in Ensure. MTU is that of the segment too; 0 then means
+	// 1500 bytes, or what the network between the hosts carries.
+	VXLAN *vxlan.Config
 }
 
 // Validate checks what can be checked without the kernel. Its error matches
@@ -50,6 +60,11 @@ func (cfg Config) validate() error {
 	case cfg.MAC != nil && (len(cfg.MAC) != 6 || cfg.MAC[0]&1 != 0):
 		return fmt.Errorf("bridge %s: MAC %s: want 6 bytes, not multicast", cfg.Name, cfg.MAC)
 	}
+	if cfg.VXLAN != nil {
+		if err := cfg.VXLAN.Validate(); err != nil {
+			return fmt.Errorf("bridge %s: %w", cfg.Name, err)
+		}
+	}
 	return nil
 }
 
@@ -67,7 +82,14 @@ func (h *Host) Create(cfg Config) error {
 	if cfg.MAC == nil {
 		cfg.MAC = DefaultMAC(cfg.Name)
 	}
+	segment, err := h.vxlanSteps(cfg)
+	if err != nil {
+		return fmt.Errorf("create bridge %s: %w", cfg.Name, err)
+	}
 	attrs := []rtnl.Attr{rtnl.Name(cfg.Name), rtnl.MAC(cfg.MAC), rtnl.BridgeSTP(cfg.STP)}
+	if cfg.VXLAN != nil {
+		attrs = append(attrs, rtnl.BridgeNoSnooping()) // the members of groups are on other hosts as well
+	}
 	if cfg.MTU != 0 {
 		attrs = append(attrs, rtnl.MTU(cfg.MTU))
 	}
@@ -81,7 +103,11 @@ func (h *Host) Create(cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("create bridge %s: %w", cfg.Name, err)
 	}
-	if err := h.setUp(br, cfg); err != nil {
+	err = h.setUp(br, cfg)
+	if err == nil {
+		err = step.Run(context.Background(), segment, nil)
+	}
+	if err != nil {
 		return errors.Join(fmt.Errorf("create bridge %s: %w", cfg.Name, bridges.Explain(err)), h.nl.Delete(br.Index))
 	}
 	return nil
@@ -104,10 +130,17 @@ func (h *Host) setUp(br *rtnl.Link, cfg Config) error {
 	return nil
 }
 
-// Delete removes a bridge. Without force it refuses to remove a bridge that has ports,
-// since they would lose their network.
+// Delete removes a bridge, with the VXLAN device that was made for it. Without force it refuses to
+// remove a bridge that has other ports, since they would lose their network.
 func (h *Host) Delete(name string, force bool) error {
+	own, err := bridges.VXLANs(h.nl, name)
+	if err != nil {
+		return err
+	}
 	br, err := bridges.Get(h.nl, name)
+	if errors.Is(err, fs.ErrNotExist) && len(own) > 0 { // somebody has deleted the bridge alone
+		return h.deleteVXLANs(name, own)
+	}
 	if err != nil {
 		return err
 	}
@@ -115,6 +148,9 @@ func (h *Host) Delete(name string, force bool) error {
 	if err != nil {
 		return err
 	}
+	ports = slices.DeleteFunc(ports, func(p *rtnl.Link) bool {
+		return slices.ContainsFunc(own, func(l *rtnl.Link) bool { return l.Index == p.Index })
+	})
 	if len(ports) > 0 && !force {
 		var names []string
 		for _, p := range ports {
@@ -122,6 +158,9 @@ func (h *Host) Delete(name string, force bool) error {
 		}
 		return fmt.Errorf("delete bridge %s: it has ports: %s (detach them first, or use --force)",
 			name, strings.Join(names, ", "))
+	}
+	if err := h.deleteVXLANs(name, own); err != nil {
+		return err
 	}
 	if err := h.nl.Delete(br.Index); err != nil {
 		return fmt.Errorf("delete bridge %s: %w", name, bridges.Explain(err))

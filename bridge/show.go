@@ -28,6 +28,8 @@ type Info struct {
 
 	Addresses []string `json:"addresses"`
 	Ports     []Port   `json:"ports"`
+
+	VXLAN *VXLAN `json:"vxlan,omitempty"` // of the segment that it shares with other hosts
 }
 
 // Port is the current state of a bridge's port.
@@ -88,6 +90,9 @@ func (h *Host) describe(br *rtnl.Link) (Info, error) {
 		return info, err
 	}
 	info.MACOf = bridges.MACOf(br, links)
+	if info.VXLAN, err = h.vxlan(br, links); err != nil {
+		return info, err
+	}
 	info.Ports, err = h.ports(br, links)
 	return info, err
 }

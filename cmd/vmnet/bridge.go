@@ -12,6 +12,7 @@ import (
 	"vmnet/bridge"
 	"vmnet/bridge/brport"
 	"vmnet/internal/cli/nicflags"
+	"vmnet/internal/evpn"
 	"vmnet/internal/nsport"
 	"vmnet/internal/stablemac"
 )
@@ -33,10 +34,17 @@ func (a *app) bridgeCreateCommand() *cobra.Command {
 		Use:   "create NAME",
 		Short: "Create a bridge and bring it up",
 		Long: `Create a bridge and bring it up. The same command again succeeds and changes nothing,
-except that it adds missing addresses. A bridge that differs in anything else is left as it is; the
-error says how it differs.`,
+except that it adds missing addresses and changes the remote hosts. A bridge that differs in
+anything else is left as it is; the error says how it differs.
+
+With --vxlan, guests on the bridge share a segment with guests on bridges of other hosts with the
+same VNI. Either list all other hosts by --remote, or have FRR add them: docs/evpn.md has its
+configuration. The MTU is 1500 bytes, or 50 (IPv6: 70) less than that of the network between the
+hosts where that is smaller; all hosts need the same.`,
 		Example: `  vmnet bridge create br0 --address 10.0.0.1/24 --address fd00::1/64
-  vmnet bridge create br1 --mtu 9000 --vlan-filtering`,
+  vmnet bridge create br1 --mtu 9000 --vlan-filtering
+  vmnet bridge create br100 --vxlan 100 --local 192.0.2.1 --remote 192.0.2.2
+  vmnet bridge create br200 --vxlan 200 --local 192.0.2.1`,
 		Args:              oneArg("a name for the bridge"),
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
@@ -49,9 +57,13 @@ error says how it differs.`,
 		false, "separate VLANs by the settings of each port; ports without any are in VLAN 1, and so is the host")
 	durationFlag(f, &cfg.Ageing, "ageing", 300*time.Second, time.Second,
 		"how long the bridge remembers an address that sends nothing")
+	segment := vxlanFlags(cmd)
 	outputFlag(cmd)
 	cmd.RunE = a.verb(func(_ *cobra.Command, args []string) error {
 		cfg.Name = args[0]
+		if err := segment(&cfg); err != nil {
+			return err
+		}
 		if err := cfg.Validate(); err != nil {
 			return usagef("%w", err)
 		}
@@ -74,14 +86,17 @@ type bridgeChanged struct {
 	Bridge  string         `json:"bridge"`
 	Changed bool           `json:"changed"`
 	Added   []netip.Prefix `json:"added,omitempty"` // addresses added to an existing bridge
+	VXLAN   []string       `json:"vxlan,omitempty"` // changes of an existing VXLAN device, as commands
 }
 
 func (a *app) printEnsured(name string, done bridge.Ensured) error {
 	switch {
 	case a.json:
-		return a.printJSON(bridgeChanged{name, done.Changed(), done.Added})
+		return a.printJSON(bridgeChanged{name, done.Changed(), done.Added, done.VXLAN})
 	case done.Created:
 		return a.line("bridge %s created", name)
+	case len(done.VXLAN) > 0:
+		return a.line("bridge %s: %s", name, strings.Join(done.VXLAN, "; "))
 	case len(done.Added) > 0:
 		return a.line("bridge %s: added %s", name, prefixes(done.Added))
 	case done.WasDown:
@@ -161,7 +176,11 @@ func (a *app) bridgeShowCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			shown := shownBridge{info, a.peersOf(cmd.Context(), info.Ports)}
+			frr, err := a.frrOf(cmd.Context(), info)
+			if err != nil {
+				a.note(fmt.Sprintf("bridge %s: %v", info.Name, err))
+			}
+			shown := shownBridge{info, a.peersOf(cmd.Context(), info.Ports), frr}
 			if *format == "json" {
 				return a.printJSON(shown)
 			}
@@ -175,10 +194,11 @@ func (a *app) bridgeShowCommand() *cobra.Command {
 type shownBridge struct {
 	bridge.Info
 	Peers map[string]nsport.Link `json:"peers,omitempty"` // of the ports that are veth devices
+	EVPN  *evpn.Status           `json:"evpn,omitempty"`  // what FRR says of its segment
 }
 
 func (a *app) printBridge(b shownBridge) error {
-	err := a.block(b.Name, []field{
+	err := a.block(b.Name, append([]field{
 		{"link", upDown(b.Up)},
 		{"MAC", b.MAC},
 		{"MTU", fmt.Sprintf("%d bytes", b.MTU)},
@@ -187,7 +207,7 @@ func (a *app) printBridge(b shownBridge) error {
 		{"ageing", fmt.Sprintf("%g s", b.Ageing)},
 		{"addresses", orNone(strings.Join(b.Addresses, " "))},
 		{"ports", strconv.Itoa(len(b.Ports))},
-	})
+	}, vxlanFields(b.VXLAN, b.EVPN)...))
 	if err != nil || len(b.Ports) == 0 {
 		return err
 	}

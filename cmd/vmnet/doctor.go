@@ -38,7 +38,7 @@ helper, and have networks of their own.`,
 		if err != nil {
 			return err
 		}
-		m.NS = ns
+		m.NS, m.NetnsName = ns, a.netns
 		return a.printChecks(m.Look(cmd.Context()), *format == "json")
 	})
 	return cmd

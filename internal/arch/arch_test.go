@@ -47,7 +47,7 @@ var layers = [][]string{
 	{
 		"internal/kernel/tun", "internal/kernel/rtnl", "internal/vmm/qemu", "libvirt/domainxml",
 		"internal/kernel/ethtool", "internal/network/nft", "internal/network/ruleset", "internal/network/dhcp",
-		"internal/network/radv", "internal/network/dnsrelay", "internal/kernel/announce",
+		"internal/network/radv", "internal/network/dnsrelay", "internal/kernel/announce", "internal/evpn",
 	},
 	{"internal/network/tool"},
 	{"internal/kernel/netns", "step", "internal/stablemac", "internal/network/config", "internal/network/child"},
@@ -58,7 +58,7 @@ var layers = [][]string{
 		"internal/cli/version", "internal/access/privilege", "internal/libvirthook/hookfile", "bridge/vswitch/offload",
 		"internal/rundir", "internal/alias", "internal/cli/fdroom", "bridge/brport", "macvtap/vtap",
 		"internal/kernel/sockopt", "internal/strictyaml", "internal/routed/gateway", "internal/filelock",
-		"bridge/portsec", "bridge/portrate", "internal/ovsdb", "internal/vhostuser/guestmem",
+		"bridge/portsec", "bridge/portrate", "bridge/vxlan", "internal/ovsdb", "internal/vhostuser/guestmem",
 	},
 }
 

@@ -40,6 +40,8 @@ type Machine struct {
 	Self string    // the directory of vmnet
 	Path []string  // the directories of $PATH
 	NS   *netns.NS // whose bridges and settings; it stays the caller's
+	// NetnsName is the name by which the user has named NS; empty for the host's own.
+	NetnsName string
 	// Networks is the directory of the files of networks; empty for config.DefaultDir.
 	Networks string
 }
@@ -51,7 +53,7 @@ func (m Machine) Look(ctx context.Context) []Check {
 		m.tun(), m.vhost(), m.portSecurity(), m.packetPorts(),
 		m.qemu(ctx), m.hook(ctx),
 		m.netfilter(), m.networkManager(), m.networkd(), m.udev(),
-		m.machineID(), m.watch(), m.bridges(), m.networks(ctx), m.userNetworks(ctx), m.routed(ctx),
+		m.machineID(), m.watch(), m.bridges(), m.segments(ctx), m.networks(ctx), m.userNetworks(ctx), m.routed(ctx),
 	)
 }
 

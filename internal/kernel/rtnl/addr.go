@@ -75,34 +75,50 @@ func (c *Conn) Quieten(index int) error {
 	return err
 }
 
+// LinkWith returns the index of the link that has an IP address; 0 for none.
+func (c *Conn) LinkWith(a netip.Addr) (index int, err error) {
+	err = c.eachAddr(func(link int, p netip.Prefix) {
+		if p.Addr() == a {
+			index = link
+		}
+	})
+	return index, err
+}
+
 // addrs lists the addresses of a link for which keep returns true.
-func (c *Conn) addrs(index int, keep func(netip.Addr) bool) ([]netip.Prefix, error) {
+func (c *Conn) addrs(index int, keep func(netip.Addr) bool) (found []netip.Prefix, err error) {
+	err = c.eachAddr(func(link int, p netip.Prefix) {
+		if link == index && keep(p.Addr()) {
+			found = append(found, p)
+		}
+	})
+	return found, err
+}
+
+// eachAddr calls f with each address of the host, and the index of the link that has it.
+func (c *Conn) eachAddr(f func(link int, p netip.Prefix)) error {
 	msgs, err := c.dump(func() *nl.NetlinkRequest {
 		req := c.request(unix.RTM_GETADDR, unix.NLM_F_DUMP)
 		req.AddData(nl.NewIfAddrmsg(unix.AF_UNSPEC))
 		return req
 	}, unix.RTM_NEWADDR)
 	if err != nil {
-		return nil, fmt.Errorf("list addresses: %w", err)
+		return fmt.Errorf("list addresses: %w", err)
 	}
-	var found []netip.Prefix
 	for _, m := range msgs {
 		if len(m) < unix.SizeofIfAddrmsg {
-			return nil, fmt.Errorf("netlink address message of %d bytes", len(m))
+			return fmt.Errorf("netlink address message of %d bytes", len(m))
 		}
-		if int(binary.NativeEndian.Uint32(m[4:])) != index {
-			continue
-		}
-		bits := int(m[1])
+		index, bits := int(binary.NativeEndian.Uint32(m[4:])), int(m[1])
 		each(m[unix.SizeofIfAddrmsg:], func(kind uint16, v []byte) {
 			a, ok := netip.AddrFromSlice(v)
 			local := kind == unix.IFA_LOCAL || kind == unix.IFA_ADDRESS && a.Is6()
-			if ok && local && keep(a) {
-				found = append(found, netip.PrefixFrom(a, bits))
+			if ok && local {
+				f(index, netip.PrefixFrom(a, bits))
 			}
 		})
 	}
-	return found, nil
+	return nil
 }
 
 // An FDBEntry is a MAC address that a bridge has learned behind a port, or that was added to its

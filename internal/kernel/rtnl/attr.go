@@ -103,6 +103,9 @@ func BridgeAgeing(seconds int) Attr {
 	return infoAttr(nl.IFLA_BR_AGEING_TIME, nl.Uint32Attr(uint32(seconds)*clockTick))
 }
 
+// BridgeNoSnooping makes a new bridge send all multicast to all ports.
+func BridgeNoSnooping() Attr { return infoAttr(nl.IFLA_BR_MCAST_SNOOPING, boolByte(false)) }
+
 // BridgeVLANFiltering makes a bridge filter VLANs. A kernel without
 // CONFIG_BRIDGE_VLAN_FILTERING answers EOPNOTSUPP (br_vlan_filter_toggle).
 func BridgeVLANFiltering() Attr { return infoAttr(nl.IFLA_BR_VLAN_FILTERING, boolByte(true)) }

@@ -32,6 +32,11 @@ func (s PortState) String() string {
 type Port struct {
 	State PortState
 	Timer time.Duration // until the forward delay timer expires and the next state begins
+
+	// NeighSuppress says that the bridge answers ARP and ND requests for neighbors that it knows
+	// rather than send them out of the port.
+	NeighSuppress bool
+
 	PortFlags
 }
 
@@ -71,6 +76,8 @@ func parsePort(b []byte) *Port {
 			p.State = PortState(u8(v))
 		case nl.IFLA_BRPORT_FORWARD_DELAY_TIMER:
 			p.Timer = ticks(u64(v))
+		case nl.IFLA_BRPORT_NEIGH_SUPPRESS:
+			p.NeighSuppress = u8(v) != 0
 		case nl.IFLA_BRPORT_MODE:
 			p.Hairpin = u8(v) != 0
 		case nl.IFLA_BRPORT_ISOLATED:

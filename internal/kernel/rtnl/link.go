@@ -39,6 +39,7 @@ type Link struct {
 	Macvlan *Macvlan // if it is a macvlan or macvtap
 	IPVlan  *IPVlan  // if it is an ipvlan or ipvtap
 	VLAN    int      // ID, if it is a VLAN subinterface; 0 if not
+	VXLAN   *VXLAN   // if it is a VXLAN device
 }
 
 // Stats are the link's counters as the host sees them (struct rtnl_link_stats64).
@@ -177,6 +178,8 @@ func (l *Link) parseInfo(b []byte) {
 		l.Macvlan = parseMacvlan(data)
 	case "ipvlan", "ipvtap":
 		l.IPVlan = parseIPVlan(data)
+	case "vxlan":
+		l.VXLAN = parseVXLAN(data)
 	case "vlan":
 		each(data, func(kind uint16, v []byte) {
 			if kind == nl.IFLA_VLAN_ID {

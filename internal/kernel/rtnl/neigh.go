@@ -141,15 +141,17 @@ const ndaProtocol = 12
 type ndmsg struct {
 	family, flags uint8
 	index         int32
+	state         uint16 // NUD_*
 }
 
 func (*ndmsg) Len() int { return sizeofNdmsg }
 
-// Serialize returns the message; state and type are 0.
+// Serialize returns the message; its type is 0.
 func (m *ndmsg) Serialize() []byte {
 	b := make([]byte, sizeofNdmsg)
 	b[0], b[10] = m.family, m.flags
 	binary.NativeEndian.PutUint32(b[4:], uint32(m.index))
+	binary.NativeEndian.PutUint16(b[8:], m.state)
 	return b
 }
 

@@ -1,6 +1,7 @@
 package rtnl
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -72,6 +73,19 @@ func parseRoute(m []byte) (r Route, ok bool) {
 	})
 	r.Dst = netip.PrefixFrom(dst, bits)
 	return r, r.Dst.IsValid() && !dst.IsMulticast() && !dst.IsLinkLocalUnicast()
+}
+
+// RouteTo returns the index of the link by which the kernel sends to an address, that of lo for one
+// of its own. Without a route, the error is ENETUNREACH.
+func (c *Conn) RouteTo(a netip.Addr) (link int, err error) {
+	req := c.request(unix.RTM_GETROUTE, 0)
+	req.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{Family: uint8(family(a)), Dst_len: uint8(a.BitLen())}})
+	req.AddData(nl.NewRtAttr(unix.RTA_DST, a.AsSlice()))
+	msgs, err := c.sock.execute(req, unix.RTM_NEWROUTE)
+	if err != nil || len(msgs) != 1 || len(msgs[0]) < unix.SizeofRtMsg {
+		return 0, cmp.Or(err, error(unix.EBADMSG))
+	}
+	return message{msgs[0], unix.SizeofRtMsg}.number(unix.RTA_OIF), nil
 }
 
 // AddDefaultRoute makes a router the one for all addresses of its IP version. The route is by the

@@ -1,0 +1,99 @@
+// Package vxlan is the VXLAN device of a bridge as data (RFC 7348): which segment its guests share
+// with those of other hosts, and how the frames get there.
+package vxlan
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+)
+
+// DefaultPort is the UDP port that RFC 7348 assigns.
+const DefaultPort = 4789
+
+// MaxRemotes bounds the list of remote hosts: each broadcast is sent to all of them.
+const MaxRemotes = 128
+
+const maxVNI = 1<<24 - 1 // RFC 7348, section 5
+
+// Config is what a VXLAN device should be.
+type Config struct {
+	VNI   int        // the segment: 1 to 16777215
+	Local netip.Addr // of this host, by which the others reach it
+
+	// Remotes are the other hosts, to each of which broadcasts and frames to unknown addresses are
+	// sent. Without any, the device learns nothing and has no remote hosts but those that another
+	// program adds, such as FRR for EVPN.
+	Remotes []netip.Addr
+
+	Port int // UDP; 0 means DefaultPort
+}
+
+// Static reports whether the remote hosts are listed rather than added by another program.
+func (c Config) Static() bool { return len(c.Remotes) > 0 }
+
+// UDPPort returns the UDP port.
+func (c Config) UDPPort() int {
+	if c.Port == 0 {
+		return DefaultPort
+	}
+	return c.Port
+}
+
+// Interface returns the name of the device.
+func (c Config) Interface() string { return "vx" + strconv.Itoa(c.VNI) }
+
+// The bytes that a frame of the segment grows by: its own Ethernet header, the VXLAN and UDP
+// headers, and an IPv4 or IPv6 header (RFC 7348, section 5).
+const (
+	overhead4 = 14 + 8 + 8 + 20
+	overhead6 = 14 + 8 + 8 + 40
+)
+
+// Overhead returns by how many bytes the MTU of the segment must be below that of the network
+// between the hosts.
+func (c Config) Overhead() int {
+	if c.Local.Is6() {
+		return overhead6
+	}
+	return overhead4
+}
+
+// Validate returns what contradicts itself or RFC 7348, or nil.
+func (c Config) Validate() error {
+	switch {
+	case c.VNI < 1 || c.VNI > maxVNI:
+		return fmt.Errorf("VNI %d: want 1 to %d", c.VNI, maxVNI)
+	case !c.Local.IsValid():
+		return fmt.Errorf("VNI %d: it needs an address of this host (--local)", c.VNI)
+	case c.Port < 0 || c.Port > 65535:
+		return fmt.Errorf("VXLAN port %d: want 1 to 65535", c.Port)
+	case len(c.Remotes) > MaxRemotes:
+		return fmt.Errorf("VNI %d: %d remote hosts, at most %d (leave them out, and let FRR add them: docs/evpn.md)",
+			c.VNI, len(c.Remotes), MaxRemotes)
+	}
+	if err := checkAddr("local address", c.Local); err != nil {
+		return err
+	}
+	for i, a := range c.Remotes {
+		switch err := checkAddr("remote address", a); {
+		case err != nil:
+			return err
+		case a.Is4() != c.Local.Is4():
+			return fmt.Errorf("remote address %s: the local one, %s, is of the other IP version", a, c.Local)
+		case a == c.Local:
+			return fmt.Errorf("remote address %s: it is the local one (name the other hosts only)", a)
+		case slices.Contains(c.Remotes[:i], a):
+			return fmt.Errorf("remote address %s: it is there twice", a)
+		}
+	}
+	return nil
+}
+
+func checkAddr(what string, a netip.Addr) error {
+	if !a.IsGlobalUnicast() || a.Zone() != "" || a.Is4In6() {
+		return fmt.Errorf("%s %s: want the unicast address of a host, such as 192.0.2.1", what, a)
+	}
+	return nil
+}

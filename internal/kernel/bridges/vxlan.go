@@ -1,0 +1,323 @@
+package bridges
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"slices"
+	"strings"
+	"syscall"
+
+	"vmnet/bridge/brport"
+	"vmnet/bridge/vxlan"
+	"vmnet/internal/alias"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/step"
+)
+
+// markVXLAN begins the alias of a bridge's VXLAN device, which the bridge's name follows.
+const markVXLAN = alias.Prefix + "vxlan bridge="
+
+// defaultMTU is that of Ethernet (IEEE 802.3), which guests expect.
+const defaultMTU = 1500
+
+// minMTU is the smallest MTU of IPv4 (RFC 791).
+const minMTU = 68
+
+// VXLANs returns the VXLAN devices that were made for a bridge, whether they are its ports or not.
+func VXLANs(c *rtnl.Conn, bridge string) ([]*rtnl.Link, error) {
+	all, err := c.Links("vxlan", 0)
+	return slices.DeleteFunc(all, func(l *rtnl.Link) bool { return !isVXLANOf(l, bridge) }), err
+}
+
+func isVXLANOf(l *rtnl.Link, bridge string) bool {
+	return l.VXLAN != nil && l.Alias == markVXLAN+alias.Escape(bridge)
+}
+
+// VXLANOf returns the name of the bridge for which a VXLAN device was made.
+func VXLANOf(l *rtnl.Link) (bridge string, ok bool) {
+	value, ok := strings.CutPrefix(l.Alias, markVXLAN)
+	if !ok || l.VXLAN == nil {
+		return "", false
+	}
+	_, bridge, err := alias.Field("bridge=" + value)
+	return bridge, err == nil
+}
+
+// vxlanMTU returns the MTU in bytes of a new VXLAN device: want or, if that is 0, that of Ethernet
+// or the largest that the network between the hosts carries. It refuses a want that is larger, and
+// a local address that the host does not have.
+func vxlanMTU(c *rtnl.Conn, cfg vxlan.Config, want int) (int, error) {
+	under, err := underlay(c, cfg)
+	if err != nil {
+		return 0, err
+	}
+	if under == nil { // nothing says by which link the frames will leave
+		return cmp.Or(want, defaultMTU), nil
+	}
+	most := under.MTU - cfg.Overhead()
+	switch {
+	case most < max(want, minMTU):
+		return 0, fmt.Errorf("MTU %d: its frames need %d bytes on %s, which has %d (ip link set %s mtu %d, on each "+
+			"host and switch between them, or --mtu %d)", max(want, minMTU), max(want, minMTU)+cfg.Overhead(),
+			under.Name, under.MTU, under.Name, max(want, minMTU)+cfg.Overhead(), max(most, minMTU))
+	case want == 0:
+		return min(most, defaultMTU), nil
+	}
+	return want, nil
+}
+
+// underlay returns the link with the smallest MTU by which frames leave, as far as that is known:
+// by the routes to the remote hosts or, without any, as the link that has the local address. On
+// loopback, where hosts with several uplinks have it, it says nothing.
+func underlay(c *rtnl.Conn, cfg vxlan.Config) (least *rtnl.Link, err error) {
+	own, err := c.LinkWith(cfg.Local)
+	if err != nil {
+		return nil, err
+	}
+	if own == 0 {
+		return nil, fmt.Errorf("local address %s: this host does not have it (ip addr)", cfg.Local)
+	}
+	indexes := []int{own}
+	if cfg.Static() {
+		indexes = nil
+	}
+	for _, a := range cfg.Remotes {
+		index, err := c.RouteTo(a)
+		if err != nil {
+			return nil, fmt.Errorf("remote address %s: %w (ip route get %[1]s)", a, err)
+		}
+		indexes = append(indexes, index)
+	}
+	for _, index := range indexes {
+		l, err := c.LinkByIndex(index)
+		switch {
+		case err != nil:
+			return nil, err
+		case l.ARP && (least == nil || l.MTU < least.MTU):
+			least = l
+		}
+	}
+	return least, nil
+}
+
+// VXLANSteps make the VXLAN device of a bridge, which there reads, and its port as cfg says; what
+// is so already is left out. mtu is in bytes; 0 means that of Ethernet or what the network between
+// the hosts carries, and matches any of an existing device. One that differs in more than its
+// remote hosts is an error that matches fs.ErrExist with errors.Is.
+//
+// A device with remote hosts of its own learns which guest is behind which. One without learns
+// nothing, and its port neither: what FRR has added must not be overwritten. FRR wants ARP and ND
+// suppressed there (its EVPN documentation).
+func VXLANSteps(c *rtnl.Conn, bridge string, cfg vxlan.Config, mtu int, there func() (*rtnl.Link, error),
+) ([]step.Step, error) {
+	name := cfg.Interface()
+	own, err := VXLANs(c, bridge)
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range own {
+		if l.Name != name {
+			return nil, Taken("%s has the VXLAN device %s already (vmnet bridge delete %[1]s)", bridge, l.Name)
+		}
+	}
+	l, err := c.Link(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		l = nil
+		if mtu, err = vxlanMTU(c, cfg, mtu); err != nil {
+			return nil, err
+		}
+	case err != nil:
+		return nil, err
+	case !isVXLANOf(l, bridge):
+		return nil, Taken("there is a device %s that was not made for %s (ip -d link show %[1]s)", name, bridge)
+	default:
+		if diff := vxlanDifferences(l, cfg, mtu); len(diff) > 0 {
+			return nil, Taken("%s differs: %s (vmnet bridge delete %s)", name, strings.Join(diff, ", "), bridge)
+		}
+	}
+	return vxlanSteps(c, bridge, cfg, mtu, l, there)
+}
+
+// Taken returns an error that matches fs.ErrExist without its text, which is about files.
+func Taken(format string, args ...any) error { return existing(fmt.Sprintf(format, args...)) }
+
+type existing string
+
+func (e existing) Error() string        { return string(e) }
+func (e existing) Is(target error) bool { return target == fs.ErrExist }
+
+func vxlanDifferences(l *rtnl.Link, cfg vxlan.Config, mtu int) (diff []string) {
+	add := func(what string, is, want any) {
+		if is != want {
+			diff = append(diff, fmt.Sprintf("%s is %v, asked for %v", what, is, want))
+		}
+	}
+	add("VNI", l.VXLAN.VNI, cfg.VNI)
+	add("local address", l.VXLAN.Local, cfg.Local)
+	add("port", l.VXLAN.Port, cfg.UDPPort())
+	if mtu != 0 {
+		add("MTU", l.MTU, mtu)
+	}
+	learns := map[bool]string{true: "listed", false: "added by another program"}
+	add("remote hosts", learns[l.VXLAN.Learning], learns[cfg.Static()])
+	return diff
+}
+
+// vxlanSteps are VXLANSteps for the existing device l, or a new one if l is nil.
+func vxlanSteps(c *rtnl.Conn, bridge string, cfg vxlan.Config, mtu int, l *rtnl.Link,
+	there func() (*rtnl.Link, error),
+) (steps []step.Step, err error) {
+	v := vxlanDevice{c: c, bridge: bridge, Config: cfg, mtu: mtu, there: there}
+	var has []netip.Addr
+	if l == nil {
+		steps = append(steps, v.createStep())
+	} else if has, err = Floods(c, l.Index); err != nil {
+		return nil, err
+	}
+	port := l == nil || l.Port == nil || l.Port.Learning != cfg.Static()
+	if port {
+		steps = append(steps, v.portStep())
+	}
+	if !cfg.Static() {
+		has = nil // whose they are is not known
+		if l == nil || l.Port == nil || !l.Port.NeighSuppress {
+			steps = append(steps, v.suppressStep())
+		}
+	}
+	for _, a := range cfg.Remotes {
+		if !slices.Contains(has, a) {
+			steps = append(steps, v.floodStep(a, true))
+		}
+	}
+	for _, a := range has {
+		if !slices.Contains(cfg.Remotes, a) {
+			steps = append(steps, v.floodStep(a, false))
+		}
+	}
+	if port || !l.Up {
+		steps = append(steps, v.upStep())
+	}
+	return steps, nil
+}
+
+// Floods returns the hosts to which a VXLAN device sends broadcasts.
+func Floods(c *rtnl.Conn, index int) (hosts []netip.Addr, err error) {
+	entries, err := c.RemoteFDB(index)
+	for _, e := range entries {
+		if e.IsFlood() {
+			hosts = append(hosts, e.Dst)
+		}
+	}
+	return hosts, err
+}
+
+// vxlanDevice is a VXLAN device that steps make.
+type vxlanDevice struct {
+	c      *rtnl.Conn
+	bridge string
+	vxlan.Config
+	mtu   int
+	there func() (*rtnl.Link, error) // reads the bridge
+}
+
+func (v *vxlanDevice) createStep() step.Step {
+	learning := "nolearning"
+	if v.Static() {
+		learning = "learning"
+	}
+	return step.Step{
+		Name: "vxlan", Text: fmt.Sprintf("ip link add %s mtu %d type vxlan id %d local %s dstport %d %s ttl 64",
+			v.Interface(), v.mtu, v.VNI, v.Local, v.UDPPort(), learning),
+		Do: func(context.Context) error {
+			attrs := append(rtnl.NewVXLAN(rtnl.VXLAN{
+				VNI: v.VNI, Local: v.Local, Port: v.UDPPort(), Learning: v.Static(),
+			}), rtnl.Name(v.Interface()), rtnl.MTU(v.mtu))
+			err := v.c.CreateWithAlias("vxlan", rtnl.RandomIndex(), markVXLAN+alias.Escape(v.bridge), attrs...)
+			return v.explain(err)
+		},
+		Undo: func(context.Context) error { return v.delete() },
+	}
+}
+
+// explain adds the cause and cure to the error of a request for a VXLAN device.
+func (v *vxlanDevice) explain(err error) error {
+	switch {
+	case errors.Is(err, syscall.EEXIST):
+		return fmt.Errorf("%w (another VXLAN device has VNI %d and port %d: ip -d link show type vxlan)", err, v.VNI,
+			v.UDPPort())
+	case errors.Is(err, syscall.EOPNOTSUPP):
+		return fmt.Errorf("%w (the kernel's VXLAN driver is missing or not loaded: modprobe vxlan)", err)
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Errorf("%w (another program has UDP port %d: ss -lnup)", err, v.UDPPort())
+	}
+	return Explain(err)
+}
+
+func (v *vxlanDevice) delete() error {
+	l, err := v.c.Link(v.Interface())
+	if err != nil || !isVXLANOf(l, v.bridge) {
+		return rtnl.IgnoreNotExist(err)
+	}
+	return rtnl.IgnoreNotExist(v.c.Delete(l.Index))
+}
+
+// on returns a step that does f to the device.
+func (v *vxlanDevice) on(name, text string, f func(l *rtnl.Link) error) step.Step {
+	return step.Step{Name: name, Text: text, Do: func(context.Context) error {
+		l, err := v.c.Link(v.Interface())
+		if err == nil {
+			err = f(l)
+		}
+		return v.explain(err)
+	}}
+}
+
+func (v *vxlanDevice) portStep() step.Step {
+	text := fmt.Sprintf("ip link set %s master %s", v.Interface(), v.bridge)
+	if !v.Static() {
+		text += fmt.Sprintf("; bridge link set dev %s learning off", v.Interface())
+	}
+	return v.on("port", text, func(l *rtnl.Link) error {
+		br, err := v.there()
+		if err != nil {
+			return err
+		}
+		if err := v.c.SetQuiet(l.Index); err != nil {
+			return err
+		}
+		return AddPortDown(v.c, br, l, brport.Settings{NoLearning: !v.Static()})
+	})
+}
+
+func (v *vxlanDevice) suppressStep() step.Step {
+	return v.on("neigh-suppress", fmt.Sprintf("bridge link set dev %s neigh_suppress on", v.Interface()),
+		func(l *rtnl.Link) error { return v.c.SetNeighSuppress(l.Index, true) })
+}
+
+func (v *vxlanDevice) floodStep(a netip.Addr, add bool) step.Step {
+	verb, do, undo := "append", v.c.AddFlood, v.c.DeleteFlood
+	if !add {
+		verb, do, undo = "del", v.c.DeleteFlood, v.c.AddFlood
+	}
+	text := fmt.Sprintf("bridge fdb %s 00:00:00:00:00:00 dev %s dst %s", verb, v.Interface(), a)
+	s := v.on("remote "+a.String(), text,
+		func(l *rtnl.Link) error { return do(l.Index, a) })
+	s.Undo = func(context.Context) error {
+		l, err := v.c.Link(v.Interface())
+		if err == nil {
+			err = undo(l.Index, a)
+		}
+		return rtnl.IgnoreNotExist(err)
+	}
+	return s
+}
+
+func (v *vxlanDevice) upStep() step.Step {
+	return v.on("up", fmt.Sprintf("ip link set %s up", v.Interface()),
+		func(l *rtnl.Link) error { return v.c.Set(l.Index, rtnl.Up(true)) })
+}
