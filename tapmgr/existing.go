@@ -259,6 +259,9 @@ func differences(s nic.Spec, dev *inventory.Device) []string {
 	if !s.Security.IsZero() {
 		add("port security", r.Security.String(), s.Security.String())
 	}
+	if !s.AllowIn.IsZero() {
+		add("what may come in", cmp.Or(r.AllowIn.String(), "all"), s.AllowIn.String())
+	}
 	addRates(add, s.Rates, r.Rates)
 	if s.MAC != nil {
 		add("MAC", r.MAC.String(), s.MAC.String())

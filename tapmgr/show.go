@@ -2,10 +2,12 @@ package tapmgr
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"vmnet/bridge/brport"
+	"vmnet/bridge/inbound"
 	"vmnet/bridge/portsec"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/guest"
@@ -160,22 +162,28 @@ func (m *Manager) detail(ctx context.Context, dev inventory.Device) (Detail, err
 	return d, nil
 }
 
-// detailDrops adds what the kernel's port security has dropped.
+// detailDrops adds what the kernel has dropped of the guest's frames, and of those for it.
 func (m *Manager) detailDrops(d *Detail, dev inventory.Device) {
-	guard, err := m.host.Guard(&dev)
-	if err != nil {
-		d.Notices = append(d.Notices, fmt.Sprintf("what port security has dropped is not known: %v", err))
-	}
-	if guard == nil {
-		return
-	}
-	for why, n := range guard.Drops {
+	add := func(why string, n uint64) {
 		if n > 0 {
 			if d.Drops == nil {
 				d.Drops = map[string]uint64{}
 			}
-			d.Drops[portsec.Reason(why).String()] = n
+			d.Drops[why] = n
 		}
+	}
+	guard, err := m.host.Guard(&dev)
+	filters, inErr := m.host.Inbound(&dev)
+	if err := errors.Join(err, inErr); err != nil {
+		d.Notices = append(d.Notices, fmt.Sprintf("what port security has dropped is not known: %v", err))
+	}
+	if guard != nil {
+		for why, n := range guard.Drops {
+			add(portsec.Reason(why).String(), n)
+		}
+	}
+	if filters != nil {
+		add(inbound.Refused, filters.Dropped)
 	}
 }
 

@@ -140,10 +140,10 @@ func (a *app) keepFor(o *launchOptions) error {
 			continue
 		}
 		keep = append(keep, cap.NET_ADMIN)
-		if !n.spec.Security.IsZero() {
+		if !n.spec.Security.IsZero() || !n.spec.AllowIn.IsZero() {
 			if !a.p.Has(cap.BPF) || !a.p.Has(cap.PERFMON) {
-				return errors.New("--port-security needs CAP_BPF and CAP_PERFMON (install qemu-netup setuid root, " +
-					"or with setcap cap_net_admin,cap_bpf,cap_perfmon+ep; see vmnet doctor)")
+				return errors.New("--port-security and --allow-in need CAP_BPF and CAP_PERFMON (install qemu-netup " +
+					"setuid root, or by setcap cap_net_admin,cap_bpf,cap_perfmon+ep: vmnet doctor)")
 			}
 			reserve = append(reserve, cap.BPF, cap.PERFMON)
 		}
@@ -224,7 +224,7 @@ func request(s nic.Spec) policy.Request {
 	r := policy.Request{
 		Guest: s.VM, Bridge: cmp.Or(s.Bridge, s.Network), Network: s.Network, Routed: s.Routed, Port: s.Port,
 		MAC: s.MAC, Queues: s.Queues, Checks: s.Security.Checks, EtherTypes: s.Security.EtherTypes,
-		Rates: s.Rates,
+		AllowIn: s.AllowIn, Rates: s.Rates,
 	}
 	for _, a := range s.IP {
 		r.Addrs = append(r.Addrs, netip.PrefixFrom(a, a.BitLen()))

@@ -86,6 +86,18 @@ macvtap or ipvtap a BPF program in the kernel does (Linux 5.10), which takes roo
 that is not possible the attach fails. vmnet show counts the dropped frames by their reasons, vmnet
 check notices if somebody has removed the program, and vmnet set changes it without a gap.
 
+With --allow-in everything that comes in to the guest is dropped, but for answers and for what the
+rules allow: tcp:PORT, udp:PORT or a range of ports, icmp (a ping), any, each also with ,from= a
+network. --allow-in answers allows nothing else. An answer belongs to what the guest has asked: to
+its connection, its datagram (for 5 minutes), its ping, or as an ICMP error about one of them; later
+fragments follow the first one. ARP, neighbor discovery, router advertisements, queries of multicast
+groups and answers of DHCP servers pass; other protocols than IPv4 and IPv6, and multicast, need
+--allow-ethertype or a rule. It holds for senders on the host as well. A connection that the guest
+has begun, or answered before, continues when rules change. Two BPF programs at the tap, macvtap or
+ipvtap do it (Linux 5.10); they and the up to 32768 flows that they remember, 4 MB, belong to this
+NIC alone and go with it. They work without nftables, conntrack and br_netfilter, and nft flush
+ruleset does not remove them. They do not compare sequence numbers. A userspace switch cannot do it.
+
 --rate-up limits what the guest sends, --rate-down what it receives, in bits per second (100M, 2.5G)
 of whole Ethernet frames, packets per second (20kpps), or both. --burst is what passes at once after
 an idle time. What comes in at the NIC's device on the host and is over the rate is dropped: from
@@ -174,6 +186,7 @@ func (a *app) completeNIC(cmd *cobra.Command) {
 		"vhost":     nicflags.Vhosts,
 
 		"port-security": nicflags.Securities,
+		"allow-in":      nicflags.Inbounds,
 		"model":         {"virtio-net-pci", "e1000", "e1000e", "rtl8139", "vmxnet3"},
 	} {
 		complete(cmd, flag, cobra.FixedCompletions(words, noFiles))

@@ -276,5 +276,8 @@ func nicSettings(n nic.NIC) string {
 	if n.PortSecurity != "" {
 		parts = append(parts, "security:"+n.PortSecurity)
 	}
+	if !n.AllowIn.IsZero() {
+		parts = append(parts, "in:"+strings.ReplaceAll(n.AllowIn.String(), ";", " "))
+	}
 	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), ";")
 }

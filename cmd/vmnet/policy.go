@@ -129,6 +129,7 @@ func (o *policyTest) flags(cmd *cobra.Command) {
 		return err
 	}), "ip", "a requested address of the guest: on a network, routed, of an ipvtap, or with --port-security (repeatable)")
 	nicflags.AddSecurity(f, &o.security)
+	nicflags.AddInbound(f, &o.request.AllowIn)
 	nicflags.AddRates(f, &o.request.Rates)
 	nicflags.AddPort(cmd.Flags(), &o.request.Port)
 	nicflags.AddMAC(f, &o.request.MAC, "the requested address (default none: it is derived from names)")
@@ -147,6 +148,7 @@ func (a *app) completePolicyTest(cmd *cobra.Command) {
 	modes := append(vtap.Modes(vtap.Macvtap), vtap.Modes(vtap.IPVtap)...)
 	complete(cmd, "mode", cobra.FixedCompletions(modes, noFiles))
 	complete(cmd, "ip", cobra.NoFileCompletions)
+	complete(cmd, "allow-in", cobra.FixedCompletions(nicflags.Inbounds, noFiles))
 	complete(cmd, "port-security", cobra.FixedCompletions(nicflags.Securities, noFiles))
 	complete(cmd, "vm", cobra.NoFileCompletions)
 	complete(cmd, "user", cobra.NoFileCompletions)

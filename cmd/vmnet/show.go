@@ -108,6 +108,7 @@ func detailFields(d tapmgr.Detail) []field {
 		{"network", d.Network},
 		{"IP", addressesText(d)},
 		{"port security", d.SecurityText()},
+		{"allow in", strings.ReplaceAll(d.AllowIn.String(), ";", "; ")},
 		{"rates", strings.ReplaceAll(d.Rates.String(), ";", ", ")},
 		{"via", viaText(d.NIC)},
 		{"model", d.Model},
@@ -209,6 +210,9 @@ func addressesText(d tapmgr.Detail) string {
 func counterFields(d tapmgr.Detail) []field {
 	t := d.Traffic()
 	by := "dropped by port security"
+	if !d.AllowIn.IsZero() {
+		by = "dropped by vmnet" // of both directions
+	}
 	if d.Switch {
 		by = "dropped by the switch"
 	}

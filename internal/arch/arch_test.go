@@ -50,7 +50,10 @@ var layers = [][]string{
 		"internal/network/radv", "internal/network/dnsrelay", "internal/kernel/announce", "internal/evpn",
 	},
 	{"internal/network/tool"},
-	{"internal/kernel/netns", "step", "internal/stablemac", "internal/network/config", "internal/network/child"},
+	{
+		"internal/kernel/netns", "step", "bridge/inbound", "internal/stablemac", "internal/network/config",
+		"internal/network/child",
+	},
 	{"internal/vhostuser"},
 	{"internal/kernel/pidfd", "internal/vhostuser/virtq"},
 	{

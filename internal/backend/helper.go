@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"vmnet/bridge/brport"
+	"vmnet/bridge/inbound"
 	"vmnet/bridge/portrate"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/fdpass"
@@ -36,6 +37,7 @@ type (
 		Port    string       `json:"port"`             // as brport.Settings writes it
 		// which of the guest's frames are dropped
 		Security nic.Security    `json:"security"`
+		AllowIn  inbound.Rules   `json:"allow_in"` // what may come in to the guest
 		Rates    portrate.Config `json:"rates"`
 		MAC      string          `json:"mac"` // the guest's
 		Model    string          `json:"model"`
@@ -138,7 +140,7 @@ func (s *helperTap) ask(ctx context.Context, r nic.Record) error {
 	}
 	err := send(s.sock, tapRequest{
 		VM: r.VM, NIC: r.NIC, Bridge: bridge, Network: r.Network, Routed: uplink, IP: r.IP, Port: r.Port,
-		MAC: r.MAC.String(), Security: r.Security, Rates: r.Rates,
+		MAC: r.MAC.String(), Security: r.Security, AllowIn: r.AllowIn, Rates: r.Rates,
 		Model: r.Model, Queues: r.Queues, MTU: r.MTU, Vhost: r.Vhost, Options: r.Options, Via: r.Via,
 	})
 	if err != nil {
@@ -362,7 +364,7 @@ func (w tapRequest) spec() (nic.Spec, error) {
 	}
 	spec := nic.Spec{
 		Target: nic.Target{VM: w.VM}, NIC: w.NIC, Bridge: w.Bridge, Network: w.Network, Routed: w.Routed,
-		IP: w.IP, Port: port, Security: w.Security, Rates: w.Rates,
+		IP: w.IP, Port: port, Security: w.Security, AllowIn: w.AllowIn, Rates: w.Rates,
 		MAC: mac, MTU: w.MTU, Queues: w.Queues, Model: w.Model, Vhost: nic.VhostOff,
 	}
 	return spec, spec.Validate()

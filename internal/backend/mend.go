@@ -150,6 +150,8 @@ func (m *Maker) mend(ctx context.Context, v *inventory.View, f inventory.Fix) er
 		return m.On(v.Device, func(nl *rtnl.Conn) error {
 			return bpfguard.Attach(nl, v.Link, v.Want.PortSecurity())
 		})
+	case inventory.FixInbound:
+		return m.On(v.Device, func(nl *rtnl.Conn) error { return bpfguard.AllowIn(nl, v.Link, v.Want.Inbound()) })
 	case inventory.FixLifetime:
 		return m.ClearPersist(v.Device, v.Holders[0].PID)
 	case inventory.FixRouting:

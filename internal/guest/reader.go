@@ -110,7 +110,7 @@ func recordOf(vm string, def *domainxml.Definition, x domainxml.Interface) (r ni
 	spec = spec.WithDefaults()
 	r = nic.Record{
 		VM: spec.VM, NIC: spec.NIC, Type: nic.TypeTap, Source: spec.Source(), Network: spec.Network, IP: spec.OwnIPs(),
-		Port: spec.Port.String(), Security: spec.Security, Rates: spec.Rates,
+		Port: spec.Port.String(), Security: spec.Security, AllowIn: spec.AllowIn, Rates: spec.Rates,
 		MAC: spec.MAC, Model: spec.Model,
 		Options: spec.OptionsHash(), Queues: max(x.Queues, 1), Vhost: x.Driver == "vhost", MTU: x.MTU, Via: spec.Via,
 	}

@@ -36,7 +36,8 @@ nics:
   net4: {ipvtap: wlan0, ip: 192.0.2.7/24, mode: l3}
   net5: {macvtap: eth0, mode: source, source-mac: ["52:54:00:00:00:02"], device-opt: [a=b, c=d], model: e1000}
   net6: {bridge: "10", vhost: "off", state: up}
-  net7: {bridge: br0, port-security: all, ip: [192.0.2.7, "2001:db8::/64"], allow-ethertype: ["0x88f7"]}
+  net7: {bridge: br0, port-security: all, ip: [192.0.2.7, "2001:db8::/64"], allow-ethertype: ["0x88f7"],
+    allow-in: ["tcp:22,from=10.0.0.0/8", icmp]}
 `
 
 func parsed(t *testing.T, text string) *Guest {
@@ -66,7 +67,7 @@ func TestParse(t *testing.T) {
 		"net4 up false ipvtap=wlan0 mode=l3 ip=192.0.2.7/24 rx-filter=",
 		"net5 up false macvtap=eth0 mode=source source-mac=52:54:00:00:00:02 model=e1000 device-opt=a=b c=d",
 		"net6 up false bridge=10 vhost=off",
-		"net7 up false bridge=br0 ip=192.0.2.7 2001:db8::/64 port-security=all allow-ethertype=0x88f7",
+		"net7 up false bridge=br0 ip=192.0.2.7 2001:db8::/64 port-security=all allow-ethertype=0x88f7 allow-in=tcp:22,from=10.0.0.0/8 icmp",
 	}
 	want[4] = strings.TrimSuffix(want[4], " rx-filter=")
 	if g.VM != "a/b ü" || g.User != "alice" || !slices.Equal(got, want) {

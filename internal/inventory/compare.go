@@ -26,14 +26,15 @@ import (
 // View is what is read of a plugged NIC for its comparison with its record.
 type View struct {
 	*Device
-	Home    *rtnl.Link       // the bridge or parent device that the NIC belongs on; nil if there is none
-	port    *brport.Settings // of a tap that is on home; nil else
-	claimed bool             // a userspace switch takes all frames of the parent device
-	vhosts  int              // open vhost-net fds of its VMM; -1 where that was not read
-	notRuns error            // why its switch, which has lost it, cannot take it back
-	missing []string         // what a routed NIC lacks of the host
-	guard   *bpfguard.State  // what the kernel checks; nil if that is not known
-	rates   *ratelimit.State // what the kernel limits; nil if that was not read
+	Home    *rtnl.Link             // the bridge or parent device that the NIC belongs on; nil if there is none
+	port    *brport.Settings       // of a tap that is on home; nil else
+	claimed bool                   // a userspace switch takes all frames of the parent device
+	vhosts  int                    // open vhost-net fds of its VMM; -1 where that was not read
+	notRuns error                  // why its switch, which has lost it, cannot take it back
+	missing []string               // what a routed NIC lacks of the host
+	guard   *bpfguard.State        // what the kernel checks; nil if that is not known
+	inbound *bpfguard.InboundState // what the kernel lets in; nil if that is not known
+	rates   *ratelimit.State       // what the kernel limits; nil if that was not read
 }
 
 // Finding is a property that differs.
@@ -119,6 +120,7 @@ var properties = []property{
 	}, is("on"), func(v *View) string { return nic.OnOff(v.vhosts > 0) }, byDetach},
 	{"name", func(v *View) bool { return v.HasLink() && !v.IsPlain() }, wantName, foundName, mendName},
 	{"port security", (*View).isSecured, wantGuard, foundGuard, mendGuard},
+	{"allow in", (*View).isFiltered, wantInbound, foundInbound, mendInbound},
 	{"rates", func(v *View) bool { return v.rates != nil }, wantRates, foundRates, mendRates},
 	{"bridge", func(v *View) bool {
 		return v.isTap()
@@ -152,6 +154,9 @@ var properties = []property{
 	}, is("complete"), foundRouting, mendRouting},
 	// removed last, so that a NIC that moves is checked until it has moved
 	{"port security", func(v *View) bool { return v.guard != nil && !v.isSecured() }, wantGuard, foundGuard, mendGuard},
+	{"allow in", func(v *View) bool {
+		return v.inbound != nil && !v.isFiltered()
+	}, wantInbound, foundInbound, mendInbound},
 	{"port state", (*View).hasPortState, is(rtnl.Forwarding.String()), func(v *View) string {
 		return v.Port.State.String()
 	}, mendPortState},
@@ -262,6 +267,22 @@ func (v *View) hasSettings() bool { return v.port != nil && (!v.IsPlain() || v.W
 // does.
 func (v *View) isSecured() bool { return v.guard != nil && !v.Want.Security.IsZero() }
 
+// isFiltered reports whether the kernel should filter what comes in to the guest, and it is known
+// whether it does.
+func (v *View) isFiltered() bool { return v.inbound != nil && !v.Want.AllowIn.IsZero() }
+
+func wantInbound(v *View) string { return v.Want.Inbound().String() }
+
+func foundInbound(v *View) string {
+	switch cfg := v.Want.Inbound(); {
+	case v.inbound.Is(cfg):
+		return wantInbound(v)
+	case v.inbound.Equal(cfg):
+		return otherVersion
+	}
+	return v.inbound.String()
+}
+
 func wantRates(v *View) string { return v.Want.Rates.String() }
 
 func foundRates(v *View) string {
@@ -271,6 +292,9 @@ func foundRates(v *View) string {
 	return v.rates.String()
 }
 
+// otherVersion is a program that checks what it should, but is not that of this build.
+const otherVersion = "the program of another version of vmnet"
+
 func wantGuard(v *View) string { return v.Want.PortSecurity().String() }
 
 func foundGuard(v *View) string {
@@ -278,7 +302,7 @@ func foundGuard(v *View) string {
 	case !v.guard.Config.Equal(cfg):
 		return v.guard.Config.String()
 	case !cfg.IsZero() && !v.guard.Current:
-		return "the program of another version of vmnet"
+		return otherVersion
 	}
 	return wantGuard(v)
 }
@@ -411,6 +435,9 @@ func (h *Host) View(dev *Device) (*View, error) {
 	if v.guard, err = h.Guard(dev); err != nil {
 		errs = append(errs, err)
 	}
+	if v.inbound, err = h.Inbound(dev); err != nil {
+		errs = append(errs, err)
+	}
 	if v.rates, err = h.readRates(dev); err != nil {
 		errs = append(errs, err)
 	}
@@ -437,16 +464,28 @@ func (h *Host) readRates(dev *Device) (*ratelimit.State, error) {
 // Guard returns what the kernel checks of a guest's frames, and what it has dropped; nil if the
 // NIC is one whose frames it does not check, or if the caller may not see that.
 func (h *Host) Guard(dev *Device) (*bpfguard.State, error) {
+	return readFilters(h, dev, !dev.Want.Security.IsZero(), bpfguard.Read)
+}
+
+// Inbound returns what the kernel lets in to a guest, and how much it has dropped; nil as for
+// Guard.
+func (h *Host) Inbound(dev *Device) (*bpfguard.InboundState, error) {
+	return readFilters(h, dev, !dev.Want.AllowIn.IsZero(), bpfguard.ReadInbound)
+}
+
+// readFilters reads the state of filters of a NIC's device. Without them it is the zero value.
+// wanted says whether there should be some: otherwise a failure means nothing.
+func readFilters[T any](h *Host, dev *Device, wanted bool, read func(*rtnl.Conn, *rtnl.Link) (T, error)) (*T, error) {
 	if !dev.HasLink() || dev.Deleted || dev.Want.Switch || dev.IsPlain() {
 		return nil, nil
 	}
-	var s bpfguard.State
+	var s T
 	var readErr error
-	err := h.On(dev, func(nl *rtnl.Conn) error { s, readErr = bpfguard.Read(nl, dev.Link); return nil })
+	err := h.On(dev, func(nl *rtnl.Conn) error { s, readErr = read(nl, dev.Link); return nil })
 	switch {
 	case err == nil && (readErr == nil || errors.Is(readErr, fs.ErrNotExist)):
 		return &s, nil
-	case errors.Is(readErr, fs.ErrPermission), dev.Want.Security.IsZero():
+	case errors.Is(readErr, fs.ErrPermission), !wanted:
 		return nil, nil
 	}
 	return nil, cmp.Or(err, readErr)

@@ -263,7 +263,7 @@ func (dev *Device) AsHeld() nic.NIC {
 		Network: r.Network, IP: r.IP,
 		Limits: r.Limits.String(), Mode: r.Mode, Port: r.Port, Model: r.Model, MAC: r.MAC.String(),
 		PortSecurity: securityText(r.Security), EtherTypes: r.Security.EtherTypes, Nets: r.Security.Nets,
-		Rates:  r.Rates,
+		AllowIn: r.AllowIn, Rates: r.Rates,
 		Queues: r.Queues, Vhost: nic.OnOff(r.Vhost), MTU: r.GuestMTU(), State: dev.ownState(),
 		UID: dev.owner(), Via: r.Via,
 	}

@@ -48,6 +48,7 @@ const (
 	FixPort                      // the settings of its bridge's port
 	FixPortState                 // forwarding
 	FixSecurity                  // what the kernel checks of the guest's frames
+	FixInbound                   // what the kernel lets in to the guest
 	FixRates                     // what the kernel limits of them
 	FixLifetime                  // that of its guest
 	FixSwitch                    // it becomes a port of its switch again
@@ -196,6 +197,12 @@ func mendGuard(v *View) Remedy {
 	want := wantGuard(v)
 	return byReconcile(fmt.Sprintf("BPF_PROG_LOAD; RTM_NEWTFILTER %s: %s", v.Name, want),
 		fmt.Sprintf("port security set to %s, it was %s", want, foundGuard(v)), Fix{Kind: FixSecurity})
+}
+
+func mendInbound(v *View) Remedy {
+	want := wantInbound(v)
+	return byReconcile(fmt.Sprintf("BPF_PROG_LOAD; RTM_NEWTFILTER %s, both directions: allow in %s", v.Name, want),
+		fmt.Sprintf("what may come in set to %s, it was %s", want, foundInbound(v)), Fix{Kind: FixInbound})
 }
 
 func mendVLAN(v *View) Remedy {

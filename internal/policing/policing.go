@@ -1,4 +1,5 @@
-// Package policing has the kernel check a guest's frames and limit their rate, on a host interface.
+// Package policing has the kernel check a guest's frames, filter those for it, and limit their
+// rate, on a host interface.
 package policing
 
 import (
@@ -8,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 
+	"vmnet/bridge/inbound"
 	"vmnet/bridge/portrate"
 	"vmnet/internal/kernel/bpfguard"
 	"vmnet/internal/kernel/ratelimit"
@@ -35,10 +37,12 @@ func Check(h Host, r nic.Record, maxMTU int) error {
 }
 
 func maySecure(h Host, r nic.Record) error {
-	if r.Security.IsZero() {
+	if r.Security.IsZero() && r.AllowIn.IsZero() {
 		return nil
 	}
-	err := h.WithPrivilege(func() error { return bpfguard.Probe(r.PortSecurity()) })
+	err := h.WithPrivilege(func() error {
+		return cmp.Or(bpfguard.Probe(r.PortSecurity()), bpfguard.ProbeInbound(r.Inbound()))
+	})
 	if errors.Is(err, fs.ErrPermission) {
 		return nil
 	}
@@ -70,6 +74,19 @@ func Steps(h Host, name string, r nic.Record, at Link) (list []step.Step) {
 				return do(func(c *rtnl.Conn, l *rtnl.Link) error { return bpfguard.Attach(c, l, cfg) })
 			},
 			Undo: func(context.Context) error { return do(bpfguard.Detach) },
+		})
+	}
+	if cfg := r.Inbound(); !cfg.IsZero() {
+		allow := func(cfg inbound.Config) func(context.Context) error {
+			return func(context.Context) error {
+				return do(func(c *rtnl.Conn, l *rtnl.Link) error { return bpfguard.AllowIn(c, l, cfg) })
+			}
+		}
+		list = append(list, step.Step{
+			Name: "allow in",
+			Text: fmt.Sprintf("BPF_PROG_LOAD; RTM_NEWTFILTER %s, both directions: allow in %s", name, cfg),
+			Do:   allow(cfg),
+			Undo: allow(inbound.Config{}),
 		})
 	}
 	if !r.Rates.IsZero() {

@@ -1,6 +1,7 @@
 package nic
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -119,12 +120,23 @@ func (s Spec) OwnIPs() []netip.Addr {
 	return own
 }
 
+// validateInbound checks what may come in to the guest.
+func (s Spec) validateInbound() error {
+	if s.Switch != nil && !s.AllowIn.IsZero() {
+		return errors.New("a userspace switch keeps no state of connections (--allow-in with --bridge, --network, " +
+			"--routed, --macvtap or --ipvtap; or filter in the guest)")
+	}
+	return s.AllowIn.Validate()
+}
+
 // anyMAC stands for the address of a NIC that its parent device decides.
 var anyMAC = net.HardwareAddr{2, 0, 0, 0, 0, 0}
 
-// CheckSecurity returns an error if the port security is inconsistent, or lacks addresses. It
-// matches ErrInvalid.
-func (s Spec) CheckSecurity() error { return step.WithStage(ErrInvalid, s.validateSecurity()) }
+// CheckSecurity returns an error if the port security is inconsistent or lacks addresses, or if
+// what may come in cannot be filtered. It matches ErrInvalid.
+func (s Spec) CheckSecurity() error {
+	return step.WithStage(ErrInvalid, cmp.Or(s.validateSecurity(), s.validateInbound()))
+}
 
 func (s Spec) validateSecurity() error {
 	c := s.Security

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"time"
 
+	"vmnet/bridge/inbound"
 	"vmnet/bridge/portrate"
 	"vmnet/bridge/portsec"
 )
@@ -31,6 +32,7 @@ type NIC struct {
 	// further EtherTypes that pass, and networks whose addresses are the guest's own
 	EtherTypes []portsec.EtherType `json:"ethertypes,omitempty"`
 	Nets       []netip.Prefix      `json:"nets,omitempty"`
+	AllowIn    inbound.Rules       `json:"allow_in,omitempty"` // what may come in besides answers; none: everything
 	Rates      portrate.Config     `json:"rates,omitzero"`
 	Port       string              `json:"port,omitempty"` // settings of the bridge port: "vlan:10;isolated"
 	Model      string              `json:"model"`

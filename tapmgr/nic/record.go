@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"vmnet/bridge/brport"
+	"vmnet/bridge/inbound"
 	"vmnet/bridge/portrate"
 	"vmnet/bridge/portsec"
 	"vmnet/internal/alias"
@@ -135,15 +136,16 @@ const (
 // Record is what an interface's alias says: how the NIC should be. It is all that vmnet remembers.
 type Record struct {
 	VM, NIC  string
-	Type     string       // TypeTap, TypeRouted, TypeSocket, "macvtap" or "ipvtap"
-	Source   string       // the bridge, uplink, parent device or switch
-	Former   string       // the switch that may still have the tap, which a set has begun to move; empty for none
-	Switch   bool         // Source is a userspace switch
-	Network  string       // the network whose bridge Source is; empty for none
-	IP       []netip.Addr // the guest's own addresses
-	At       int          // interface index of the bridge or uplink; 0 if that is not known
-	Port     string       // settings of the port, as brport.Settings writes them
-	Security Security     // which of the guest's frames are dropped
+	Type     string        // TypeTap, TypeRouted, TypeSocket, "macvtap" or "ipvtap"
+	Source   string        // the bridge, uplink, parent device or switch
+	Former   string        // the switch that may still have the tap, which a set has begun to move; empty for none
+	Switch   bool          // Source is a userspace switch
+	Network  string        // the network whose bridge Source is; empty for none
+	IP       []netip.Addr  // the guest's own addresses
+	At       int           // interface index of the bridge or uplink; 0 if that is not known
+	Port     string        // settings of the port, as brport.Settings writes them
+	Security Security      // which of the guest's frames are dropped
+	AllowIn  inbound.Rules // what may come in to the guest besides answers; none: everything
 	Rates    portrate.Config
 	Limits   SwitchLimits // further ones of a switch's port
 	Netns    uint64       // inode of the Manager's netns, for a socket and an ipvtap; 0 for others
@@ -175,7 +177,7 @@ func (r Record) Spec() Spec {
 	s := Spec{
 		Target: Target{VM: r.VM}, NIC: r.NIC, IP: r.IP, Port: r.PortConfig(), MAC: r.MAC, MTU: r.MTU,
 		Queues: r.Queues, Vhost: Vhost(OnOff(r.Vhost)), Model: r.Model, Via: r.Via, LinkDown: r.LinkDown,
-		Security: r.Security, Rates: r.Rates, Prepared: r.Prepared,
+		Security: r.Security, AllowIn: r.AllowIn, Rates: r.Rates, Prepared: r.Prepared,
 	}
 	switch {
 	case r.Switch:
@@ -230,7 +232,7 @@ func (r Record) Encode() (string, error) {
 	}
 	if len(text) > most {
 		return "", fmt.Errorf("the names need %d bytes of the %d that an interface alias has: "+
-			"use a guest name that is shorter by %d bytes, or fewer addresses or VLAN ranges",
+			"shorten the guest's name by %d bytes, or use fewer addresses, VLAN ranges or --allow-in",
 			len(text), most, len(text)-most)
 	}
 	return text, nil
@@ -258,6 +260,7 @@ func (r Record) text(terse bool) string {
 	}
 	add("port", r.Port)
 	r.Security.Encode(add)
+	r.AllowIn.Encode(add)
 	r.Rates.Encode(add)
 	r.Limits.Encode(add)
 	if r.Netns != 0 {
@@ -378,7 +381,8 @@ func (r *Record) set(key, value string) bool {
 	case "since":
 		r.Since, err = strconv.ParseInt(value, 10, 64)
 	default:
-		return r.Limits.Set(key, value) && r.Security.Set(key, value) && r.Rates.Set(key, value)
+		return r.Limits.Set(key, value) && r.Security.Set(key, value) && r.AllowIn.Set(key, value) &&
+			r.Rates.Set(key, value)
 	}
 	return err == nil
 }
@@ -423,6 +427,11 @@ func (r Record) Label(own uint64) string {
 		return text
 	}
 	return ""
+}
+
+// Inbound returns what may come in to the guest; its zero value is everything.
+func (r Record) Inbound() inbound.Config {
+	return inbound.Config{Rules: r.AllowIn, EtherTypes: r.Security.EtherTypes}
 }
 
 // PortSecurity returns what the guest's frames are checked by; its zero value is nothing.

@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"vmnet/bridge/brport"
+	"vmnet/bridge/inbound"
 	"vmnet/bridge/portrate"
 	"vmnet/macvtap/vtap"
 	"vmnet/step"
@@ -37,6 +38,7 @@ type Spec struct {
 	// without that they mean something only if it is the one of a user's network.
 	IP            []netip.Addr
 	Security      Security          // which of the guest's frames are dropped; what is there stays without Checks
+	AllowIn       inbound.Rules     // what may come in to the guest besides answers; none: everything
 	Rates         portrate.Config   // how much traffic the NIC may have
 	Port          brport.Settings   // how the port of bridge or switch is set
 	MAC           net.HardwareAddr  // the guest's; nil means DefaultMAC, or the parent's if the kernel demands that
@@ -303,7 +305,8 @@ func (s Spec) validateHost() error {
 			return err
 		}
 	}
-	return cmp.Or(s.Port.Validate(), s.Lower.validate(s.MAC), s.validateSecurity(), s.Rates.Validate())
+	return cmp.Or(s.Port.Validate(), s.Lower.validate(s.MAC), s.validateSecurity(), s.validateInbound(),
+		s.Rates.Validate())
 }
 
 // places returns how many of the places in which a NIC can be are named.

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"vmnet/bridge/brport"
+	"vmnet/bridge/inbound"
 	"vmnet/bridge/portrate"
 	"vmnet/bridge/portsec"
 	"vmnet/macvtap/vtap"
@@ -31,6 +32,7 @@ type Request struct {
 	Addrs   []netip.Prefix // of the guest of an ipvtap, of a network or of a routed NIC, or with Checks
 	// Checks are those of port security, and EtherTypes pass them.
 	Checks     portsec.Checks
+	AllowIn    inbound.Rules // what may come in to the guest; none: everything
 	Rates      portrate.Config
 	EtherTypes []portsec.EtherType
 	MAC        net.HardwareAddr // nil: none asked for
@@ -162,7 +164,7 @@ func (q *Request) Validate() error {
 	case q.UID < 0 || q.Queues < 0 || q.NICs < 0:
 		return fmt.Errorf("uid %d, %d queues, %d NICs: negative numbers are not allowed", q.UID, q.Queues, q.NICs)
 	}
-	return cmp.Or(q.validateLower(), q.Rates.Validate(), q.Port.Validate())
+	return cmp.Or(q.validateLower(), q.AllowIn.Validate(), q.Rates.Validate(), q.Port.Validate())
 }
 
 // vlans returns the VLANs that the request asks for, tagged or not.

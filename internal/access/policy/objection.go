@@ -14,7 +14,7 @@ type objection struct{ key, text, cure string }
 func (r *rule) objection(q *Request) *objection {
 	for _, check := range []func(*Request) *objection{
 		r.checkPlace, r.checkMode, r.checkIPs, r.checkGuest,
-		r.checkVLANs, r.checkPort, r.checkRequired, r.checkSecurity, r.checkRates,
+		r.checkVLANs, r.checkPort, r.checkRequired, r.checkSecurity, r.checkInbound, r.checkRates,
 		r.checkMAC, r.checkNICs, r.checkQueues,
 	} {
 		if no := check(q); no != nil {

@@ -8,6 +8,7 @@ import (
 	"github.com/goccy/go-yaml/ast"
 
 	"vmnet/bridge/brport"
+	"vmnet/bridge/inbound"
 	"vmnet/bridge/portrate"
 	"vmnet/bridge/portsec"
 	"vmnet/internal/strictyaml"
@@ -30,6 +31,7 @@ type rule struct {
 	port          []string // names of settings
 	require       []string // names of requirements
 	security      portsec.Checks
+	allowIn       inbound.Rules
 	maxUp         portrate.Limit
 	maxDown       portrate.Limit
 	etherTypes    []portsec.EtherType
@@ -114,6 +116,11 @@ func (d *decoder) rule(n ast.Node) error {
 		of("ethertypes", func(n ast.Node) error {
 			t, err := d.etherType(n)
 			r.etherTypes = append(r.etherTypes, t)
+			return err
+		}),
+		of("allow-in", func(n ast.Node) error {
+			in, err := d.inbound(n)
+			r.allowIn = append(r.allowIn, in)
 			return err
 		}),
 		rate("max-rate-up", &r.maxUp),

@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/goccy/go-yaml/ast"
 
+	"vmnet/bridge/inbound"
 	"vmnet/bridge/portsec"
 	"vmnet/internal/strictyaml"
 )
@@ -60,6 +62,51 @@ func (r *rule) checkSecurity(q *Request) *objection {
 			}
 			return &objection{
 				"ethertypes", "EtherType " + t.String() + notAmong(allowed), fmt.Sprintf("add %s to ethertypes", t),
+			}
+		}
+	}
+	return nil
+}
+
+func (d *decoder) inbound(n ast.Node) (inbound.Rule, error) {
+	text, err := d.Text(n, "a rule of allow-in")
+	if err != nil {
+		return inbound.Rule{}, err
+	}
+	r, err := inbound.ParseRule(text)
+	if err != nil {
+		return r, d.Errorf(strictyaml.TokenOf(n), "allow-in: %v", err)
+	}
+	return r, nil
+}
+
+// checkInbound demands that what comes in is filtered, and that no more is asked for than the rule
+// allows. A user may ask for less.
+func (r *rule) checkInbound(q *Request) *objection {
+	if r.allowIn.IsZero() {
+		return nil
+	}
+	if q.AllowIn.IsZero() {
+		var flags []string
+		for _, in := range r.allowIn {
+			flags = append(flags, "--allow-in "+in.String())
+		}
+		return &objection{
+			"allow-in", "what comes in to the guest must be filtered",
+			fmt.Sprintf("ask with %s, or less, which QEMU's bridge helper and scripts cannot",
+				strings.Join(flags, " ")),
+		}
+	}
+	for _, asked := range q.AllowIn {
+		covers := func(in inbound.Rule) bool { return in.Covers(asked) }
+		if !slices.ContainsFunc(r.allowIn, covers) {
+			var allowed []string
+			for _, in := range r.allowIn {
+				allowed = append(allowed, in.String())
+			}
+			return &objection{
+				"allow-in", fmt.Sprintf("what may come in, %s%s", asked, notAmong(allowed)),
+				fmt.Sprintf("add %q to allow-in", asked),
 			}
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"vmnet/bridge/inbound"
 	"vmnet/bridge/portsec"
 	"vmnet/macvtap/vtap"
 )
@@ -76,6 +77,58 @@ func TestPortSecurity(t *testing.T) {
 	} {
 		if _, err := Parse("f", []byte("rules:\n- "+text+"\n")); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", text, err, want)
+		}
+	}
+}
+
+// TestAllowIn: a rule demands that what comes in is filtered, of NICs of every kind, and a user can
+// ask for less only.
+func TestAllowIn(t *testing.T) {
+	p := parse(t, `rules:
+- users: [1]
+  bridges: [br0]
+  lowers: [eth0]
+  allow-in: ["tcp:22,from=10.0.0.0/8", icmp]
+- {users: [2], bridges: [br0], allow-in: [answers]}
+- {users: [3], bridges: [br0]}
+`)
+	rules := func(text ...string) (all inbound.Rules) {
+		for _, word := range text {
+			r, err := inbound.ParseRule(word)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, r)
+		}
+		return all
+	}
+	on, macvtap := Request{Bridge: "br0"}, Request{Lower: "eth0", Kind: vtap.Macvtap, Mode: "bridge"}
+	for _, tc := range []struct {
+		uid   int
+		q     Request
+		asked inbound.Rules
+		want  string // of the denial; empty for none
+	}{
+		{1, on, rules("icmp", "tcp:22,from=10.0.0.0/8"), ""},
+		{1, on, rules("tcp:22,from=10.1.2.3"), ""},
+		{1, macvtap, rules("answers"), ""},
+		{1, on, nil, "must be filtered (ask with --allow-in tcp:22,from=10.0.0.0/8 --allow-in icmp, or less"},
+		{1, macvtap, nil, "must be filtered"},
+		{1, on, rules("tcp:22"), "tcp:22 is not among tcp:22,from=10.0.0.0/8, icmp (add"},
+		{1, on, rules("icmp", "any"), "any is not among"},
+		{2, on, rules("answers"), ""},
+		{2, on, rules("icmp"), "icmp is not among answers"},
+		{3, on, rules("any"), ""},
+		{3, on, nil, ""},
+	} {
+		tc.q.UID, tc.q.AllowIn = tc.uid, tc.asked
+		v := p.Decide(tc.q)
+		text := ""
+		if !v.Allowed {
+			text = v.Reasons[0].String()
+		}
+		if (text == "") != (tc.want == "") || !strings.Contains(text, tc.want) {
+			t.Errorf("%d asks for %q: %q, want %q", tc.uid, tc.asked, text, tc.want)
 		}
 	}
 }

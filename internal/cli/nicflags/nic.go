@@ -34,6 +34,7 @@ func AddNIC(fs *pflag.FlagSet) *NIC {
 	addIP(fs, &n.ip)
 	AddPort(fs, &n.spec.Port)
 	AddSecurity(fs, &n.spec.Security)
+	AddInbound(fs, &n.spec.AllowIn)
 	AddRates(fs, &n.spec.Rates)
 	fs.StringVar(&n.spec.NIC, "nic", "net0", "`ID` of the NIC within the guest: 1 to 12 of a-z, 0-9 and _")
 	AddMAC(fs, &n.spec.MAC,

@@ -3,6 +3,7 @@ package nicflags
 import (
 	"github.com/spf13/pflag"
 
+	"vmnet/bridge/inbound"
 	"vmnet/bridge/portsec"
 	"vmnet/tapmgr/nic"
 )
@@ -23,4 +24,18 @@ func AddSecurity(fs *pflag.FlagSet, p *nic.Security) {
 		return err
 	}), "allow-ethertype",
 		"with --port-security: an EtherType besides IPv4, IPv6 and ARP that passes, such as 0x88f7 (repeatable)")
+}
+
+// Inbounds are values of the flag --allow-in, for completion.
+var Inbounds = []string{"tcp:22", "tcp:443", "udp:53", "icmp", "any,from=", string(inbound.Answers)}
+
+// AddInbound adds the flag for what may come in to the guest.
+func AddInbound(fs *pflag.FlagSet, p *inbound.Rules) {
+	fs.Var(Values("RULE", func(s string) error {
+		r, err := inbound.ParseRule(s)
+		*p = append(*p, r)
+		return err
+	}), "allow-in",
+		"drop what comes in to the guest, but for answers and for this: tcp:PORT, udp:FIRST-LAST, icmp (ping) or any, "+
+			"each also with ,from=NETWORK; answers: for nothing else (repeatable)")
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"vmnet/bridge/brport"
+	"vmnet/bridge/inbound"
 	"vmnet/bridge/portsec"
 	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
@@ -29,6 +30,7 @@ func Words(s nic.Spec) []Word {
 	w.number("mtu", s.MTU)
 	w.port(s.Port)
 	w.security(s.Security)
+	w.list("allow-in", textsOf(s.AllowIn, inbound.Rule.String))
 	w.rates(s.Rates)
 	w.limits(s.Switch)
 	if s.Queues == nic.QueuesAuto {

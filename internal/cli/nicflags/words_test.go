@@ -16,6 +16,7 @@ var requests = []string{
 	"--bridge br0 --trunk 2-5,7 --native 7 --mac 52:54:00:00:00:01 --mtu 1400 --queues auto --vhost off",
 	"--network lab --ip 10.66.0.20 --ip fd66::20 --queues 4",
 	"--bridge br0 --ip 192.0.2.7 --ip 2001:db8::/64 --port-security all --allow-ethertype 0x88f7 --allow-ethertype 0x88b5",
+	"--bridge br0 --allow-in tcp:22,from=10.0.0.0/8 --allow-in icmp",
 	"--bridge br0 --rate-up 100M,20kpps --rate-down 2500M --burst 256k",
 	"--routed eth0 --ip 192.0.2.7",
 	"--switch sw0 --lock-mac=true --storm 100 --max-addresses off --via monitor,socket --vhost on",

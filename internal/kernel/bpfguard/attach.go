@@ -57,17 +57,15 @@ func attach(c *rtnl.Conn, l *rtnl.Link, cfg portsec.Config) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	var counters *ebpf.Map
 	if old != nil {
 		defer old.Close()
-		counters = old.counters
 	}
-	p, err := load(cfg, counters)
+	p, err := load(cfg, old)
 	if err != nil {
 		return err
 	}
 	defer p.Close()
-	if err := clsact.Set(c, l.Index, hookOf(l), filter, p.FD(), explainFilter); err != nil {
+	if err := clsact.Set(c, l.Index, hookOf(l), filter, p.FD(), security.explainFilter); err != nil {
 		return errors.Join(err, tidy(c, l))
 	}
 	return nil
@@ -84,14 +82,6 @@ func Probe(cfg portsec.Config) error {
 		return err
 	}
 	return p.Close()
-}
-
-// explainFilter adds the cure to an error of a request about a qdisc or a filter.
-func explainFilter(err error) error {
-	if explained, ok := clsact.Explain(err, ErrUnavailable); ok {
-		return explained
-	}
-	return explain(err)
 }
 
 // Detach removes the filter, and the clsact qdisc if it has no other filters. It is no error if the
@@ -158,19 +148,33 @@ func read(c *rtnl.Conn, l *rtnl.Link) (s State, err error) {
 		return State{}, err
 	}
 	defer p.Close()
-	s = State{Config: p.settings.config(), Current: p.current}
-	s.Drops, err = p.drops()
-	return s, err
+	var settings guardSettings
+	if err := errors.Join(p.settings(&settings), p.count(dropsMap, s.Drops[:])); err != nil {
+		return State{}, err
+	}
+	s.Config, s.Current = settings.config(), p.current
+	return s, nil
 }
 
 // find opens the program of a link's filter.
 func find(c *rtnl.Conn, l *rtnl.Link) (*loaded, error) {
-	f, err := clsact.Find(c, l.Index, hookOf(l), ours)
+	spec, err := object()
 	if err != nil {
 		return nil, err
 	}
-	if f == nil {
+	return security.find(c, l.Index, hookOf(l), ours, spec, guardProgVmnetGuard, configMap, dropsMap)
+}
+
+// find opens the program of the filter of a hook for which is returns true, as open does.
+func (f feature) find(c *rtnl.Conn, link int, hook rtnl.Hook, is func(rtnl.Filter) bool, spec *ebpf.CollectionSpec,
+	program string, maps ...string,
+) (*loaded, error) {
+	found, err := clsact.Find(c, link, hook, is)
+	if err != nil {
+		return nil, err
+	}
+	if found == nil {
 		return nil, fmt.Errorf("no filter: %w", fs.ErrNotExist)
 	}
-	return open(f.Program)
+	return f.open(found.Program, spec, program, maps...)
 }

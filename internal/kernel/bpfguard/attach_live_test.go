@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+
 	"vmnet/bridge/portsec"
 	"vmnet/bridge/portsec/portsectest"
 	"vmnet/internal/kernel/macvlan"
@@ -37,6 +39,7 @@ type port struct {
 	link *rtnl.Link
 	dev  *os.File // what the VMM writes
 	far  *os.File // a packet socket
+	back *os.File // what the VMM of the far tap writes; nil: far is written to
 
 	last [portsec.Reasons]uint64
 }
@@ -82,7 +85,7 @@ func newTap(t *testing.T) *port {
 		t.Fatal(err)
 	}
 	ip(t, ns, "link", "add", "br0", "up", "type", "bridge", "mcast_snooping", "0")
-	var dev *os.File
+	var dev, back *os.File
 	for _, name := range []string{"guest", "far"} {
 		tap, err := tun.Create(ns, name, false)
 		if err != nil {
@@ -93,10 +96,11 @@ func newTap(t *testing.T) *port {
 		if dev == nil {
 			dev = tap.Queues()[0]
 		}
+		back = tap.Queues()[0]
 	}
 	c, l := openLink(t, ns, "guest")
 	_, far := openLink(t, ns, "far")
-	return &port{t: t, ns: ns, c: c, link: l, dev: dev, far: nstest.PacketSocket(t, ns, far.Index)}
+	return &port{t: t, ns: ns, c: c, link: l, dev: dev, far: nstest.PacketSocket(t, ns, far.Index), back: back}
 }
 
 // newMacvtap makes a macvtap in a netns of its own. Its frames arrive at the other end of its
@@ -332,7 +336,10 @@ func TestLiveLifetime(t *testing.T) {
 			program := p.program()
 			ip(t, p.ns, "link", "del", p.link.Name)
 			nstest.Eventually(t, within, "the program goes with the device", func() bool {
-				_, err := open(program)
+				p, err := ebpf.NewProgramFromID(ebpf.ProgramID(program))
+				if err == nil {
+					p.Close()
+				}
 				return errors.Is(err, fs.ErrNotExist)
 			})
 			if _, err := Read(p.c, p.link); !errors.Is(err, fs.ErrNotExist) {

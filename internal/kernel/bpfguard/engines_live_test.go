@@ -66,7 +66,7 @@ func newEngine(t testing.TB, cfg portsec.Config) *engine {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { counters.Close() })
-	p, err := load(cfg, counters)
+	p, err := load(cfg, &loaded{maps: map[string]*ebpf.Map{dropsMap: counters}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,9 +116,9 @@ func (e *engine) finish() {
 // counted returns the reason whose counter has changed.
 func (e *engine) counted() portsec.Reason {
 	e.t.Helper()
-	l := loaded{counters: e.counters}
-	now, err := l.drops()
-	if err != nil {
+	l := loaded{maps: map[string]*ebpf.Map{dropsMap: e.counters}}
+	var now [portsec.Reasons]uint64
+	if err := l.count(dropsMap, now[:]); err != nil {
 		e.t.Fatal(err)
 	}
 	why := difference(e.t, e.last, now)

@@ -4,3 +4,4 @@ package bpfguard
 // BPF_CFLAGS names the directory of asm/types.h, which depends on the machine that compiles.
 //
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang -cflags "-O2 -Wall -Wextra -Werror -mcpu=v2 $BPF_CFLAGS" -output-stem guard guard guard.c
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang -cflags "-O2 -Wall -Wextra -Werror -mcpu=v2 $BPF_CFLAGS" -output-stem inbound inbound inbound.c

@@ -3,8 +3,8 @@ package bpfguard
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
+	"slices"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -23,35 +23,55 @@ const (
 // object is the compiled program, parsed once. Its users copy it.
 var object = sync.OnceValues(loadGuard)
 
-// load loads the program for a NIC. If counters is not nil, the program continues with them. The
-// caller closes the program.
-func load(cfg portsec.Config, counters *ebpf.Map) (*ebpf.Program, error) {
-	spec, err := object()
-	if err != nil {
-		return nil, fmt.Errorf("read the program for port security: %w", err)
-	}
-	spec = spec.Copy()
-	if err := spec.Variables[guardVarConfig].Set(settingsOf(cfg)); err != nil {
-		return nil, fmt.Errorf("configure the program for port security: %w", err)
-	}
-	var opts ebpf.CollectionOptions
-	if counters != nil {
-		opts.MapReplacements = map[string]*ebpf.Map{guardMapDrops: counters}
-	}
+// load loads the program for a NIC, which continues with the maps of an old one unless that is nil.
+// The caller closes the program.
+func load(cfg portsec.Config, old *loaded) (*ebpf.Program, error) {
 	var objects guardPrograms
-	err = clsact.WithMemlock(func() error { return spec.LoadAndAssign(&objects, &opts) })
-	if err != nil {
-		return nil, fmt.Errorf("load the BPF program for port security: %w", explain(err))
+	if err := security.load(object, guardVarConfig, settingsOf(cfg), old.replacements(dropsMap), &objects); err != nil {
+		return nil, err
 	}
 	return objects.VmnetGuard, nil
 }
 
-// ErrUnavailable is returned where this kernel, or this process, cannot use BPF.
-var ErrUnavailable = errors.New("port security by the kernel is not available")
+// load loads programs with a configuration into objects, which bpf2go has generated.
+func (f feature) load(object func() (*ebpf.CollectionSpec, error), variable string, settings any,
+	maps map[string]*ebpf.Map, objects any,
+) error {
+	spec, err := object()
+	if err != nil {
+		return fmt.Errorf("read a BPF program: %w", err)
+	}
+	spec = spec.Copy()
+	if err := spec.Variables[variable].Set(settings); err != nil {
+		return fmt.Errorf("configure a BPF program: %w", err)
+	}
+	opts := ebpf.CollectionOptions{MapReplacements: maps}
+	err = clsact.WithMemlock(func() error { return spec.LoadAndAssign(objects, &opts) })
+	if err != nil {
+		return fmt.Errorf("load a BPF program: %w", f.explain(err))
+	}
+	return nil
+}
 
-// explain adds the cure to an error of bpf(2) or of a request for a filter.
-func explain(err error) error {
-	const instead = "; or use a userspace switch (vmnet switch), whose port security needs no BPF"
+// Errors where this kernel, or this process, cannot use BPF.
+var (
+	ErrUnavailable        = errors.New("port security by the kernel is not available")
+	ErrInboundUnavailable = errors.New("filtering what comes in to a guest is not available")
+)
+
+// A feature is what a program is for, in errors.
+type feature struct {
+	unavailable error
+	instead     string // what can be done without it
+}
+
+var (
+	security = feature{ErrUnavailable, "use a userspace switch (vmnet switch), whose port security needs no BPF"}
+	inwards  = feature{ErrInboundUnavailable, "filter in the guest"}
+)
+
+// explain adds the cure to an error of bpf(2).
+func (f feature) explain(err error) error {
 	var cure string
 	switch {
 	case errors.Is(err, unix.ENOSYS), errors.Is(err, ebpf.ErrNotSupported):
@@ -62,98 +82,116 @@ func explain(err error) error {
 	default:
 		return err
 	}
-	return fmt.Errorf("%w: %w (%s%s)", ErrUnavailable, err, cure, instead)
+	return fmt.Errorf("%w: %w (%s; or %s)", f.unavailable, err, cure, f.instead)
+}
+
+// explainFilter adds the cure to an error of a request about a qdisc or a filter.
+func (f feature) explainFilter(err error) error {
+	if explained, ok := clsact.Explain(err, f.unavailable); ok {
+		return explained
+	}
+	return f.explain(err)
 }
 
 // A loaded is a program of ours that is in the kernel, opened by its id.
 type loaded struct {
-	settings guardSettings
-	counters *ebpf.Map
-	current  bool
+	maps    map[string]*ebpf.Map // by name, those of the program's source
+	current bool                 // it is the program of this build
 }
 
-func (l *loaded) Close() error { return l.counters.Close() }
+// Close closes the maps, which were opened to be read: nothing can be lost by it.
+func (l *loaded) Close() {
+	for _, m := range l.maps {
+		_ = m.Close()
+	}
+}
 
-// open reads a program from the kernel. It needs CAP_SYS_ADMIN, as all ids of BPF do. If the
-// program is not one of this package, or has gone, the error matches fs.ErrNotExist with
-// errors.Is.
-func open(id uint32) (*loaded, error) {
+// open opens a program in the kernel that has the maps of spec with these names. It needs
+// CAP_SYS_ADMIN, as all ids of BPF do. If it lacks one of them, or has gone, the error matches
+// fs.ErrNotExist with errors.Is. The caller closes it.
+func (f feature) open(id uint32, spec *ebpf.CollectionSpec, program string, names ...string) (*loaded, error) {
 	p, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
 	if err != nil {
-		return nil, fmt.Errorf("open BPF program %d: %w", id, explain(err))
+		return nil, fmt.Errorf("open BPF program %d: %w", id, f.explain(err))
 	}
 	defer p.Close()
 	info, err := p.Info()
 	if err != nil {
-		return nil, fmt.Errorf("read BPF program %d: %w", id, explain(err))
+		return nil, fmt.Errorf("read BPF program %d: %w", id, f.explain(err))
 	}
-	spec, err := object()
-	if err != nil {
-		return nil, err
-	}
+	l := &loaded{maps: map[string]*ebpf.Map{}, current: spec.Programs[program].Compatible(info) == nil}
 	ids, _ := info.MapIDs()
-	var l loaded
-	var found bool
 	for _, id := range ids {
-		if err := l.openMap(id, spec, &found); err != nil {
-			closeAll(l.counters)
-			return nil, err
+		if err := l.openMap(id, spec, names); err != nil {
+			l.Close()
+			return nil, f.explain(err)
 		}
 	}
-	if l.counters == nil || !found {
-		closeAll(l.counters)
-		return nil, fmt.Errorf("BPF program %d (%s) has none of the maps of port security: %w", id,
-			info.Name, fs.ErrNotExist)
+	if len(l.maps) != len(names) {
+		l.Close()
+		return nil, fmt.Errorf("BPF program %d (%s) lacks the maps of %s: %w", id, info.Name, program,
+			fs.ErrNotExist)
 	}
-	l.current = spec.Programs[guardProgVmnetGuard].Compatible(info) == nil
-	return &l, nil
+	return l, nil
 }
 
-// openMap opens one map of a program, and keeps or reads what is of this package.
-func (l *loaded) openMap(id ebpf.MapID, spec *ebpf.CollectionSpec, found *bool) error {
+// openMap opens one map of a program, and keeps it if it is one of the names.
+func (l *loaded) openMap(id ebpf.MapID, spec *ebpf.CollectionSpec, names []string) error {
 	m, err := ebpf.NewMapFromID(id)
 	if err != nil {
-		return fmt.Errorf("open BPF map %d: %w", id, explain(err))
+		return fmt.Errorf("open BPF map %d: %w", id, err)
 	}
 	info, err := m.Info()
-	if err != nil {
-		closeAll(m)
-		return fmt.Errorf("read BPF map %d: %w", id, explain(err))
-	}
-	switch {
-	case info.Name == dropsMap && l.counters == nil && spec.Maps[dropsMap].Compatible(m) == nil:
-		l.counters = m
+	wanted := err == nil && slices.Contains(names, info.Name) && l.maps[info.Name] == nil
+	if wanted && fits(spec.Maps[info.Name], info, m) {
+		l.maps[info.Name] = m
 		return nil
-	case info.Name == configMap && info.ValueSize == spec.Maps[configMap].ValueSize:
-		*found = true
-		err = m.Lookup(uint32(0), &l.settings)
 	}
-	closeAll(m)
+	_ = m.Close() // it was opened to be read
 	if err != nil {
-		return fmt.Errorf("read the configuration of BPF map %d: %w", id, err)
+		return fmt.Errorf("read BPF map %d: %w", id, err)
 	}
 	return nil
 }
 
-// closeAll closes maps that were opened to be read; nothing can be lost by it.
-func closeAll(maps ...*ebpf.Map) {
-	for _, m := range maps {
-		if m != nil {
-			_ = io.Closer(m).Close()
-		}
+// fits reports whether a map has the form of that of this build. The kernel adds flags to that of a
+// configuration.
+func fits(spec *ebpf.MapSpec, info *ebpf.MapInfo, m *ebpf.Map) bool {
+	if info.Name == configMap {
+		return info.ValueSize == spec.ValueSize
 	}
+	return spec.Compatible(m) == nil
 }
 
-// drops returns the number of dropped frames by reason, of all processors.
-func (l *loaded) drops() (total [portsec.Reasons]uint64, err error) {
-	for i := range total {
+// settings reads the configuration of the program into v.
+func (l *loaded) settings(v any) error {
+	if err := l.maps[configMap].Lookup(uint32(0), v); err != nil {
+		return fmt.Errorf("read the configuration of a BPF program: %w", err)
+	}
+	return nil
+}
+
+// count reads the counters of that map, of all processors, from the first on.
+func (l *loaded) count(name string, totals []uint64) error {
+	for i := range totals {
 		var each []uint64
-		if err := l.counters.Lookup(uint32(i), &each); err != nil {
-			return total, fmt.Errorf("read the counters of port security: %w", err)
+		if err := l.maps[name].Lookup(uint32(i), &each); err != nil {
+			return fmt.Errorf("read the counters of a BPF program: %w", err)
 		}
 		for _, n := range each {
-			total[i] += n
+			totals[i] += n
 		}
 	}
-	return total, nil
+	return nil
+}
+
+// replacements returns the maps of those names with which a new program continues.
+func (l *loaded) replacements(names ...string) map[string]*ebpf.Map {
+	all := map[string]*ebpf.Map{}
+	for _, name := range names {
+		if l != nil && l.maps[name] != nil {
+			all[name] = l.maps[name]
+		}
+	}
+	return all
 }

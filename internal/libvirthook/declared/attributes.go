@@ -29,7 +29,7 @@ var (
 	portNames  = []string{"vlan", "trunk", "native", "isolated", "hairpin", "no-learning", "no-flood", "forward"}
 	placeNames = []string{"bridge", "network", "routed", "macvtap"} // at most one of them
 	// of a device that vmnet makes
-	securityNames = []string{"port-security", "allow-ethertype"}
+	securityNames = []string{"port-security", "allow-ethertype", "allow-in"}
 	rateNames     = []string{"rate-up", "rate-down", "burst"}
 	allNames      = slices.Concat([]string{"id", "mac"}, placeNames, []string{"ip"}, lowerNames, securityNames,
 		rateNames, portNames)
@@ -235,7 +235,7 @@ func (n *NIC) take(fs *pflag.FlagSet, x attribute) (err error) {
 			err = errors.New("want 6 bytes")
 		}
 		return err
-	case "source-mac", "ip", "allow-ethertype":
+	case "source-mac", "ip", "allow-ethertype", "allow-in":
 		for _, item := range strings.Fields(x.value) {
 			if err := fs.Set(x.name, item); err != nil {
 				return err

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"vmnet/bridge/brport"
+	"vmnet/bridge/inbound"
 	"vmnet/bridge/portsec"
 	"vmnet/libvirt/domainxml"
 	"vmnet/macvtap/vtap"
@@ -56,7 +57,7 @@ func TestParse(t *testing.T) {
 		<v:nic mac="52:54:00:00:00:03" vlan="20"/>
 		<v:nic id="net3" no-learning="yes" no-flood="yes" forward="lldp,lacp"/>
 		<v:nic id="net9" macvtap="eth1" mode="passthru" nopromisc="yes" port-security="mac,ip" ip="192.0.2.7 2001:db8::/64" allow-ethertype="0x88f7 0x88b5"/>
-		<v:nic id="net8" network="lab" ip="10.66.0.20 fd66::20"/>`))
+		<v:nic id="net8" network="lab" ip="10.66.0.20 fd66::20" allow-in="tcp:22,from=10.0.0.0/8 icmp"/>`))
 	spec := func(nicID, device string, last byte) nic.Spec {
 		return nic.Spec{
 			Target: nic.Target{VM: "web"}, NIC: nicID, Device: device, MAC: mac(last), Queues: 1,
@@ -85,6 +86,10 @@ func TestParse(t *testing.T) {
 		Nets: []netip.Prefix{netip.MustParsePrefix("2001:db8::/64")},
 	}
 	inLab := spec("net8", "web-8", 8)
+	inLab.AllowIn = inbound.Rules{
+		{Protocol: inbound.TCP, First: 22, Last: 22, From: netip.MustParsePrefix("10.0.0.0/8")},
+		{Protocol: inbound.ICMP},
+	}
 	inLab.Network, inLab.IP = "lab", []netip.Addr{netip.MustParseAddr("10.66.0.20"), netip.MustParseAddr("fd66::20")}
 	want := []NIC{
 		{ID: "net0", MAC: mac(1), Interface: def.Interfaces[0], Made: true, Spec: onBridge, Port: trunk},

@@ -105,7 +105,8 @@ func (n NIC) attributes() (attributes, error) {
 
 // addPolicy adds the guest's addresses, what its frames are checked by, and their rates.
 func (n NIC) addPolicy(add func(name, value string)) {
-	for _, w := range nicflags.Words(nic.Spec{IP: n.Spec.IP, Security: n.Spec.Security, Rates: n.Spec.Rates}) {
+	policy := nic.Spec{IP: n.Spec.IP, Security: n.Spec.Security, AllowIn: n.Spec.AllowIn, Rates: n.Spec.Rates}
+	for _, w := range nicflags.Words(policy) {
 		add(w.Flag, strings.Join(w.Values, " "))
 	}
 }
