@@ -152,9 +152,12 @@ func (f *filters) gets(frame []byte) bool {
 }
 
 // to and from are frames of a remote host and of the guest.
-func to(protocol byte, payload []byte) []byte    { return frame(remote4, guest4, protocol, payload) }
-func from(protocol byte, payload []byte) []byte  { return frame(guest4, remote4, protocol, payload) }
-func to6(protocol byte, payload []byte) []byte   { return frame(remote6, guest6, protocol, payload) }
+func to(protocol byte, payload []byte) []byte { return frame(remote4, guest4, protocol, payload) }
+
+func from(protocol byte, payload []byte) []byte { return frame(guest4, remote4, protocol, payload) }
+
+func to6(protocol byte, payload []byte) []byte { return frame(remote6, guest6, protocol, payload) }
+
 func from6(protocol byte, payload []byte) []byte { return frame(guest6, remote6, protocol, payload) }
 
 const icmp4, igmp, tcp, udp, icmp6, gre = 1, 2, 6, 17, 58, 47
@@ -199,15 +202,18 @@ var inboundTable = []struct {
 	{"any, timestamp", "any", nil, to(icmp4, echo(13, 1)), true},
 
 	{
-		"TCP answer", "answers", [][]byte{from(tcp, tcpSegment(40000, 80, syn))},
+		"TCP answer", "answers",
+		[][]byte{from(tcp, tcpSegment(40000, 80, syn))},
 		to(tcp, tcpSegment(80, 40000, syn|ack)), true,
 	},
 	{
-		"TCP answer, v6", "answers", [][]byte{from6(tcp, tcpSegment(40000, 80, syn))},
+		"TCP answer, v6", "answers",
+		[][]byte{from6(tcp, tcpSegment(40000, 80, syn))},
 		to6(tcp, tcpSegment(80, 40000, syn|ack)), true,
 	},
 	{
-		"TCP, in its middle", "answers", [][]byte{from(tcp, tcpSegment(40000, 80, ack))},
+		"TCP, in its middle", "answers",
+		[][]byte{from(tcp, tcpSegment(40000, 80, ack))},
 		to(tcp, tcpSegment(80, 40000, ack)), true,
 	},
 	{
@@ -216,33 +222,40 @@ var inboundTable = []struct {
 		to(tcp, tcpSegment(80, 40000, fin|ack)), true,
 	},
 	{
-		"another port answers", "answers", [][]byte{from(tcp, tcpSegment(40000, 80, syn))},
+		"another port answers", "answers",
+		[][]byte{from(tcp, tcpSegment(40000, 80, syn))},
 		to(tcp, tcpSegment(81, 40000, syn|ack)), false,
 	},
 	{
-		"another host answers", "answers", [][]byte{from(tcp, tcpSegment(40000, 80, syn))},
+		"another host answers", "answers",
+		[][]byte{from(tcp, tcpSegment(40000, 80, syn))},
 		frame(third4, guest4, tcp, tcpSegment(80, 40000, syn)), false,
 	},
 	{
-		"an answer to others", "answers", [][]byte{from(tcp, tcpSegment(40000, 80, syn))},
+		"an answer to others", "answers",
+		[][]byte{from(tcp, tcpSegment(40000, 80, syn))},
 		frame(remote4, third4, tcp, tcpSegment(80, 40000, syn)), false,
 	},
 	{
-		"UDP answer", "answers", [][]byte{from(udp, udpDatagram(40000, 53))},
+		"UDP answer", "answers",
+		[][]byte{from(udp, udpDatagram(40000, 53))},
 		to(udp, udpDatagram(53, 40000)), true,
 	},
 	{
-		"TCP is no answer to UDP", "answers", [][]byte{from(udp, udpDatagram(40000, 53))},
+		"TCP is no answer to UDP", "answers",
+		[][]byte{from(udp, udpDatagram(40000, 53))},
 		to(tcp, tcpSegment(53, 40000, syn)), false,
 	},
 	{
-		"mapped v6 is no answer to v4", "answers", [][]byte{from(udp, udpDatagram(40000, 53))},
+		"mapped v6 is no answer to v4", "answers",
+		[][]byte{from(udp, udpDatagram(40000, 53))},
 		frame(mapped4, netip.MustParseAddr("::ffff:10.7.0.1"), udp, udpDatagram(53, 40000)), false,
 	},
 	{"GRE answer", "answers", [][]byte{from(gre, make([]byte, 8))}, to(gre, make([]byte, 8)), true},
 	{"of another protocol", "answers", [][]byte{from(gre, make([]byte, 8))}, to(50, make([]byte, 8)), false},
 	{
-		"the guest's answer asks nothing", "tcp:22", [][]byte{from(tcp, tcpSegment(22, 40000, ack))},
+		"the guest's answer asks nothing", "tcp:22",
+		[][]byte{from(tcp, tcpSegment(22, 40000, ack))},
 		to(tcp, tcpSegment(40000, 22, ack)), true,
 	},
 
@@ -257,16 +270,19 @@ var inboundTable = []struct {
 	{"echo reply, v6", "answers", [][]byte{from6(icmp6, echo(128, 5))}, to6(icmp6, echo(129, 5)), true},
 	{"unasked echo reply", "answers", nil, to(icmp4, echo(0, 5)), false},
 	{
-		"a ping with the identifier of its own", "answers", [][]byte{from(icmp4, echo(8, 5))},
+		"a ping with the identifier of its own", "answers",
+		[][]byte{from(icmp4, echo(8, 5))},
 		to(icmp4, echo(8, 5)), false,
 	},
 	{"an echo reply asks nothing", "answers", [][]byte{from(icmp4, echo(0, 5))}, to(icmp4, echo(0, 5)), false},
 	{
-		"redirect", "answers", [][]byte{from(udp, udpDatagram(4, 5))},
+		"redirect", "answers",
+		[][]byte{from(udp, udpDatagram(4, 5))},
 		to(icmp4, about(5, packet(guest4, remote4, udp, udpDatagram(4, 5)))), false,
 	},
 	{
-		"unreachable", "answers", [][]byte{from(udp, udpDatagram(40000, 53))},
+		"unreachable", "answers",
+		[][]byte{from(udp, udpDatagram(40000, 53))},
 		frame(third4, guest4, icmp4, about(3, packet(guest4, remote4, udp, udpDatagram(40000, 53)))), true,
 	},
 	{
@@ -282,7 +298,8 @@ var inboundTable = []struct {
 		to(icmp4, about(3, packet(guest4, remote4, icmp4, echo(0, 1)))), true,
 	},
 	{
-		"too big, v6", "answers", [][]byte{from6(tcp, tcpSegment(40000, 80, syn))},
+		"too big, v6", "answers",
+		[][]byte{from6(tcp, tcpSegment(40000, 80, syn))},
 		frame(third6, guest6, icmp6, about(2, packet(guest6, remote6, tcp, tcpSegment(40000, 80, ack)))), true,
 	},
 	{
@@ -303,7 +320,8 @@ var inboundTable = []struct {
 	{"IGMP report", "answers", nil, to(igmp, concat([]byte{0x16, 0, 0, 0}, make([]byte, 4))), false},
 
 	{
-		"DHCP offer", "answers", [][]byte{frame(nobody4, everybody4, udp, udpDatagram(68, 67))},
+		"DHCP offer", "answers",
+		[][]byte{frame(nobody4, everybody4, udp, udpDatagram(68, 67))},
 		frame(remote4, everybody4, udp, udpDatagram(67, 68)), true,
 	},
 	{
@@ -321,23 +339,28 @@ var inboundTable = []struct {
 	},
 
 	{
-		"in its VLAN", "answers", [][]byte{frame(guest4, remote4, udp, udpDatagram(4, 5), 10)},
+		"in its VLAN", "answers",
+		[][]byte{frame(guest4, remote4, udp, udpDatagram(4, 5), 10)},
 		frame(remote4, guest4, udp, udpDatagram(5, 4), 10), true,
 	},
 	{
-		"in another VLAN", "answers", [][]byte{frame(guest4, remote4, udp, udpDatagram(4, 5), 10)},
+		"in another VLAN", "answers",
+		[][]byte{frame(guest4, remote4, udp, udpDatagram(4, 5), 10)},
 		frame(remote4, guest4, udp, udpDatagram(5, 4), 11), false,
 	},
 	{
-		"without its VLAN", "answers", [][]byte{frame(guest4, remote4, udp, udpDatagram(4, 5), 10)},
+		"without its VLAN", "answers",
+		[][]byte{frame(guest4, remote4, udp, udpDatagram(4, 5), 10)},
 		to(udp, udpDatagram(5, 4)), false,
 	},
 	{
-		"in its VLANs", "answers", [][]byte{frame(guest4, remote4, udp, udpDatagram(4, 5), 10, 11)},
+		"in its VLANs", "answers",
+		[][]byte{frame(guest4, remote4, udp, udpDatagram(4, 5), 10, 11)},
 		frame(remote4, guest4, udp, udpDatagram(5, 4), 10, 11), true,
 	},
 	{
-		"in its VLANs, swapped", "answers", [][]byte{frame(guest4, remote4, udp, udpDatagram(4, 5), 10, 11)},
+		"in its VLANs, swapped", "answers",
+		[][]byte{frame(guest4, remote4, udp, udpDatagram(4, 5), 10, 11)},
 		frame(remote4, guest4, udp, udpDatagram(5, 4), 11, 10), false,
 	},
 	{"three tags", "any", nil, frame(remote4, guest4, udp, udpDatagram(5, 4), 10, 11, 12), false},
@@ -347,7 +370,8 @@ var inboundTable = []struct {
 	{"later fragment, alone", "udp:4", nil, fragment4(to(udp, udpDatagram(5, 4)), 2, false), false},
 	{"fragment without ports", "udp:4", nil, fragment4(to(udp, be(5)), 0, true), false},
 	{
-		"fragment of an answer", "answers", [][]byte{from(udp, udpDatagram(4, 5))},
+		"fragment of an answer", "answers",
+		[][]byte{from(udp, udpDatagram(4, 5))},
 		fragment4(to(udp, udpDatagram(5, 4)), 0, true), true,
 	},
 	{"first fragment, v6", "udp:4", nil, fragment6(remote6, guest6, udp, 9, 0, true, udpDatagram(5, 4)), true},
