@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"vmnet/internal/addresses"
 	"vmnet/internal/cli/console"
+	"vmnet/internal/metrics"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 )
@@ -38,6 +39,8 @@ namespaces that are connected to the guest's bridge; agent, from a guest agent t
 socket of its QEMU, for 0.3 seconds at most; port security, routed or configured, from the NIC's
 --ip. A guest may claim any address to a neighbour or by its agent.
 
+With -o prometheus, the NICs' metrics are printed as vmnet metrics prints them.
+
 FROM and TO, with -o wide, are the bytes that have come from the guest and gone to it since its host
 interface was made.
 
@@ -54,8 +57,8 @@ is hidden if no process is seen to hold it: its files are somewhere that /proc d
 	cmd.Flags().StringVar(&vm, "vm", "", "only the NICs of the guest `NAME` (default all)")
 	format := "text"
 	choice(cmd, cmd.Flags(), &format, "output", "o",
-		"text for people, as much as fits; wide for all columns; name for names only; json or yaml for programs",
-		"text", "wide", "name", "json", "yaml")
+		"text for people, as much as fits; wide for all columns; name for names only; json, yaml or prometheus for programs",
+		"text", "wide", "name", "json", "yaml", "prometheus")
 	complete(cmd, "vm", a.attachedGuests)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		if len(args) > 0 {
@@ -65,7 +68,7 @@ is hidden if no process is seen to hold it: its files are somewhere that /proc d
 			vm = args[0]
 		}
 		return a.withManager(func(m *tapmgr.Manager) error {
-			look := tapmgr.Look{Addresses: format != "name", Agents: agentPatience}
+			look := tapmgr.Look{Addresses: format != "name", Agents: agentPatience, Drops: format == "prometheus"}
 			nics, err := m.Survey(cmd.Context(), vm, look)
 			if err != nil {
 				return err
@@ -75,6 +78,8 @@ is hidden if no process is seen to hold it: its files are somewhere that /proc d
 				return a.printJSON(nics)
 			case "yaml":
 				return outputError(console.WriteYAML(a.out, nics))
+			case "prometheus":
+				return outputError(metrics.Write(a.out, metrics.NICs(nics, nil)))
 			case "name":
 				return a.printNames(nics)
 			}

@@ -12,7 +12,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"vmnet/internal/cli/nicflags"
 	"vmnet/internal/kernel/netns"
+	"vmnet/internal/metrics"
 	"vmnet/internal/network"
 	"vmnet/internal/network/config"
 	"vmnet/internal/network/dhcp"
@@ -28,6 +30,7 @@ type watchVerb struct {
 	noLibvirt bool
 	networks  networkFlags
 	guests    string // directory of declared guests
+	listen    string // where metrics are served; empty for nowhere
 }
 
 func (a *app) watchCommand() *cobra.Command {
@@ -41,7 +44,7 @@ bridge that was deleted and recreated, those of containers too; let macvtaps wit
 groups that their guests have joined; remove macvtaps that libvirt guests leave behind; keep, or
 remove, the entries by which the host answers for routed guests; give guests that start the NICs
 that their files declare; and mend networks that others have changed, for example by flushing all
-rules. SIGHUP has it read the files of guests again. Each action is logged to stderr as a line, with its
+rules. With --listen it serves the metrics of vmnet metrics. SIGHUP has it read the files of guests again. Each action is logged to stderr as a line, with its
 level for systemd's journal. Nothing breaks without vmnet watch, nor when it ends. See
 vmnet-watch(8).`,
 		Example: `  vmnet watch
@@ -57,6 +60,11 @@ vmnet-watch(8).`,
 	cmd.Flags().StringVar(&o.networks.state, "state-dir", "", "`DIRECTORY` of their servers' lease files (default "+
 		dhcp.DefaultState+")")
 	guestsDirFlag(cmd, &o.guests)
+	cmd.Flags().Var(nicflags.Value("ADDRESS", "", func(s string) (err error) {
+		o.listen = s
+		_, err = metrics.ParseAddress(s)
+		return err
+	}), "listen", "serve metrics for Prometheus at `ADDRESS`: localhost:PORT, or the absolute path of a socket")
 	o.networks.user = userChoice{given: true} // those of users end as a whole
 	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error {
 		return a.withNetworks(cmd.Context(), &o.networks, func(networks *network.Manager) error {
@@ -100,6 +108,11 @@ func (a *app) watch(ctx context.Context, o *watchVerb, networks *network.Manager
 		cfg.Dial, cfg.DialMonitor = dialer(a.libvirt, true), dialer(a.libvirt, false)
 		cfg.MayBeAbsent = a.libvirt == ""
 	}
+	stopMetrics, err := a.serveMetrics(ctx, o.listen, log)
+	if err != nil {
+		return err
+	}
+	defer stopMetrics()
 	err = watch.Run(ctx, cfg)
 	log.InfoContext(ctx, "ended")
 	return errors.Join(err, notify("STOPPING=1"))
