@@ -112,7 +112,8 @@ func addGroups(root *cobra.Command) {
 		commands  []string
 	}{
 		{groupNICs, "NICs of guests:", []string{
-			"attach", "detach", "set", "apply", "prepare", "commit", "abort", "list", "show", "metrics", "check",
+			"attach", "detach", "set", "apply", "prepare", "commit", "abort", "list", "show", "map", "metrics",
+			"check",
 			"reconcile", "watch", "mac",
 		}},
 		{groupPlaces, "Where NICs are attached:", []string{"network", "forward", "netns", "bridge", "switch", "lower"}},

@@ -119,6 +119,7 @@ const (
 	green  colour = "32"
 	yellow colour = "33"
 	red    colour = "31"
+	grey   colour = "90"
 )
 
 // painted returns text in a colour if stdout shows colours (see hasColours), and text otherwise.

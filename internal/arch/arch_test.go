@@ -13,7 +13,7 @@ import (
 // layers are the packages from top to bottom; packages of one layer do not import each other.
 var layers = [][]string{
 	{"cmd/vmnet", "cmd/qemu-netup", "cmd/qemu-netup-full", "cmd/vmnet-hook"},
-	{"internal/libvirthook/hook", "internal/watch", "internal/doctor", "internal/metrics"},
+	{"internal/libvirthook/hook", "internal/watch", "internal/doctor", "internal/metrics", "internal/netmap"},
 	{"internal/network/usernet"},
 	{"internal/access/bridgehelper"},
 	{"internal/access/gate", "internal/declare"},
