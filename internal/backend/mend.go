@@ -111,6 +111,37 @@ func (m *Maker) KeepRouted(ctx context.Context) ([]nic.Action, error) {
 	return r.Actions, err
 }
 
+// policed are the fixes of what the kernel does with frames at a NIC's device.
+var policed = []inventory.FixKind{inventory.FixSecurity, inventory.FixInbound, inventory.FixRates}
+
+// KeepPoliced restores what somebody has removed of port security, of the filters of --allow-in and
+// of rates. It needs no lock of a guest, and leaves NICs alone that a verb works on. Failures of a
+// NIC are in the actions.
+func (m *Maker) KeepPoliced(ctx context.Context) ([]nic.Action, error) {
+	links, err := m.PolicedDevices()
+	if err != nil {
+		return nil, err
+	}
+	r := NewMending(m, false)
+	for _, dev := range links {
+		v, err := m.View(&dev)
+		if err != nil {
+			r.Fail(dev, err)
+			continue
+		}
+		for _, f := range v.Compare() {
+			if !slices.Contains(policed, f.Fix.Kind) {
+				continue
+			}
+			// A verb that has begun meanwhile has written that into the alias first.
+			if now, err := m.NL.LinkByIndex(dev.Index); err == nil && now.Alias == dev.Alias {
+				r.Do(dev, f.Done, func() error { return m.mend(ctx, v, f.Fix) })
+			}
+		}
+	}
+	return r.Actions, nil
+}
+
 // MendStep returns the step that mends a finding.
 func (m *Maker) MendStep(v *inventory.View, f inventory.Finding) step.Step {
 	return step.Step{

@@ -109,6 +109,10 @@ func unixMode(m fs.FileMode) uint32 {
 	return mode
 }
 
+// helperCaps are the capabilities with which the helper makes taps, and has their frames checked and
+// limited.
+const helperCaps = "cap_net_admin,cap_bpf,cap_perfmon+ep"
+
 // right checks the privilege that the helper has and its user has not.
 func (m Machine) right(path string) []Check {
 	const name = "helper right"
@@ -119,13 +123,13 @@ func (m Machine) right(path string) []Check {
 	}
 	caps, hasCaps, err := readCaps(real)
 	if err != nil {
-		return fail(name, "setcap cap_net_admin+ep "+path, "%v", err)
+		return fail(name, "setcap "+helperCaps+" "+path, "%v", err)
 	}
 	setuid := info.Mode()&fs.ModeSetuid != 0
 	uid := info.Sys().(*syscall.Stat_t).Uid
 	switch {
 	case !setuid && !hasCaps:
-		return warn(name, fmt.Sprintf("as root: setcap cap_net_admin+ep %s, or chmod u+s %s", path, path),
+		return warn(name, fmt.Sprintf("as root: setcap %s %s, or chmod u+s %[2]s", helperCaps, path),
 			"mode %04o and no capabilities: only root can use it", unixMode(info.Mode()))
 	case noSuid(real):
 		return fail(name, "install it on another file system, or mount this one with the option suid",
@@ -134,7 +138,7 @@ func (m Machine) right(path string) []Check {
 		return fail(name, fmt.Sprintf("chown root %s && chmod u+s %s", path, path),
 			"it is setuid to uid %d, which is not root", uid)
 	case !setuid && (!caps.has(unix.CAP_NET_ADMIN) || !caps.Effective || caps.Root != 0):
-		return fail(name, "setcap cap_net_admin+ep "+path, "its capabilities (%s) are not cap_net_admin+ep", caps)
+		return fail(name, "setcap "+helperCaps+" "+path, "its capabilities (%s) are not cap_net_admin+ep", caps)
 	case unix.Access(real, unix.X_OK) != nil:
 		return warn(name, fmt.Sprintf("join its group (ls -l %s), and log in again", path),
 			"mode %04o: you may not execute it", unixMode(info.Mode()))

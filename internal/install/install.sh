@@ -46,6 +46,10 @@ check() {
 	[ "$PRIVILEGE" != setcap ] || command -v setcap >/dev/null || die "there is no setcap (apt install libcap2-bin)"
 }
 
+# The capabilities of PRIVILEGE=setcap. cap_bpf and cap_perfmon load the programs of port security and
+# rates; qemu-netup gives them up where nobody asks for those.
+caps=cap_net_admin,cap_bpf,cap_perfmon+ep
+
 # netup installs the helper last, and gives it its privilege once it is complete. The program that
 # it executes for most of its forms has no privilege of its own.
 netup() {
@@ -61,7 +65,7 @@ netup() {
 	setcap)
 		place bin/qemu-netup
 		install -T -o root -g "${GROUP:-root}" -m "075$others" "$BIN/qemu-netup" "$to/bin/qemu-netup"
-		setcap cap_net_admin+ep "$to/bin/qemu-netup"
+		setcap "$caps" "$to/bin/qemu-netup"
 		;;
 	esac
 	for name in qemu-bridge-helper qemu-ifup qemu-ifdown; do
@@ -128,7 +132,7 @@ tell() {
 	cat <<-END
 		qemu-netup has no privilege yet: only root can use it. To let other users have what
 		/etc/vmnet/policy.yaml and /etc/qemu/bridge.conf allow them, run one of these as root:
-		  setcap cap_net_admin+ep $PREFIX/bin/qemu-netup
+		  setcap $caps $PREFIX/bin/qemu-netup
 		  chmod u+s $PREFIX/bin/qemu-netup
 	END
 }

@@ -170,7 +170,7 @@ func TestMakeInstall(t *testing.T) {
 	}
 	gone(t, dest)
 	out := mustRun(t, top, nil, install...)
-	if !strings.Contains(out, "setcap cap_net_admin+ep /usr/bin/qemu-netup\n") {
+	if !strings.Contains(out, "setcap cap_net_admin,cap_bpf,cap_perfmon+ep /usr/bin/qemu-netup\n") {
 		t.Errorf("it does not tell how to go on:\n%s", out)
 	}
 	compare(t, tree(t, dest), want(t, "-rwxr-xr-x"))
@@ -342,7 +342,7 @@ func testLivePrivilege(t *testing.T) {
 			mustRun(t, top, nil, script("install", dest, c.privilege, c.group)...)
 			compare(t, tree(t, dest), want(t, c.mode))
 			caps := mustRun(t, top, nil, "getcap", dest+"/usr/bin/qemu-netup")
-			if strings.Contains(caps, "cap_net_admin=ep") != (c.privilege == "setcap") {
+			if strings.Contains(caps, "cap_net_admin,cap_perfmon,cap_bpf=ep") != (c.privilege == "setcap") {
 				t.Errorf("its capabilities: %q", caps)
 			}
 			if caps = mustRun(t, top, nil, "getcap", dest+"/usr/libexec/vmnet/qemu-netup-full"); caps != "" {

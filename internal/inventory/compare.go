@@ -33,6 +33,7 @@ type View struct {
 	notRuns error                  // why its switch, which has lost it, cannot take it back
 	missing []string               // what a routed NIC lacks of the host
 	guard   *bpfguard.State        // what the kernel checks; nil if that is not known
+	unseen  bool             // the caller may not see what the kernel checks or lets in
 	inbound *bpfguard.InboundState // what the kernel lets in; nil if that is not known
 	rates   *ratelimit.State       // what the kernel limits; nil if that was not read
 }
@@ -441,6 +442,8 @@ func (h *Host) View(dev *Device) (*View, error) {
 	if v.rates, err = h.readRates(dev); err != nil {
 		errs = append(errs, err)
 	}
+	v.unseen = isPoliced(dev) && (v.guard == nil && !dev.Want.Security.IsZero() ||
+		v.inbound == nil && !dev.Want.AllowIn.IsZero())
 	if dev.IsDisconnected() && dev.HasLink() {
 		v.notRuns = h.runs(dev.Want.Source)
 	}
@@ -473,10 +476,15 @@ func (h *Host) Inbound(dev *Device) (*bpfguard.InboundState, error) {
 	return readFilters(h, dev, !dev.Want.AllowIn.IsZero(), bpfguard.ReadInbound)
 }
 
+// isPoliced reports whether the kernel can check the frames of the NIC.
+func isPoliced(dev *Device) bool {
+	return dev.HasLink() && !dev.Deleted && !dev.Want.Switch && !dev.IsPlain()
+}
+
 // readFilters reads the state of filters of a NIC's device. Without them it is the zero value.
 // wanted says whether there should be some: otherwise a failure means nothing.
 func readFilters[T any](h *Host, dev *Device, wanted bool, read func(*rtnl.Conn, *rtnl.Link) (T, error)) (*T, error) {
-	if !dev.HasLink() || dev.Deleted || dev.Want.Switch || dev.IsPlain() {
+	if !isPoliced(dev) {
 		return nil, nil
 	}
 	var s T
@@ -524,6 +532,10 @@ func (v *View) Advice() []string {
 	if v.Want.Prepared {
 		list = append(list, fmt.Sprintf("it is down until vmnet commit --vm %s --nic %s (vmnet abort removes it)",
 			v.Want.VM, v.Want.NIC))
+	}
+	if v.unseen {
+		list = append(list, "whether the kernel still checks its frames was not compared: "+
+			"that takes CAP_SYS_ADMIN (run it as root)")
 	}
 	if told, most := v.Want.GuestMTU(), v.WantMTU(); !v.Want.Switch && !v.IsPlain() && most != 0 && told > most {
 		list = append(list,

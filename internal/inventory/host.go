@@ -209,6 +209,19 @@ func (h *Host) RoutedDevices() (found []Device, err error) {
 	return found, err
 }
 
+// PolicedDevices lists the NICs in the Host's netns whose frames the kernel should check, filter or
+// limit, without their holders. Those that something works on are not among them.
+func (h *Host) PolicedDevices() (found []Device, err error) {
+	links, err := h.ownLinks()
+	for _, dev := range h.records(links) {
+		r := dev.Want
+		if r.Phase == nic.PhasePlugged && !r.Switch && !(r.Security.IsZero() && r.AllowIn.IsZero() && r.Rates.IsZero()) {
+			found = append(found, dev)
+		}
+	}
+	return found, err
+}
+
 func (h *Host) routedNICs() (nics []routed.NIC, err error) {
 	all, err := h.RoutedDevices()
 	for _, dev := range all {

@@ -2,7 +2,8 @@
 // NICs attached live the settings that their domain declares. It puts ports back on a bridge that
 // was deleted and made again, and resets the addresses of taps that their holders have changed. It
 // makes macvtaps accept the multicast groups that their guests ask for, removes devices that
-// libvirt has released, and keeps what routed NICs need of the host.
+// libvirt has released, keeps what routed NICs need of the host, and puts back the programs that
+// check and limit frames.
 //
 // It keeps nothing that it could not read again: declarations come from libvirt, the state of links
 // from the kernel. It remembers only what it has done already, for as long as the link exists.
@@ -86,6 +87,7 @@ type watcher struct {
 	left    *leavings // of serve
 
 	changes *rtnl.Changes // nil without Networks
+	filters *rtnl.Changes // of qdiscs and filters
 }
 
 // Run watches until ctx ends, which is no error, or the kernel's events cannot be received.
@@ -100,6 +102,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	defer nl.Close()
 	w := &watcher{Config: cfg, nl: nl}
+	if w.filters, err = rtnl.OpenFilterChanges(cfg.NS); err != nil {
+		return errors.Join(err, events.Close())
+	}
+	defer func() { err = errors.Join(err, w.filters.Close()) }()
 	if cfg.Networks != nil {
 		if w.changes, err = rtnl.OpenChanges(cfg.NS); err != nil {
 			return errors.Join(err, events.Close())
@@ -127,6 +133,7 @@ func (w *watcher) run(ctx context.Context, events *rtnl.Events) error {
 	all.Go(func() { w.bridges.work(ctx) })
 	all.Go(func() { w.routes.work(ctx) })
 	all.Go(func() { w.mirrors.work(ctx) })
+	all.Go(func() { w.keepPolicing(ctx) })
 	if w.Declared != nil {
 		all.Go(func() { w.Declared(ctx, w.report) })
 	}

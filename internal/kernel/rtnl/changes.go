@@ -11,8 +11,8 @@ import (
 	"vmnet/internal/kernel/netns"
 )
 
-// Changes reports that links, addresses, forwarding or nftables of a namespace have changed, and
-// not how.
+// Changes reports that something of a namespace has changed, and not how: links, addresses,
+// forwarding and nftables, or qdiscs and filters.
 type Changes struct {
 	// C receives a value after a change. Changes that follow before that is taken are not counted.
 	C <-chan struct{}
@@ -31,12 +31,20 @@ var changeGroups = map[int][]int{
 	unix.NETLINK_NETFILTER: {unix.NFNLGRP_NFTABLES},
 }
 
+// filterGroups are those of changes of qdiscs and filters.
+var filterGroups = map[int][]int{unix.NETLINK_ROUTE: {unix.RTNLGRP_TC}}
+
 // OpenChanges begins to follow the changes in ns. The caller may close ns, and closes what it gets.
-func OpenChanges(ns *netns.NS) (*Changes, error) {
+func OpenChanges(ns *netns.NS) (*Changes, error) { return openChanges(ns, changeGroups) }
+
+// OpenFilterChanges is OpenChanges for the qdiscs and filters of all links in ns.
+func OpenFilterChanges(ns *netns.NS) (*Changes, error) { return openChanges(ns, filterGroups) }
+
+func openChanges(ns *netns.NS, all map[int][]int) (*Changes, error) {
 	changed := make(chan struct{}, 1)
 	c := &Changes{C: changed}
 	err := ns.Do(func() error {
-		for family, groups := range changeGroups {
+		for family, groups := range all {
 			f, err := openGroups(family, groups)
 			if err != nil {
 				return err
