@@ -47,7 +47,9 @@ func (m *Manager) KeepRouted(ctx context.Context) ([]nic.Action, error) {
 
 // KeepPoliced restores port security, the filters of --allow-in and rates that somebody has removed
 // from the device of a NIC, unless it is in a netns of its own. Failures of a NIC are in its action.
-func (m *Manager) KeepPoliced(ctx context.Context) ([]nic.Action, error) { return m.host.KeepPoliced(ctx) }
+func (m *Manager) KeepPoliced(ctx context.Context) ([]nic.Action, error) {
+	return m.host.KeepPoliced(ctx)
+}
 
 // Ended removes the host interfaces that were handed over by their names to a libvirt guest, or to
 // any if vm is empty, and that no process holds any more. remain reports whether there are others

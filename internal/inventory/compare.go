@@ -33,7 +33,7 @@ type View struct {
 	notRuns error                  // why its switch, which has lost it, cannot take it back
 	missing []string               // what a routed NIC lacks of the host
 	guard   *bpfguard.State        // what the kernel checks; nil if that is not known
-	unseen  bool             // the caller may not see what the kernel checks or lets in
+	unseen  bool                   // the caller may not see what the kernel checks or lets in
 	inbound *bpfguard.InboundState // what the kernel lets in; nil if that is not known
 	rates   *ratelimit.State       // what the kernel limits; nil if that was not read
 }

@@ -28,7 +28,7 @@ func TestLivePolicing(t *testing.T) {
 		return text
 	}
 	tap := h.routedTap("P2-net0", alias())
-	l, err := h.nl.Link(tap.Name())
+	l, err := h.nl.Link(tap.Name)
 	if err != nil {
 		t.Fatal(err)
 	}
