@@ -20,6 +20,7 @@ import (
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/nstest"
+	"vmnet/internal/testprogram"
 	"vmnet/tapmgr"
 	labguest "vmnet/testvm/guest"
 )
@@ -53,7 +54,7 @@ type host struct {
 	ns *netns.NS
 	nl *rtnl.Conn
 	*tapmgr.Manager
-	vmnet string // the program, where withVMNet has built it
+	vmnet string // the program, where withVMNet has installed it
 }
 
 func newHost(tb testing.TB) *host {
@@ -79,11 +80,7 @@ func newHost(tb testing.TB) *host {
 func (h *host) withVMNet() *host {
 	h.Helper()
 	h.vmnet = h.path("vmnet")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", h.vmnet, "vmnet/cmd/vmnet")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		h.Fatalf("build vmnet: %v: %s", err, out)
-	}
+	testprogram.Install(h, h.vmnet, testprogram.Build(h, "vmnet/cmd/vmnet"))
 	return h
 }
 

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"bytes"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -15,6 +18,7 @@ import (
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/leaktest"
 	"vmnet/internal/nstest"
+	"vmnet/internal/testprogram"
 )
 
 // nobody is the user without any privilege.
@@ -96,19 +100,24 @@ type installation struct {
 	full    string // this package
 }
 
-// install builds the program and installs it setuid root. bridge.conf and policy.yaml are where
+// install installs the program setuid root. bridge.conf and policy.yaml are where
 // config puts them.
 func install(tb testing.TB) *installation {
 	tb.Helper()
 	nstest.Require(tb, "root", os.Geteuid() == 0, "run it as root")
-	i := &installation{TB: tb, dir: tb.TempDir()}
+	i := &installation{TB: tb, dir: filepath.Join(os.TempDir(), dirPrefix+rand.Text()[:dirRandom])}
+	if err := os.Mkdir(i.dir, 0o755); err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := os.RemoveAll(i.dir); err != nil {
+			tb.Error(err)
+		}
+	})
 	i.program, i.full = i.path("qemu-netup"), i.path("qemu-netup-full")
 	i.build(i.program, "../qemu-netup")
 	i.build(i.full, ".")
-	// TempDir's parent is the owner's alone.
-	err := errors.Join(os.Chmod(filepath.Dir(i.dir), 0o755), os.Chmod(i.dir, 0o755),
-		os.Chmod(i.program, 0o755|os.ModeSetuid))
-	if err != nil {
+	if err := os.Chmod(i.program, 0o755|os.ModeSetuid); err != nil {
 		tb.Fatal(err)
 	}
 	var fs unix.Statfs_t
@@ -118,16 +127,25 @@ func install(tb testing.TB) *installation {
 	return i
 }
 
-// build compiles as the Makefile does.
+// The names of all installations' directories have one length, so that one build serves all.
+const (
+	dirPrefix = "qemu-netup-"
+	dirRandom = 10
+)
+
+// build installs a program whose paths are this installation's: a build for a directory that stands
+// for all of them, with the directory's name replaced.
 func (i *installation) build(to, source string) {
 	i.Helper()
-	flags := fmt.Sprintf("-s -w -X main.aclPath=%s -X main.policyPath=%s -X main.fullPath=%s -X main.networksPath=%s",
-		i.path("bridge.conf"), i.path("policy.yaml"), i.full, i.path("networks.d"))
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", flags, "-o", to, source)
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		i.Fatalf("build %s: %v: %s", source, err, out)
+	name := dirPrefix + strings.Repeat("X", dirRandom)
+	path := func(file string) string { return filepath.Join(filepath.Dir(i.dir), name, file) }
+	program := testprogram.Build(i, source,
+		"main.aclPath="+path("bridge.conf"), "main.policyPath="+path("policy.yaml"),
+		"main.fullPath="+path(filepath.Base(i.full)), "main.networksPath="+path("networks.d"))
+	if !bytes.Contains(program, []byte(name)) {
+		i.Fatalf("%s has no path in %s", source, name)
 	}
+	testprogram.Install(i, to, bytes.ReplaceAll(program, []byte(name), []byte(filepath.Base(i.dir))))
 }
 
 func (i *installation) path(name string) string { return filepath.Join(i.dir, name) }

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -16,6 +15,7 @@ import (
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/libvirthook/hookfile"
 	"vmnet/internal/nstest"
+	"vmnet/internal/testprogram"
 	"vmnet/libvirt/libvirttest"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
@@ -24,13 +24,11 @@ import (
 // patience is how long things may take that need no time on an idle machine.
 const patience = 30 * time.Second
 
-// build builds the hook.
+// build installs the hook, and returns its path.
 func build(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "vmnet-hook")
-	if out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	testprogram.Install(t, path, testprogram.Build(t, "."))
 	return path
 }
 

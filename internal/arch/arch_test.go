@@ -88,7 +88,7 @@ var syscallsElsewhere = []string{"Flock"}
 var forTests = []string{
 	"internal/nstest", "internal/leaktest", "internal/vmm/qmptest", "internal/bench", "internal/cli/mangen",
 	"internal/install", "internal/fresh", "internal/release", "testvm", "libvirt/libvirttest",
-	"bridge/portsec/portsectest", "internal/ovstest", "internal/vhostuser/frontend",
+	"internal/testprogram", "bridge/portsec/portsectest", "internal/ovstest", "internal/vhostuser/frontend",
 }
 
 // imports returns the imports of the module's packages, without those of tests.

@@ -18,6 +18,7 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 
 	"vmnet/internal/nstest"
+	"vmnet/internal/testprogram"
 )
 
 const nobody = 65534
@@ -29,7 +30,7 @@ type lab struct {
 	plain, setuid, setids, ep, p, other, tun, secret, own string
 }
 
-// newLab builds the probe like the released programs, without cgo.
+// newLab installs the probe.
 func newLab(t *testing.T) *lab {
 	t.Helper()
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
@@ -47,18 +48,12 @@ func newLab(t *testing.T) *lab {
 		p: dir + "/p", other: dir + "/other",
 		tun: dir + "/tun", secret: dir + "/secret", own: dir + "/own",
 	}
-	build := exec.Command("go", "build", "-o", l.plain, "./testdata/probe")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build the probe: %v\n%s", err, out)
-	}
-	program, err := os.ReadFile(l.plain)
-	must(t, err)
+	program := testprogram.Build(t, "./testdata/probe")
 	for path, mode := range map[string]os.FileMode{
 		l.setuid: os.ModeSetuid, l.setids: os.ModeSetuid | os.ModeSetgid,
-		l.ep: 0, l.p: 0, l.other: 0,
+		l.plain: 0, l.ep: 0, l.p: 0, l.other: 0,
 	} {
-		must(t, os.WriteFile(path, program, 0o755))
+		testprogram.Install(t, path, program)
 		must(t, os.Chmod(path, mode|0o755))
 	}
 	must(t, unix.Setxattr(l.ep, "security.capability", fileCaps(true, cap.NET_ADMIN), 0))
