@@ -20,12 +20,18 @@ import (
 	"vmnet/testvm/lab"
 )
 
-// TestLabGuest has one guest for all that needs one: it takes long to boot in the lab host.
+// TestLabGuest has one guest for all that needs one: QEMU runs in a lab host as well, slowly.
 func TestLabGuest(t *testing.T) {
 	lab.Inside(t)
 	h := newHost(t)
 	h.wire()
+	start := time.Now()
 	g := h.booted(testvm.Config{BootTimeout: 4 * time.Minute})
+	t.Logf("a tiny guest booted in %s", time.Since(start).Round(time.Second))
+	out, err := g.Guest.Exec(t.Context(), "uname", "-r")
+	if err != nil || !strings.Contains(out, "cloud") {
+		t.Errorf("uname: %q, %v", out, err)
+	}
 	t.Run("vhost on a bridge", func(t *testing.T) { h.TB = t; h.vhostOnABridge(g) })
 	t.Run("vhost on a macvtap", func(t *testing.T) { h.TB = t; h.vhostOnAMacvtap(g) })
 	for _, mode := range []string{"l2", "l3"} {
