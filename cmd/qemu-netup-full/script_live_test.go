@@ -91,12 +91,15 @@ func TestLiveQEMUCallsTheScripts(t *testing.T) {
 			cmd.SysProcAttr.Credential = nil
 		}
 		guest := h.start(cmd)
-		n := h.nicOf("P1")
-		br, l := h.port(c.tap)
-		if n.Interface != c.tap || n.Source != c.bridge || n.Port != c.port || n.PID != guest.Process.Pid ||
-			br != c.bridge || !l.Up || l.Port.Isolated != (c.port != "") {
-			t.Errorf("%s: listed as %+v, on %q as %+v", c.tap, n, br, l)
-		}
+		h.await(c.tap+" on "+c.bridge, func() error { // the script sets one thing after the other
+			n := h.nicOf("P1")
+			br, l := h.port(c.tap)
+			if n.Interface != c.tap || n.Source != c.bridge || n.Port != c.port || n.PID != guest.Process.Pid ||
+				br != c.bridge || !l.Up || l.Port.Isolated != (c.port != "") {
+				return fmt.Errorf("listed as %+v, on %q as %+v", n, br, l)
+			}
+			return nil
+		})
 		h.catches(guest.Process.Pid, unix.SIGTERM)
 		_ = guest.Process.Signal(unix.SIGTERM) // by which QEMU ends in order
 		<-guest.done
