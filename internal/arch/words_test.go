@@ -1,8 +1,11 @@
 package arch
 
 import (
+	"cmp"
 	"os"
 	"regexp"
+	"regexp/syntax"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -83,14 +86,51 @@ var patterns = func() (all []*regexp.Regexp) {
 	return all
 }()
 
-// anyUnwanted matches what any of the patterns matches.
-var anyUnwanted = func() *regexp.Regexp {
-	var all []string
-	for _, u := range unwanted {
-		all = append(all, u.words)
+// needs has for each pattern texts in lower case of which what it matches contains one. To look for
+// them takes much less time than to match the pattern.
+var needs = func() (all [][]string) {
+	for _, p := range patterns {
+		re, err := syntax.Parse(p.String(), syntax.Perl)
+		if err != nil {
+			panic(err)
+		}
+		all = append(all, literals(re))
 	}
-	return regexp.MustCompile(`(?i)(?:^|[^\w-])(` + strings.Join(all, "|") + `)(?:$|[^\w-])`)
+	return all
 }()
+
+// literals returns texts of which what re matches contains one; nil if it may contain none. Of
+// several such lists it returns the one whose shortest text is the longest.
+func literals(re *syntax.Regexp) (best []string) {
+	switch re.Op {
+	case syntax.OpLiteral:
+		return []string{strings.ToLower(string(re.Rune))}
+	case syntax.OpCapture, syntax.OpPlus:
+		return literals(re.Sub[0])
+	case syntax.OpConcat:
+		for _, sub := range re.Sub {
+			if l := literals(sub); shortest(l) > shortest(best) {
+				best = l
+			}
+		}
+	case syntax.OpAlternate:
+		for _, sub := range re.Sub {
+			l := literals(sub)
+			if l == nil {
+				return nil
+			}
+			best = append(best, l...)
+		}
+	}
+	return best
+}
+
+func shortest(texts []string) int {
+	if len(texts) == 0 {
+		return 0
+	}
+	return len(slices.MinFunc(texts, func(a, b string) int { return cmp.Compare(len(a), len(b)) }))
+}
 
 // unwantedIn returns the unwanted words of a text, and what to write for each.
 func unwantedIn(text string) map[string]string {
@@ -98,10 +138,11 @@ func unwantedIn(text string) map[string]string {
 		text = strings.ReplaceAll(text, q, "")
 	}
 	found := map[string]string{}
-	if !anyUnwanted.MatchString(text) {
-		return nil
-	}
+	lower := strings.ToLower(text)
 	for i, u := range unwanted {
+		if needs[i] != nil && !slices.ContainsFunc(needs[i], func(n string) bool { return strings.Contains(lower, n) }) {
+			continue
+		}
 		if m := patterns[i].FindStringSubmatch(text); m != nil {
 			found[m[1]] = u.instead
 		}
@@ -125,6 +166,24 @@ func TestUnwantedIn(t *testing.T) {
 		}
 		if got != want {
 			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+}
+
+// TestNeeds: the texts that are looked for first hide no match.
+func TestNeeds(t *testing.T) {
+	for i, u := range unwanted {
+		if needs[i] == nil {
+			t.Errorf("%s: nothing is known of what it matches, which takes long", u.words)
+		}
+	}
+	for pattern, want := range map[string][]string{
+		`folders?`: {"folder"}, `a?b*`: nil, `(Is|are) told`: {" told"}, `lets? go`: {"let"}, `x|y*`: nil,
+		`(cat|mouse)`: {"cat", "mouse"},
+	} {
+		re, err := syntax.Parse(pattern, syntax.Perl)
+		if got := literals(re); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s: %q, %v, want %q", pattern, got, err, want)
 		}
 	}
 }
