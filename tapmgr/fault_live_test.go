@@ -138,6 +138,7 @@ func TestLiveQEMUKilledAtEveryStep(t *testing.T) {
 // TestLiveSilentMonitor stops QEMU in the middle. What was sent to it must be taken
 // back even though it answers only after we have given up.
 func TestLiveSilentMonitor(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	h := newHost(t)
 	g := h.empty()
 	for _, name := range h.stepNames(g.twoQueues("net0")) {
