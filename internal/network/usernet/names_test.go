@@ -1,17 +1,20 @@
 package usernet
 
 import (
+	"errors"
 	"maps"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/network/config"
 	"vmnet/internal/network/dhcp"
+	"vmnet/internal/nstest"
 	"vmnet/tapmgr/nic"
 )
 
@@ -108,6 +111,51 @@ func TestUpdate(t *testing.T) {
 		}
 		if !maps.Equal(there, want) || !maps.Equal(has, want) {
 			t.Errorf("%v, %v, want %v", there, has, want)
+		}
+	}
+}
+
+// TestLiveUpdateFull: on a full disk, names that are written stay, and the others follow once there
+// is room.
+func TestLiveUpdateFull(t *testing.T) {
+	nstest.RequireRoot(t)
+	dir := t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	names, has := filepath.Join(dir, "names"), map[string]string{}
+	if err := os.Mkdir(names, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := update(names, has, map[string]string{"a": "1"}); err != nil {
+		t.Fatal(err)
+	}
+	filler := filepath.Join(dir, "filler")
+	if err := os.WriteFile(filler, make([]byte, 128<<10), 0o600); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatal(err)
+	}
+	for _, want := range []map[string]string{{"a": "1", "b": "2"}, {"a": "3"}} {
+		if err := update(names, has, want); !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("on a full disk: %v", err)
+		}
+		if text, err := os.ReadFile(filepath.Join(names, "a")); string(text) != "1" || has["a"] != "1" {
+			t.Errorf("a is %q, %v, and counts as %q", text, err, has["a"])
+		}
+	}
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	if err := update(names, has, map[string]string{"a": "3", "b": "2"}); err != nil {
+		t.Error(err)
+	}
+	for name, want := range map[string]string{"a": "3", "b": "2"} {
+		if text, err := os.ReadFile(filepath.Join(names, name)); string(text) != want || has[name] != want {
+			t.Errorf("%s is %q, %v, and counts as %q", name, text, err, has[name])
 		}
 	}
 }
