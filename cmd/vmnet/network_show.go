@@ -77,6 +77,10 @@ func (a *app) networkShowCommand(o *networkFlags) *cobra.Command {
 }
 
 func (a *app) printNetwork(n network.Shown) error {
+	mtu := "not set"
+	if n.MTU != 0 {
+		mtu = fmt.Sprintf("%d bytes", n.MTU)
+	}
 	fields := []field{
 		{"state", n.State},
 		{"subnet", orNone(n.Subnet)},
@@ -85,6 +89,7 @@ func (a *app) printNetwork(n network.Shown) error {
 		{"IPv6", orNone(n.IPv6)},
 		{"NAT", onOff(n.NAT)},
 		{"isolated", onOff(n.Isolated)},
+		{"MTU", mtu},
 		{"integrate", onOff(n.Integrate)},
 		{"DHCP", onOff(n.DHCP)},
 		{"domain", n.Domain},

@@ -320,7 +320,13 @@ func TestLiveUserNetwork(t *testing.T) {
 	if ip["red"] != "10.66.0.20" || ip["blue"] == "" {
 		t.Fatalf("leases: %s", out)
 	}
-	h.ok([]string{"network", "show", "lab"}, redName+"/net0")
+	h.ok([]string{"network", "show", "lab"}, redName+"/net0", "65520 bytes")
+	for _, g := range []*testvm.VM{red, blue} {
+		h.says(g, "65520", "cat", "/sys/class/net/eth0/mtu")
+	}
+	for _, to := range []string{"10.66.0.1", ip["blue"]} {
+		h.says(red, "2 packets received", "ping", "-s", "60000", "-c", "2", "-w", "20", to)
+	}
 	h.says(red, ip["blue"], "nslookup", "-type=a", "blue.lab.internal")
 	h.says(red, ip["blue"], "nslookup", "-type=a", strings.ToLower(blueName)+".lab.internal")
 	h.says(red, "3 packets received", "ping", "-c", "3", "-w", "20", "blue")

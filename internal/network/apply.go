@@ -92,6 +92,9 @@ func (m *Manager) choose(w Wanted) error {
 	if err := w.ChooseIPs(); err != nil {
 		return invalid{err}
 	}
+	if m.Elsewhere != nil && w.MTU == 0 { // its frames cross no wire, and each costs a copy or more
+		w.MTU = config.MaxMTU
+	}
 	return nil
 }
 
@@ -229,6 +232,9 @@ func (m *Manager) applySteps(ctx context.Context, n *config.Network) ([]step.Ste
 	if st.bridge == nil || st.bridge.Alias == "" || n.Integrate && !st.record.integrated {
 		steps = append(steps, m.aliasStep(n))
 	}
+	if n.MTU != 0 && (st.bridge == nil || st.bridge.MTU != n.MTU) {
+		steps = append(steps, m.mtuStep(n, st))
+	}
 	for _, a := range st.missing {
 		steps = append(steps, m.addressStep(n, a))
 	}
@@ -284,6 +290,28 @@ func (m *Manager) aliasStep(n *config.Network) step.Step {
 		Text: fmt.Sprintf("ip link set %s alias %q", n.Name, record{network: n.Name, integrated: n.Integrate}),
 		Do: func(context.Context) error {
 			return m.record(n.Name, func(r *record) { r.integrated = r.integrated || n.Integrate })
+		},
+	}
+}
+
+// mtuStep sets the MTU of a bridge that exists: the kernel then leaves it alone, whatever its ports
+// have (br_change_mtu in net/bridge/br_device.c).
+func (m *Manager) mtuStep(n *config.Network, st *state) step.Step {
+	set := func(mtu int) error {
+		br, _, err := m.there(n.Name)
+		if err != nil {
+			return err
+		}
+		return m.nl.Set(br.Index, rtnl.MTU(mtu))
+	}
+	return step.Step{
+		Name: "mtu", Text: fmt.Sprintf("ip link set %s mtu %d", n.Name, n.MTU),
+		Do: func(context.Context) error { return set(n.MTU) },
+		Undo: func(context.Context) error {
+			if st.bridge == nil {
+				return nil // it goes with the bridge
+			}
+			return set(st.bridge.MTU)
 		},
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strconv"
 	"syscall"
 
 	"vmnet/internal/kernel/forwarding"
@@ -154,6 +155,9 @@ func (m *Manager) differences(n *config.Network, st *state) (found []Difference,
 		add("bridge", "up", "down")
 	}
 	if st.bridge != nil {
+		if n.MTU != 0 && st.bridge.MTU != n.MTU {
+			add("mtu", strconv.Itoa(n.MTU), strconv.Itoa(st.bridge.MTU))
+		}
 		for _, a := range st.missing {
 			add("address", a.String(), "")
 		}

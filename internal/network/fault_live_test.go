@@ -63,7 +63,7 @@ func (x *h) steps(verb func() error) (n int) {
 // full is a network that needs every kind of step.
 func full() Wanted {
 	n := labNetwork()
-	n.Domain = "lab.internal"
+	n.Domain, n.MTU = "lab.internal", 9000
 	n.Forwards = []config.Forward{{Protocol: "tcp", First: 8080, Last: 8080, Guest: "web", Port: 80}}
 	return Wanted{Network: n}
 }

@@ -34,6 +34,7 @@ type Info struct {
 	NAT       bool          `json:"nat"`
 	DHCP      bool          `json:"dhcp"`
 	Isolated  bool          `json:"isolated"`
+	MTU       int           `json:"mtu,omitempty"` // in bytes
 	Integrate bool          `json:"integrate"`
 	Domain    string        `json:"domain,omitempty"`
 	Hosts     []HostInfo    `json:"hosts"`
@@ -72,8 +73,9 @@ type ForwardInfo struct {
 // Describe returns what a network's file says.
 func Describe(n *config.Network) Info {
 	i := Info{
-		Network: n.Name, NAT: n.NAT, DHCP: n.DHCP, Isolated: n.Isolated, Integrate: n.Integrate, Domain: n.Domain,
-		Hosts: []HostInfo{}, Forwards: []ForwardInfo{}, Ports: []string{},
+		Network: n.Name, NAT: n.NAT, DHCP: n.DHCP, Isolated: n.Isolated, MTU: n.MTU, Integrate: n.Integrate,
+		Domain: n.Domain,
+		Hosts:  []HostInfo{}, Forwards: []ForwardInfo{}, Ports: []string{},
 		Guests: []GuestInfo{},
 	}
 	if n.Subnet.IsValid() {

@@ -97,6 +97,41 @@ func TestLiveNetwork(t *testing.T) {
 	x.wants("left", x.left(), before)
 }
 
+// TestLiveMTU: a network's bridge has its MTU, whatever its ports have and others set.
+func TestLiveMTU(t *testing.T) {
+	x := newHost(t)
+	n := labNetwork()
+	n.MTU = 9000
+	x.create(n)
+	x.guest("lab", webMAC).lease("") // both have ports with an MTU of 1500
+	mtu := func() int {
+		t.Helper()
+		l, err := x.m.nl.Link("lab")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l.MTU
+	}
+	if got := mtu(); got != 9000 {
+		t.Errorf("MTU %d", got)
+	}
+	x.consistent()
+	x.ip(x.host, "link", "set", "lab", "mtu", "1400")
+	c, err := x.m.Check(x.ctx())
+	if err != nil || len(c.Differences) != 1 || c.Differences[0].What != "mtu" || c.Differences[0].Found != "1400" {
+		t.Errorf("%+v, %v", c, err)
+	}
+	for _, want := range []bool{true, false} {
+		if _, changed, err := x.m.Apply(x.ctx(), "lab"); err != nil || changed != want {
+			t.Errorf("apply: %v, %v", changed, err)
+		}
+	}
+	if got := mtu(); got != 9000 {
+		t.Errorf("MTU %d after apply", got)
+	}
+	x.consistent()
+}
+
 func TestLiveForwards(t *testing.T) {
 	x := newHost(t)
 	n := labNetwork()

@@ -22,6 +22,7 @@ type Network struct {
 	DHCP     bool         // the network has a server: addresses, names, router advertisements
 	Domain   string       // what the names of its guests end with
 	Isolated bool         // guests do not reach each other
+	MTU      int          // in bytes; 0 if the network sets none
 	// Integrate says that other firewalls of the host are changed so that they let the network's
 	// traffic pass.
 	Integrate bool
@@ -45,9 +46,14 @@ const (
 	maxDomain  = 200
 	minBits    = 16
 	maxBits    = 29
-	ipv6Bits   = 64 // which SLAAC wants (RFC 4862)
-	leaseStart = 4  // the dynamic addresses begin after this fraction of the subnet
+	ipv6Bits   = 64   // which SLAAC wants (RFC 4862)
+	minMTU     = 1280 // of IPv6 (RFC 8200)
+	leaseStart = 4    // the dynamic addresses begin after this fraction of the subnet
 )
+
+// MaxMTU is the largest MTU of a network, in bytes. passt(1) has the same; a tap takes one byte more
+// (MAX_MTU of drivers/net/tun.c less an Ethernet header).
+const MaxMTU = 65520
 
 // DefaultDomain returns the domain of a network whose file names none.
 func DefaultDomain(name string) string { return name + ".internal" }
@@ -180,7 +186,7 @@ func (n *Network) ChooseIPs() error {
 // Validate checks all that can be checked without the machine.
 func (n *Network) Validate() error {
 	for _, err := range []error{
-		CheckName(n.Name), n.checkSubnet(), checkIPv6(n.IPv6), checkDomain(n.Domain), n.CheckUplink(),
+		CheckName(n.Name), n.checkSubnet(), checkIPv6(n.IPv6), checkDomain(n.Domain), checkMTU(n.MTU), n.CheckUplink(),
 	} {
 		if err != nil {
 			return err
@@ -292,6 +298,13 @@ func (n *Network) checkHostAlone(i int) error {
 		case other.IP == h.IP:
 			return fmt.Errorf("host %s: host %s has the ip %s as well", h.Name, other.Name, h.IP)
 		}
+	}
+	return nil
+}
+
+func checkMTU(mtu int) error {
+	if mtu != 0 && (mtu < minMTU || mtu > MaxMTU) {
+		return fmt.Errorf("mtu %d: want %d to %d", mtu, minMTU, MaxMTU)
 	}
 	return nil
 }

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) { leaktest.Main(m) }
 // lab is a network with everything.
 func lab() *Network {
 	return &Network{
-		Name: "lab", NAT: true, DHCP: true, Isolated: true, Integrate: true, Domain: "lab.internal",
+		Name: "lab", NAT: true, DHCP: true, MTU: MaxMTU, Isolated: true, Integrate: true, Domain: "lab.internal",
 		Subnet: netip.MustParsePrefix("10.66.0.0/24"), IPv6: netip.MustParsePrefix("fd66:1:2:3::/64"),
 		Hosts: []Host{{"web", net.HardwareAddr{0x52, 0x54, 0, 0, 0, 1}, netip.MustParseAddr("10.66.0.11")}},
 		Forwards: []Forward{
@@ -61,8 +61,11 @@ func TestParseErrors(t *testing.T) {
 		{"no subnet", "nat: true", "1:1: subnet is missing (write subnet: 10.66.0.0/24), in `nat: true`"},
 		{
 			"unknown key", subnet + "nta: true",
-			"2:1: the file has no key \"nta\" (want nat, subnet, ipv6, dhcp, domain, isolated, integrate, hosts, forwards, uplink, move-address, dhcp-range, router), in `nta: true`",
+			"2:1: the file has no key \"nta\" (want nat, subnet, ipv6, dhcp, domain, isolated, mtu, integrate, hosts, forwards, uplink, move-address, dhcp-range, router), in `nta: true`",
 		},
+		{"small MTU", subnet + "mtu: 1279", "2:6: mtu is \"1279\": want 1280 to 65520, in `mtu: 1279`"},
+		{"large MTU", subnet + "mtu: 65521", "2:6: mtu is \"65521\": want 1280 to 65520, in `mtu: 65521`"},
+		{"no MTU", subnet + "mtu: 0", "2:6: mtu is \"0\": want 1280 to 65520, in `mtu: 0`"},
 		{"flag", subnet + "nat: yes", "2:6: nat is neither true nor false, in `nat: yes`"},
 		{
 			"address", "subnet: 10.66.0.1/24",

@@ -67,6 +67,10 @@ func (d *decoder) network(root ast.Node) error {
 			return d.at(node, checkDomain(n.Domain))
 		}),
 		d.flag("isolated", &n.Isolated),
+		strictyaml.Key("mtu", func(node ast.Node) (err error) {
+			n.MTU, err = d.Number(node, "mtu", minMTU, MaxMTU)
+			return err
+		}),
 		d.flag("integrate", &n.Integrate),
 		strictyaml.Key("hosts", func(node ast.Node) error { return d.List(node, "hosts", d.host) }),
 		strictyaml.Key("forwards", func(node ast.Node) error { return d.List(node, "forwards", d.forward) }),
@@ -223,6 +227,9 @@ func (n *Network) Format() []byte {
 	fmt.Fprintf(&b, "dhcp: %v\ndomain: %q\n", n.DHCP, n.Domain)
 	if n.Isolated {
 		b.WriteString("isolated: true\n")
+	}
+	if n.MTU != 0 {
+		fmt.Fprintf(&b, "mtu: %d\n", n.MTU)
 	}
 	if n.Integrate {
 		b.WriteString("integrate: true\n")

@@ -127,6 +127,8 @@ func (n *Network) CheckUplink() error {
 		return fmt.Errorf(lan+"%s and need no nat (remove it, or the uplink)", u.Device)
 	case n.IPv6.IsValid():
 		return fmt.Errorf(lan+"%s, whose router announces ipv6 (write ipv6: none)", u.Device)
+	case n.MTU != 0:
+		return fmt.Errorf(lan+"%s, which has an MTU already (remove mtu)", u.Device)
 	case n.Isolated:
 		return fmt.Errorf(lan+"%s, so they cannot be isolated (vmnet attach --isolated does so for one guest)",
 			u.Device)

@@ -48,6 +48,7 @@ func TestUplinkErrors(t *testing.T) {
 		"subnet: 10.0.0.0/24\nrouter: 10.0.0.1": "are about an uplink (write uplink: eth1)",
 		up + "nat: true":                        "need no nat",
 		up + "ipv6: fd66:1:2:3::/64":            "whose router announces ipv6",
+		up + "mtu: 9000":                        "which has an MTU already (remove mtu)",
 		up + "isolated: true":                   "so they cannot be isolated",
 		up + "forwards: [{from: \"tcp:1\", to: \"10.0.0.1\"}]":     "forwards do not work",
 		up + "move-address: maybe":                                 "2:15: move-address is neither true nor false",

@@ -2,6 +2,7 @@
 package userdirs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -63,6 +64,9 @@ func Settle(ctx context.Context, s *nic.Spec, getenv func(string) string) error 
 		return err
 	}
 	s.Port.Isolated = s.Port.Isolated || n.Isolated
+	if s.MTU == 0 && nic.IsVirtio(cmp.Or(s.Model, nic.DefaultModel)) { // others cannot tell the guest
+		s.MTU = n.MTU
+	}
 	if len(s.IP) == 0 {
 		return nil
 	}

@@ -59,11 +59,18 @@ func TestJoin(t *testing.T) {
 	if err := Settle(t.Context(), &s, env); err == nil {
 		t.Error("an empty file was read")
 	}
-	if err := os.WriteFile(file, []byte("subnet: 10.66.0.0/24\nisolated: true\n"), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte("subnet: 10.66.0.0/24\nisolated: true\nmtu: 9000\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := Settle(t.Context(), &s, env); err != nil || !s.Port.Isolated {
-		t.Errorf("%v, %+v", err, s)
+	for _, tc := range []struct {
+		model     string
+		mtu, want int
+	}{{"", 0, 9000}, {"virtio-net-pci", 0, 9000}, {"virtio-net-pci", 1500, 1500}, {"e1000", 0, 0}} {
+		s := s
+		s.Model, s.MTU = tc.model, tc.mtu
+		if err := Settle(t.Context(), &s, env); err != nil || !s.Port.Isolated || s.MTU != tc.want {
+			t.Errorf("%+v: %v, %+v", tc, err, s)
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package usernet
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -29,6 +30,7 @@ import (
 	"vmnet/internal/network/ruleset"
 	"vmnet/internal/network/server"
 	"vmnet/internal/network/tool"
+	"vmnet/tapmgr/nic"
 )
 
 // agentName is the name under which the program runs as an agent (argv[0]).
@@ -158,7 +160,10 @@ func (a *inside) make(s *spec, sockets []*os.File) (port []*os.File, err error) 
 			return nil, err
 		}
 	}
-	if err = a.addresses(n); err == nil {
+	if err = a.nl.Set(a.link, rtnl.MTU(cmp.Or(n.MTU, nic.EthernetMTU))); err == nil {
+		err = a.addresses(n)
+	}
+	if err == nil {
 		err = a.rule(ctx, n)
 	}
 	if err == nil {
