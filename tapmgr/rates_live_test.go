@@ -134,6 +134,17 @@ func TestLiveRatesAreCompared(t *testing.T) {
 		h.settled()
 		h.limits("after "+args, g, someRates)
 	}
+	h.runIn(h.ns, n, "tc qdisc replace dev DEV root pfifo")
+	if got := h.check(); len(got) != 1 || got[0].What != "rates" || got[0].MendedBy != nic.MendAdmin ||
+		!strings.Contains(got[0].Found, "tc qdisc del dev "+n.Interface+" root") {
+		t.Errorf("another program's qdisc: %+v", got)
+	}
+	if _, err := h.set(g, limited); err == nil || !strings.Contains(err.Error(), "tc qdisc del dev") {
+		t.Errorf("set over another program's qdisc: %v", err)
+	}
+	h.runIn(h.ns, n, "tc qdisc del dev DEV root")
+	h.settled()
+	h.limits("without it", g, someRates)
 	spec = g.spec("net1")
 	spec.Rates = portrate.Config{Up: portrate.Limit{Bits: 1e8}, Burst: 16 << 10}
 	spec.Bridge = "big"

@@ -290,6 +290,9 @@ func foundRates(v *View) string {
 	if v.rates.Is(v.Want.Rates) {
 		return wantRates(v)
 	}
+	if err := v.rates.Obstacle(v.Want.Rates); err != nil {
+		return fmt.Sprintf("%s, and %v", v.rates, err)
+	}
 	return v.rates.String()
 }
 

@@ -188,6 +188,11 @@ func mendPort(v *View) Remedy {
 }
 
 func mendRates(v *View) Remedy {
+	if err := v.rates.Obstacle(v.Want.Rates); err != nil {
+		r := byAdmin("remove what another program has put in the place; then %s", ReconcileCommand)
+		r.left = fmt.Sprintf("its rates are not in force: %v", err)
+		return r
+	}
 	want := cmp.Or(wantRates(v), portrate.None)
 	return byReconcile(fmt.Sprintf("tbf and BPF of %s: %s", v.Name, want),
 		fmt.Sprintf("rates set to %s, they were %s", want, foundRates(v)), Fix{Kind: FixRates})

@@ -65,7 +65,7 @@ func attach(c *rtnl.Conn, l *rtnl.Link, cfg portsec.Config) error {
 		return err
 	}
 	defer p.Close()
-	if err := clsact.Set(c, l.Index, hookOf(l), filter, p.FD(), security.explainFilter); err != nil {
+	if err := clsact.Set(c, l, hookOf(l), filter, p.FD(), security.explainFilter); err != nil {
 		return errors.Join(err, tidy(c, l))
 	}
 	return nil

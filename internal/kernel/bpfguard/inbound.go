@@ -84,9 +84,9 @@ func allowIn(c *rtnl.Conn, l *rtnl.Link, cfg inbound.Config) error {
 	}
 	defer p.Close()
 	from := hookOf(l)
-	err = clsact.Set(c, l.Index, from, askedFilter, p.VmnetAsked.FD(), inwards.explainFilter)
+	err = clsact.Set(c, l, from, askedFilter, p.VmnetAsked.FD(), inwards.explainFilter)
 	if err == nil {
-		err = clsact.Set(c, l.Index, opposite(from), inboundFilter, p.VmnetInbound.FD(), inwards.explainFilter)
+		err = clsact.Set(c, l, opposite(from), inboundFilter, p.VmnetInbound.FD(), inwards.explainFilter)
 	}
 	if err != nil && old == nil {
 		return errors.Join(err, letAllIn(c, l))

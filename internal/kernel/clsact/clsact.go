@@ -5,6 +5,7 @@ package clsact
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -25,15 +26,54 @@ func Find(c *rtnl.Conn, link int, hook rtnl.Hook, is func(rtnl.Filter) bool) (*r
 	return nil, nil
 }
 
+// namePrefix begins the names of the filters of bpfguard and ratelimit.
+const namePrefix = "vmnet_"
+
 // Set makes or replaces the filter f of a hook, so that the program of that fd runs for each frame.
-// The link gets the qdisc if it has none. explain adds the cure to an error of the kernel; most
-// callers begin with [Explain].
-func Set(c *rtnl.Conn, link int, hook rtnl.Hook, f rtnl.Filter, program int, explain func(error) error) error {
-	if err := c.AddClsact(link); err != nil {
+// The link gets the qdisc if it has none. If something of others is in the way, the error is that
+// of [InTheWay]. explain adds the cure to an error of the kernel; most callers begin with
+// [Explain].
+func Set(c *rtnl.Conn, l *rtnl.Link, hook rtnl.Hook, f rtnl.Filter, program int, explain func(error) error) error {
+	if err := InTheWay(c, l, hook, f); err != nil {
+		return err
+	}
+	if err := c.AddClsact(l.Index); err != nil {
 		return fmt.Errorf("add a clsact qdisc: %w", explain(err))
 	}
-	if err := c.SetBPFFilter(link, hook, f, program); err != nil {
+	if err := c.SetBPFFilter(l.Index, hook, f, program); err != nil {
 		return fmt.Errorf("add the filter: %w", explain(err))
+	}
+	return nil
+}
+
+// ErrForeign is returned where a qdisc or filter of another program is in the way.
+var ErrForeign = errors.New("another program's")
+
+// InTheWay returns an error, which matches [ErrForeign], if something of others at the link has f's
+// place or may keep frames from it, as a filter before it can.
+func InTheWay(c *rtnl.Conn, l *rtnl.Link, hook rtnl.Hook, f rtnl.Filter) error {
+	q, err := c.FilterQdisc(l.Index)
+	switch {
+	case err != nil:
+		return fmt.Errorf("read the qdiscs: %w", err)
+	case q == nil:
+		return nil
+	case q.Kind != "clsact": // whose filters all are for received frames (ingress_tcf_block)
+		return fmt.Errorf("qdisc %s is %w (tc qdisc del dev %s %s)", q, ErrForeign, l.Name, q.Kind)
+	case q.Block(hook) != 0:
+		return fmt.Errorf("the filters of qdisc %s are in block %d, which is %w (tc qdisc del dev %s clsact)",
+			q, q.Block(hook), ErrForeign, l.Name)
+	}
+	all, err := c.Filters(l.Index, hook)
+	if err != nil {
+		return fmt.Errorf("list filters: %w", err)
+	}
+	for _, other := range all {
+		isOurs := other.Kind == "bpf" && strings.HasPrefix(other.Name, namePrefix)
+		if other.Priority <= f.Priority && !isOurs {
+			return fmt.Errorf("the %s filter of pref %d is %w, and not behind vmnet's (%s %s %s pref %[2]d)",
+				other.Kind, other.Priority, ErrForeign, "tc filter del dev", l.Name, hook)
+		}
 	}
 	return nil
 }

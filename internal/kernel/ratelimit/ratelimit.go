@@ -93,7 +93,8 @@ func Check(mtu int, cfg portrate.Config) error {
 }
 
 // Set makes the limits of the guest behind a link those of cfg, whatever they were. c is a socket
-// in the link's netns. What is so already stays as it is.
+// in the link's netns. What is so already stays as it is. If a qdisc or a filter of others is in
+// the way, nothing is changed, and the error matches clsact.ErrForeign.
 func Set(c *rtnl.Conn, l *rtnl.Link, cfg portrate.Config) error {
 	if err := set(c, l, cfg); err != nil {
 		return fmt.Errorf("rates of %s: %w", l.Name, err)
@@ -109,6 +110,9 @@ func set(c *rtnl.Conn, l *rtnl.Link, cfg portrate.Config) error {
 		return err
 	}
 	want := sidesOf(l, cfg)
+	if err := obstaclesOf(c, l).to(want); err != nil {
+		return err
+	}
 	for _, hook := range []rtnl.Hook{rtnl.Ingress, rtnl.Egress} {
 		if err := setFilter(c, l, hook, want.hook[hook]); err != nil {
 			return errors.Join(err, c.TidyClsact(l.Index))
@@ -120,10 +124,57 @@ func set(c *rtnl.Conn, l *rtnl.Link, cfg portrate.Config) error {
 		}
 		return c.TidyClsact(l.Index)
 	}
-	if err := c.SetTBF(l.Index, *want.tbf); err != nil {
-		return fmt.Errorf("set a tbf qdisc: %w", explain(err, "CONFIG_NET_SCH_TBF: modprobe sch_tbf"))
+	if err := setTBF(c, l, *want.tbf); err != nil {
+		return errors.Join(err, c.TidyClsact(l.Index))
 	}
 	return c.TidyClsact(l.Index)
+}
+
+func setTBF(c *rtnl.Conn, l *rtnl.Link, t rtnl.TBF) error {
+	err := c.SetTBF(l.Index, t)
+	if err == nil {
+		return nil
+	}
+	if foreign := rootInTheWay(c, l); foreign != nil {
+		return foreign
+	}
+	return fmt.Errorf("set a tbf qdisc: %w", explain(err, "CONFIG_NET_SCH_TBF: modprobe sch_tbf"))
+}
+
+// rootInTheWay returns an error if another program has given the link its root qdisc.
+func rootInTheWay(c *rtnl.Conn, l *rtnl.Link) error {
+	q, err := c.ForeignRoot(l.Index)
+	if err != nil || q == nil {
+		return err
+	}
+	return fmt.Errorf("root qdisc %s is %w (tc qdisc del dev %s root)", q, clsact.ErrForeign, l.Name)
+}
+
+// obstacles are what others have at a link that is in the way of limits, by the side.
+type obstacles struct {
+	root error
+	hook map[rtnl.Hook]error
+}
+
+func obstaclesOf(c *rtnl.Conn, l *rtnl.Link) obstacles {
+	o := obstacles{root: rootInTheWay(c, l), hook: map[rtnl.Hook]error{}}
+	for _, hook := range []rtnl.Hook{rtnl.Ingress, rtnl.Egress} {
+		o.hook[hook] = clsact.InTheWay(c, l, hook, filter)
+	}
+	return o
+}
+
+// to returns the first that is in the way of these limits.
+func (o obstacles) to(want sides) error {
+	if want.tbf != nil && o.root != nil {
+		return o.root
+	}
+	for _, hook := range []rtnl.Hook{rtnl.Ingress, rtnl.Egress} {
+		if !want.hook[hook].IsZero() && o.hook[hook] != nil {
+			return o.hook[hook]
+		}
+	}
+	return nil
 }
 
 // setFilter makes the filter at a hook that of the bucket, or removes it.
@@ -146,7 +197,7 @@ func setFilter(c *rtnl.Conn, l *rtnl.Link, hook rtnl.Hook, b portrate.Bucket) er
 	defer p.Close()
 	f := filter
 	f.Name = nameOf(b)
-	return clsact.Set(c, l.Index, hook, f, p.FD(), func(err error) error { return explain(err, clsact.Need) })
+	return clsact.Set(c, l, hook, f, p.FD(), func(err error) error { return explain(err, clsact.Need) })
 }
 
 // ErrUnavailable is returned where this kernel, or this process, cannot limit rates.
@@ -183,11 +234,13 @@ type State struct {
 	link   *rtnl.Link
 	tbf    *rtnl.TBF // nil for none
 	filter map[rtnl.Hook]*rtnl.Filter
+
+	obstacles obstacles
 }
 
 // Read reads how a link's rates are limited. It needs no privilege.
 func Read(c *rtnl.Conn, l *rtnl.Link) (State, error) {
-	s := State{link: l, filter: map[rtnl.Hook]*rtnl.Filter{}}
+	s := State{link: l, filter: map[rtnl.Hook]*rtnl.Filter{}, obstacles: obstaclesOf(c, l)}
 	tbf, err := c.ReadTBF(l.Index)
 	switch {
 	case err == nil:
@@ -203,9 +256,16 @@ func Read(c *rtnl.Conn, l *rtnl.Link) (State, error) {
 	return s, nil
 }
 
-// Is reports whether the limits are those of cfg.
+// Obstacle returns an error, which matches clsact.ErrForeign, if something of others is in the way
+// of cfg's limits.
+func (s State) Obstacle(cfg portrate.Config) error { return s.obstacles.to(sidesOf(s.link, cfg)) }
+
+// Is reports whether the limits are those of cfg, and nothing of others is in their way.
 func (s State) Is(cfg portrate.Config) bool {
 	want := sidesOf(s.link, cfg)
+	if s.obstacles.to(want) != nil {
+		return false
+	}
 	if (s.tbf == nil) != (want.tbf == nil) || s.tbf != nil && !s.tbf.Is(*want.tbf) {
 		return false
 	}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/portrate"
+	"vmnet/internal/kernel/clsact"
 	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
@@ -299,7 +300,7 @@ func TestLiveOthers(t *testing.T) {
 	}
 	for _, args := range []string{
 		"tc qdisc del dev guest root", "tc qdisc replace dev guest root handle 766d: tbf rate 900mbit burst 2m latency 50ms",
-		"tc qdisc replace dev guest root pfifo", "tc qdisc del dev guest clsact", "tc filter del dev guest ingress",
+		"tc qdisc del dev guest clsact", "tc filter del dev guest ingress",
 	} {
 		set()
 		run(t, p.ns, strings.Fields(args)...)
@@ -323,6 +324,65 @@ func TestLiveOthers(t *testing.T) {
 	}
 	if out := run(t, p.ns, "tc", "qdisc", "show", "dev", "guest"); !strings.Contains(out, "pfifo 7:") {
 		t.Errorf("qdiscs: %s", out)
+	}
+}
+
+// TestLiveInTheWay: what others have put where limits belong stays, is named with its cure, and is
+// seen where it has come later.
+func TestLiveInTheWay(t *testing.T) {
+	t.Parallel()
+	nstest.RequireTun(t)
+	up, down := portrate.Config{Up: portrate.Limit{Bits: 1e8}}, portrate.Config{Down: portrate.Limit{Bits: 1e8}}
+	const u32 = " protocol all u32 match u32 0 0 classid 1:1"
+	for _, tc := range []struct {
+		foreign  string
+		cfg      portrate.Config
+		text     string
+		replaces bool // what Set has made
+	}{
+		{"qdisc replace dev guest root handle 7: pfifo", down, "tc qdisc del dev guest root", true},
+		{"qdisc replace dev guest root handle 7: tbf rate 1mbit burst 9k limit 9k", down, "root qdisc tbf 7:", true},
+		{"qdisc add dev guest ingress", up, "tc qdisc del dev guest ingress", false},
+		{"qdisc add dev guest ingress_block 22 clsact", up, "block 22", false},
+		{"filter add dev guest ingress pref 1" + u32, up, "tc filter del dev guest ingress pref 1", true},
+		{"filter add dev guest ingress pref 2" + u32, up, "tc filter del dev guest ingress pref 2", false},
+	} {
+		t.Run(tc.foreign, func(t *testing.T) {
+			t.Parallel()
+			p := newTap(t)
+			if strings.HasPrefix(tc.foreign, "filter") {
+				run(t, p.ns, "tc", "qdisc", "add", "dev", "guest", "clsact")
+			}
+			run(t, p.ns, append([]string{"tc"}, strings.Fields(tc.foreign)...)...)
+			show := func() string {
+				return run(t, p.ns, "tc", "qdisc", "show", "dev", "guest") +
+					run(t, p.ns, "tc", "filter", "show", "dev", "guest", "ingress")
+			}
+			before := show()
+			err := Set(p.c, p.link, tc.cfg)
+			if !errors.Is(err, clsact.ErrForeign) || !strings.Contains(err.Error(), tc.text) {
+				t.Errorf("set: %v", err)
+			}
+			if err := Set(p.c, p.link, portrate.Config{}); err != nil {
+				t.Errorf("no limits: %v", err)
+			}
+			if after := show(); after != before {
+				t.Errorf("before:\n%safter:\n%s", before, after)
+			}
+			if !tc.replaces {
+				return
+			}
+			later := newTap(t)
+			if err := Set(later.c, later.link, tc.cfg); err != nil {
+				t.Fatal(err)
+			}
+			run(t, later.ns, append([]string{"tc"}, strings.Fields(tc.foreign)...)...)
+			s, err := Read(later.c, later.link)
+			if err != nil || s.Is(tc.cfg) || !errors.Is(s.Obstacle(tc.cfg), clsact.ErrForeign) ||
+				s.Obstacle(portrate.Config{}) != nil {
+				t.Errorf("later: %v, %v, in the way is %v", s, err, s.Obstacle(tc.cfg))
+			}
+		})
 	}
 }
 
@@ -386,7 +446,7 @@ func TestLiveRefused(t *testing.T) {
 	run(t, p.ns, "tc", "filter", "add", "dev", "guest", "ingress", "prio", "2", "protocol", "all",
 		"u32", "match", "u32", "0", "0", "classid", "1:1")
 	err = Set(p.c, p.link, portrate.Config{Up: portrate.Limit{Bits: 1e8}, Down: portrate.Limit{Bits: 1e8}})
-	if err == nil || !strings.Contains(err.Error(), "tc filter show") {
+	if err == nil || !strings.Contains(err.Error(), "tc filter del dev guest ingress pref 2") {
 		t.Error(err)
 	}
 	run(t, p.ns, "tc", "qdisc", "del", "dev", "guest", "clsact")

@@ -18,6 +18,14 @@ const (
 	Egress  Hook = 0xfff3 // of sent frames; of a macvtap, those that its VMM has written
 )
 
+// String returns the hook as tc names it.
+func (h Hook) String() string {
+	if h == Egress {
+		return "egress"
+	}
+	return "ingress"
+}
+
 // clsactParent is TC_H_CLSACT, the parent of a clsact qdisc, in the upper 16 bits.
 const clsactParent = 0xffff0000
 
@@ -53,8 +61,13 @@ func (c *Conn) DeleteClsact(index int) error {
 	return err
 }
 
-// TidyClsact removes a link's clsact qdisc if it has no filters.
+// TidyClsact removes a link's clsact qdisc if it has no filters. One that shares filters with other
+// links stays.
 func (c *Conn) TidyClsact(index int) error {
+	q, err := c.FilterQdisc(index)
+	if err != nil || q == nil || q.IngressBlock+q.EgressBlock != 0 {
+		return err
+	}
 	for _, hook := range []Hook{Ingress, Egress} {
 		all, err := c.Filters(index, hook)
 		if err != nil || len(all) > 0 {

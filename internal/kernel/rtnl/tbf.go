@@ -2,6 +2,7 @@ package rtnl
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"io/fs"
@@ -61,9 +62,10 @@ func (t TBF) Is(want TBF) bool {
 }
 
 // SetTBF makes a link's root qdisc a token bucket filter, or changes the one that SetTBF has made,
-// of which no frame is lost. It goes with the link.
+// of which no frame is lost. It goes with the link. If the link has a root qdisc that neither the
+// kernel has chosen nor SetTBF has made, that stays, and the error matches fs.ErrExist.
 func (c *Conn) SetTBF(index int, t TBF) error {
-	req := c.rootRequest(unix.RTM_NEWQDISC, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_REPLACE, index)
+	req := c.rootRequest(unix.RTM_NEWQDISC, unix.NLM_F_ACK|unix.NLM_F_CREATE, index)
 	p := tbfParams{Rate: tbfRate{LinkLayer: etherLinkLayer}, Limit: t.Limit, Buffer: t.buffer()}
 	p.Rate.Rate = uint32(min(t.Rate, 1<<32-1))
 	var b bytes.Buffer
@@ -106,25 +108,14 @@ func (c *Conn) rootRequest(kind, flags, index int) *nl.NetlinkRequest {
 // ReadTBF reads what SetTBF has made. Its Burst is rounded. If the link has no such root qdisc, the
 // error matches fs.ErrNotExist with errors.Is.
 func (c *Conn) ReadTBF(index int) (TBF, error) {
-	msgs, err := c.dump(func() *nl.NetlinkRequest {
-		req := c.request(unix.RTM_GETQDISC, unix.NLM_F_DUMP)
-		req.AddData(&nl.TcMsg{Family: unix.AF_UNSPEC, Ifindex: int32(index)})
-		return req
-	}, unix.RTM_NEWQDISC)
-	if err != nil {
-		return TBF{}, err
-	}
-	for _, m := range msgs {
-		if len(m) < nl.SizeofTcMsg {
-			continue
+	var t TBF
+	parseErr := error(fs.ErrNotExist)
+	err := c.eachQdisc(index, func(q Qdisc, attrs []byte) {
+		if q.parent == rootParent && q.Handle == tbfHandle>>16 && q.Kind == tbfKind {
+			t, parseErr = parseTBF(attrs)
 		}
-		msg := nl.DeserializeTcMsg(m)
-		if int(msg.Ifindex) != index || msg.Parent != rootParent || msg.Handle != tbfHandle {
-			continue // the kernel lists the qdiscs of all links
-		}
-		return parseTBF(m[nl.SizeofTcMsg:])
-	}
-	return TBF{}, fs.ErrNotExist
+	})
+	return t, cmp.Or(err, parseErr)
 }
 
 func parseTBF(attrs []byte) (t TBF, err error) {
