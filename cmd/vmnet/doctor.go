@@ -17,9 +17,9 @@ func (a *app) doctorCommand() *cobra.Command {
 		Use:   "doctor",
 		Short: "Check whether this machine is ready for guests' NICs",
 		Long: `Check whether this machine is ready for guests' NICs: the helper qemu-netup, its
-privilege and its rules, the kernel's devices, QEMU, other programs that manage taps, and the
-bridges, and the networks of vmnet network with other firewalls that drop their traffic. Nothing is
-changed. Each finding is one line: ok, warn or fail, the object, and the finding
+privilege and its rules, the kernel's devices, QEMU, other programs that manage taps, the
+bridges, the networks of vmnet network with other firewalls that drop their traffic, and the rates
+of NICs. Nothing is changed. Each finding is one line: ok, warn or fail, the object, and the finding
 with its cure. The exit status is 1 if there is a fail.
 
 Root sees all findings, other users those that they may see, such as whether they may use the

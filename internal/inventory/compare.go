@@ -60,6 +60,9 @@ func (f Finding) String() string {
 // Notice returns the finding as a verb reports it that was not asked to compare.
 func (f Finding) Notice() string { return cmp.Or(f.left, f.String()) }
 
+// Rates is the name of the property that a NIC's limits are.
+const Rates = "rates"
+
 // A property is one thing in which a NIC can differ from what its record says. The table of them
 // serves check, reconcile and attach alike, in the order in which differences are mended.
 type property struct {
@@ -122,7 +125,7 @@ var properties = []property{
 	{"name", func(v *View) bool { return v.HasLink() && !v.IsPlain() }, wantName, foundName, mendName},
 	{"port security", (*View).isSecured, wantGuard, foundGuard, mendGuard},
 	{"allow in", (*View).isFiltered, wantInbound, foundInbound, mendInbound},
-	{"rates", func(v *View) bool { return v.rates != nil }, wantRates, foundRates, mendRates},
+	{Rates, func(v *View) bool { return v.rates != nil }, wantRates, foundRates, mendRates},
 	{"bridge", func(v *View) bool {
 		return v.isTap()
 	}, wantBridge, func(v *View) string { return v.MasterName }, mendBridge},

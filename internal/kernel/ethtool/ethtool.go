@@ -1,4 +1,5 @@
-// Package ethtool changes what a network device leaves to hardware (ethtool(8)).
+// Package ethtool reads how fast a network device is, and changes what it leaves to hardware
+// (ethtool(8)).
 package ethtool
 
 import (
@@ -29,18 +30,52 @@ func NoTxChecksums(ns *netns.NS, device string) error {
 	return nil
 }
 
+// settings is struct ethtool_cmd (include/uapi/linux/ethtool.h).
+type settings struct {
+	cmd  uint32
+	_    [2]uint32
+	low  uint16 // of the speed in Mbit/s
+	_    [6]uint8
+	_    [2]uint32
+	high uint16
+	_    [2]uint8
+	_    [3]uint32
+}
+
+// unknownSpeed is SPEED_UNKNOWN.
+const unknownSpeed = 1<<32 - 1
+
+// Speed returns how fast the device of that name in ns is, in bits per second; 0 if that is not
+// known, as of a card without a cable.
+func Speed(ns *netns.NS, device string) uint64 {
+	s := settings{cmd: unix.ETHTOOL_GSET}
+	if err := ioctl(ns, device, unsafe.Pointer(&s)); err != nil {
+		return 0
+	}
+	mbit := uint32(s.high)<<16 | uint32(s.low)
+	if mbit == unknownSpeed {
+		return 0
+	}
+	return uint64(mbit) * 1e6
+}
+
 // request makes one request about a device of ns, and returns the data of the answer.
 func request(ns *netns.NS, device string, v value) (data uint32, err error) {
+	err = ioctl(ns, device, unsafe.Pointer(&v))
+	return v.data, err
+}
+
+func ioctl(ns *netns.NS, device string, data unsafe.Pointer) error {
 	if len(device) >= unix.IFNAMSIZ {
-		return 0, fmt.Errorf("%q is no name of a device", device)
+		return fmt.Errorf("%q is no name of a device", device)
 	}
-	err = ns.Do(func() error {
+	return ns.Do(func() error {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return err
 		}
 		defer unix.Close(fd)
-		req := ifreq{data: unsafe.Pointer(&v)}
+		req := ifreq{data: data}
 		copy(req.name[:], device)
 		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&req)))
 		if errno != 0 {
@@ -48,5 +83,4 @@ func request(ns *netns.NS, device string, v value) (data uint32, err error) {
 		}
 		return nil
 	})
-	return v.data, err
 }

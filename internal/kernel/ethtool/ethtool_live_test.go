@@ -21,6 +21,10 @@ func TestLiveNoTxChecksums(t *testing.T) {
 	if err := nl.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "v1"}); err != nil {
 		t.Fatal(err)
 	}
+	// What veth says of itself (veth_get_link_ksettings), and what a link that is not there does.
+	if got, none := Speed(ns, "v0"), Speed(ns, "v2"); got != 10e9 || none != 0 {
+		t.Errorf("speeds %d and %d", got, none)
+	}
 	sums := func() uint32 {
 		on, err := request(ns, "v0", value{cmd: unix.ETHTOOL_GTXCSUM})
 		if err != nil {
