@@ -8,6 +8,7 @@ import (
 
 	"vmnet/internal/guest"
 	"vmnet/internal/inventory"
+	"vmnet/internal/kernel/ratelimit"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/tapmgr/nic"
 )
@@ -51,7 +52,7 @@ func (m *Manager) Check(ctx context.Context) (Checked, error) {
 		c.Differences = append(c.Differences, part.Differences...)
 		c.Notices = append(c.Notices, part.Notices...)
 	}
-	err = errors.Join(c.plainTaps(ctx), c.routing(ctx))
+	err = errors.Join(c.plainTaps(ctx), c.routing(ctx), c.shapers())
 	return c.Checked, err
 }
 
@@ -61,6 +62,18 @@ func (c *checker) routing(ctx context.Context) error {
 	for _, r := range left {
 		c.add(inventory.Device{Link: &rtnl.Link{Name: r.Link}}, inventory.Finding{
 			What: "routing", Want: "nothing of NICs that have gone", Found: "left: " + r.What,
+			Remedy: inventory.Remedy{By: nic.MendReconcile, Cure: inventory.ReconcileCommand},
+		})
+	}
+	return err
+}
+
+// shapers adds the ifb devices that shaped NICs have left that have gone.
+func (c *checker) shapers() error {
+	left, err := ratelimit.Tidy(c.m.host.NL, true)
+	for _, name := range left {
+		c.add(inventory.Device{Link: &rtnl.Link{Name: name}}, inventory.Finding{
+			What: inventory.Rates, Want: "nothing of NICs that have gone", Found: "left: the ifb device of one",
 			Remedy: inventory.Remedy{By: nic.MendReconcile, Cure: inventory.ReconcileCommand},
 		})
 	}

@@ -61,16 +61,20 @@ func (d *detachment) steps(plugged bool) []step.Step {
 }
 
 // andTidy adds to the steps that end a NIC the one that removes what it leaves on the host: a
-// routed one leaves entries on its uplink, and perhaps settings.
+// routed one leaves entries on its uplink, and perhaps settings; a shaped one its shaper.
 func (m *Manager) andTidy(dev *inventory.Device, steps ...step.Step) []step.Step {
-	if dev == nil || !dev.IsRouted() || m.HasHelper() {
+	if dev == nil || !dev.Want.LeavesTraces() || m.HasHelper() {
 		return steps
+	}
+	text := fmt.Sprintf("RTM_DELNEIGH of entries on %s that no NIC claims; settings back", dev.Want.Source)
+	if !dev.IsRouted() {
+		text = "RTM_DELLINK of ifb devices that shape no NIC"
 	}
 	return append(steps, step.Step{
 		Name:  "tidy",
-		Text:  fmt.Sprintf("RTM_DELNEIGH of entries on %s that no NIC claims; settings back", dev.Want.Source),
+		Text:  text,
 		Stage: nic.ErrLink,
-		Do:    m.host.TidyRouted,
+		Do:    m.host.TidyHost,
 	})
 }
 
@@ -262,7 +266,11 @@ func (m *Manager) cutSteps(dev *inventory.Device) []step.Step {
 		begun = true
 		return do(ctx)
 	}
-	return m.andTidy(dev, m.markStep(dev, &begun), cut)
+	list := []step.Step{m.markStep(dev, &begun), cut}
+	if dev.IsRouted() {
+		return m.andTidy(dev, list...)
+	}
+	return list // a shaper is used until the device goes
 }
 
 func (m *Manager) downStep(dev *inventory.Device) step.Step {
@@ -291,7 +299,7 @@ func (d *detachment) forceSteps() []step.Step {
 	case d.m.mayChange(d.dev):
 		list = append(list, d.m.cutSteps(d.dev)...)
 	}
-	return append(list, step.Step{
+	list = append(list, step.Step{
 		Name:  "netdev_del",
 		Text:  fmt.Sprintf("device_del %s, without waiting; netdev_del %s", id, qmp.NetdevID(id)),
 		Stage: nic.ErrHandover,
@@ -306,6 +314,10 @@ func (d *detachment) forceSteps() []step.Step {
 		Text: "see what remains until the guest releases the device",
 		Do:   d.noticeRest,
 	})
+	if d.dev != nil && d.dev.IsRouted() {
+		return list
+	}
+	return d.m.andTidy(d.dev, list...)
 }
 
 // forceWait is how long a forced detach waits for the tap to go by itself. QEMU 7.2 closes it with

@@ -295,4 +295,7 @@ func addRates(add func(what string, is, want any), asked, is portrate.Config) {
 	if asked.Burst != 0 && asked.Burst != is.Burst {
 		add("burst", is.Burst, asked.Burst)
 	}
+	if asked.Shape {
+		add("shaping", nic.OnOff(is.Shape), nic.OnOff(true))
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"vmnet/bridge/portrate"
 	"vmnet/internal/kernel/ratelimit"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 )
 
@@ -51,9 +52,18 @@ func (h *host) limits(what string, g *guest, want portrate.Config) {
 	}
 }
 
+// noShaper demands that the host has none.
+func (h *host) noShaper(when string) {
+	h.Helper()
+	if all, err := h.nl.Links("ifb", 0); err != nil || len(all) != 0 {
+		h.Errorf("%s: %d ifb devices, %v", when, len(all), err)
+	}
+}
+
 // ratePlaces are where a NIC with rates can be.
 var ratePlaces = map[string]func(h *host, spec *nic.Spec){
-	"tap": func(*host, *nic.Spec) {},
+	"tap":    func(*host, *nic.Spec) {},
+	"shaped": func(_ *host, spec *nic.Spec) { spec.Rates.Shape = true },
 	"macvtap": func(h *host, spec *nic.Spec) {
 		h.wire()
 		spec.Bridge, spec.Lower = "", (&guest{}).lowerSpec("net0", nic.Lower{}).Lower
@@ -71,6 +81,8 @@ func TestLiveRates(t *testing.T) {
 			spec := g.spec("net0")
 			spec.Rates = someRates
 			place(h, &spec)
+			rates, changed := spec.Rates, otherRates
+			limited := func(s *nic.Spec) { s.Rates = changed }
 			names := h.stepNames(spec)
 			at := slices.Index(names, "rates")
 			puts := slices.IndexFunc(names, func(s string) bool { return s == "port" || s == "up" })
@@ -83,8 +95,13 @@ func TestLiveRates(t *testing.T) {
 			})
 			h.killed(order{Spec: spec, KillAt: "rates", After: true})
 			h.nothingLeft(g, "net0")
+			if got := h.check(); spec.Rates.Shape && (len(got) != 1 || got[0].What != "rates") {
+				t.Errorf("killed: check finds %+v", got)
+			}
+			h.settled()
+			h.noShaper("killed, and reconciled")
 			h.attach(spec)
-			h.limits("attached", g, someRates)
+			h.limits("attached", g, rates)
 			if res, err := h.Attach(h.context(20*time.Second), spec); err != nil || res.Changed {
 				t.Errorf("the same again: %+v, %v", res, err)
 			}
@@ -97,18 +114,29 @@ func TestLiveRates(t *testing.T) {
 			steps := h.stepNamesOf(func() error { _, err := h.set(g, limited); return err })
 			h.faultAtEach(steps, func() {
 				h.Run = nil
-				h.limits("after a fault", g, someRates)
+				h.limits("after a fault", g, rates)
 			}, func() error { _, err := h.set(g, limited); return err })
 			h.killed(order{Spec: h.changed(g, limited), Set: true, KillAt: "rates", After: true})
 			if got := h.check(); len(got) == 0 {
 				t.Error("check finds no change that was cut short")
 			}
 			h.settled()
-			h.limits("completed", g, otherRates)
+			h.limits("completed", g, changed)
 			if _, err := h.set(g, unlimited); err != nil {
 				t.Fatal(err)
 			}
 			h.limits("off", g, portrate.Config{})
+			h.noShaper("off")
+			if _, err := h.set(g, func(s *nic.Spec) { s.Rates = rates }); err != nil {
+				t.Fatal(err)
+			}
+			h.limits("on again", g, rates)
+			if _, err := h.Detach(h.context(20*time.Second), tapmgr.DetachSpec{
+				Target: nic.Target{VM: g.name}, NIC: "net0", Force: true,
+			}); err != nil {
+				t.Fatal(err)
+			}
+			h.noShaper("detached")
 		})
 	}
 }

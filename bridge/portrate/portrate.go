@@ -147,6 +147,10 @@ type Config struct {
 	Up    Limit  `json:"up,omitzero"`   // from the guest
 	Down  Limit  `json:"down,omitzero"` // to the guest
 	Burst uint64 `json:"burst,omitempty"`
+
+	// Shape has frames over a rate in bits wait, at most 50 ms or 128 KiB of them, where they would
+	// be dropped otherwise.
+	Shape bool `json:"shape,omitempty"`
 }
 
 // IsZero reports whether nothing is limited.
@@ -169,6 +173,8 @@ func (c Config) Validate() error {
 			FormatBurst(MaxBurst))
 	case c.Burst != 0 && c.Up.Bits == 0 && c.Down.Bits == 0:
 		return errors.New("a burst needs a rate in bits (--burst with --rate-up or --rate-down)")
+	case c.Shape && c.Up.Bits == 0 && c.Down.Bits == 0:
+		return errors.New("only a rate in bits can be shaped (--shape with --rate-up or --rate-down)")
 	}
 	return nil
 }
@@ -178,7 +184,7 @@ func (c Config) Validate() error {
 func (c Config) String() string {
 	var words []string
 	c.Encode(func(key, value string) {
-		if key != keyBurst {
+		if key == keyUp || key == keyDown {
 			key = "rate-" + key
 		}
 		words = append(words, key+":"+value)
@@ -289,6 +295,9 @@ const (
 	keyUp    = "up"
 	keyDown  = "down"
 	keyBurst = "burst"
+	keyShape = "shape"
+
+	yes = "yes" // the value of keyShape
 )
 
 // Encode writes the rates' part of an alias.
@@ -301,6 +310,9 @@ func (c Config) Encode(add func(key, value string)) {
 	}
 	if c.Burst != 0 {
 		add(keyBurst, FormatBurst(c.Burst))
+	}
+	if c.Shape {
+		add(keyShape, yes)
 	}
 }
 
@@ -315,6 +327,9 @@ func (c *Config) Set(key, value string) bool {
 		c.Down, err = ParseLimit(value)
 	case keyBurst:
 		c.Burst, err = ParseBurst(value)
+	case keyShape:
+		c.Shape = value == yes
+		return c.Shape
 	}
 	return err == nil
 }

@@ -2,6 +2,7 @@ package portrate
 
 import (
 	"encoding/json"
+	"strings"
 	"testing"
 	"time"
 )
@@ -60,6 +61,14 @@ func TestConfig(t *testing.T) {
 	if err := json.Unmarshal(text, &back); err != nil || back != c || back.Validate() != nil {
 		t.Errorf("%v, %v", back, err)
 	}
+	shaped := c
+	if !shaped.Set("shape", "yes") || shaped.Set("shape", "no") {
+		t.Error("a word of an alias for shaping")
+	}
+	shaped.Shape = true
+	if text := shaped.String(); !strings.HasSuffix(text, ";burst:256k;shape:yes") || shaped.Validate() != nil {
+		t.Errorf("shaped: %s, %v", text, shaped.Validate())
+	}
 	if text, err := json.Marshal(Config{}); err != nil || string(text) != "{}" {
 		t.Errorf("%s, %v", text, err)
 	}
@@ -67,6 +76,8 @@ func TestConfig(t *testing.T) {
 		{Burst: 256 << 10},
 		{Burst: 256 << 10, Up: Limit{Packets: 1000}},
 		{Burst: 1, Up: Limit{Bits: 1e8}},
+		{Shape: true},
+		{Shape: true, Down: Limit{Packets: 1000}},
 		{Up: Limit{Bits: 1}},
 		{Down: Limit{Packets: 2e9}},
 	} {

@@ -103,6 +103,10 @@ of whole Ethernet frames, packets per second (20kpps), or both. --burst is what 
 an idle time. What comes in at the NIC's device on the host and is over the rate is dropped: from
 the guest at a tap, to it at a macvtap or ipvtap. What goes out waits for at most 50 ms (tc-tbf(8)).
 On a switch, a guest that sends too much waits, and what is over the rate to it is dropped.
+With --shape, frames over a rate in bits wait in both directions, at most 50 ms and 128 KiB of them:
+what comes in passes an ifb device, shapeN, which vmnet removes with the NIC, and vmnet watch when
+the guest is killed (without it the next reconcile, or the next NIC with --shape). That takes ifb,
+u32 and mirred of the kernel. A qdisc or filter of another program in the place is never replaced.
 The limits are there before the first frame, go with the device, and change in place (vmnet set).
 vmnet check notices if somebody has changed them. They take tbf and BPF of the kernel (Linux 5.10).
 

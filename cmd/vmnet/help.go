@@ -140,7 +140,7 @@ func groupNICFlags(fs *pflag.FlagSet) {
 	nicflags.Group(fs, "Port of a bridge or switch", "vlan", "trunk", "native", "isolated", "hairpin",
 		"no-learning", "no-flood", "forward")
 	nicflags.Group(fs, "Port security", "port-security", "allow-ethertype", "allow-in")
-	nicflags.Group(fs, "Rates", "rate-up", "rate-down", "burst")
+	nicflags.Group(fs, "Rates", "rate-up", "rate-down", "burst", "shape")
 	nicflags.Group(fs, "Parent device (--macvtap, --ipvtap)", "mode", "source-mac", "nopromisc",
 		"ip", "flag", "rx-filter")
 	nicflags.Group(fs, "Userspace switch (--switch)", "lock-mac", "storm", "max-addresses")

@@ -42,7 +42,8 @@ func (a *app) watchCommand() *cobra.Command {
 makes for NICs attached live the port settings that their domain declares; put ports back on a
 bridge that was deleted and recreated, those of containers too; let macvtaps with rx filter mirror accept the multicast
 groups that their guests have joined; remove macvtaps that libvirt guests leave behind; keep, or
-remove, the entries by which the host answers for routed guests; give guests that start the NICs
+remove, the entries by which the host answers for routed guests; remove the ifb devices that shaped
+NICs leave behind; give guests that start the NICs
 that their files declare; and mend networks that others have changed, for example by flushing all
 rules. With --listen it serves the metrics of vmnet metrics. SIGHUP has it read the files of guests again. Each action is logged to stderr as a line, with its
 level for systemd's journal. Nothing breaks without vmnet watch, nor when it ends. See

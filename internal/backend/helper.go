@@ -312,14 +312,14 @@ func (s *service) serve(ctx context.Context) error {
 
 // givenUp closes the files of a NIC that the caller does not want, and removes what its tap leaves.
 func (s *service) givenUp(ctx context.Context, h *NIC) error {
-	if h.Record.Type != nic.TypeRouted {
+	if !h.Record.LeavesTraces() {
 		return nil
 	}
 	err := h.Close()
 	if l, linkErr := s.m.NL.Link(h.Interface.Name); linkErr == nil {
 		err = errors.Join(err, s.m.WaitGoneFor(ctx, &inventory.Device{Link: l}, UndoWait))
 	}
-	return errors.Join(err, s.m.TidyRouted(ctx))
+	return errors.Join(err, s.m.TidyHost(ctx))
 }
 
 // plan plans the NIC of a request that its sender may make, and trusts nothing in it.

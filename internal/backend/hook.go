@@ -172,7 +172,7 @@ func (m *Maker) Release(ctx context.Context, vm string) ([]nic.Action, error) {
 			r.Do(dev, "removed: its guest has ended", func() error { return m.Delete(&dev) })
 		}
 	})
-	return actions, errors.Join(err, m.TidyRouted(ctx))
+	return actions, errors.Join(err, m.TidyHost(ctx))
 }
 
 // Ended removes what was handed over by name to a libvirt guest, or to any if vm is empty, and
@@ -188,7 +188,7 @@ func (m *Maker) Ended(ctx context.Context, vm string) (actions []nic.Action, rem
 			remain = remain || dev.StaysBehind()
 		}
 	})
-	return actions, remain, errors.Join(err, m.TidyRouted(ctx))
+	return actions, remain, errors.Join(err, m.TidyHost(ctx))
 }
 
 // eachByName runs do for each interface that was handed over by name to a guest, or to any if vm is

@@ -75,13 +75,18 @@ func (r *Mending) Mend(ctx context.Context, dev inventory.Device) {
 	}
 }
 
-// Tidy removes what routed NICs have left on the host that have gone.
+// Tidy removes what routed and shaped NICs have left on the host that have gone.
 func (r *Mending) Tidy(ctx context.Context) error {
 	done, err := r.m.Routed().Tidy(ctx, r.Dry)
 	for _, d := range done {
 		r.Actions = append(r.Actions, nic.Action{Interface: d.Link, Action: d.Text(), Changed: true})
 	}
-	return err
+	shapers, shaperErr := ratelimit.Tidy(r.m.NL, r.Dry)
+	for _, name := range shapers {
+		text := "removed: the NIC that it shaped has gone"
+		r.Actions = append(r.Actions, nic.Action{Interface: name, Action: text, Changed: true})
+	}
+	return errors.Join(err, shaperErr)
 }
 
 // KeepRouted restores what routed NICs lack of the host, and removes what others of them have left

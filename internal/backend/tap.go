@@ -10,6 +10,7 @@ import (
 	"vmnet/bridge/brport"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/bridges"
+	"vmnet/internal/kernel/ratelimit"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/network/roster"
@@ -177,10 +178,11 @@ func (p *uplinkPlace) master() *rtnl.Link { return nil }
 
 func (p *uplinkPlace) put(*hostTap) []step.Step { return p.steps }
 
-// TidyRouted removes what routed NICs have left on the host that have gone.
-func (m *Maker) TidyRouted(ctx context.Context) error {
+// TidyHost removes what routed and shaped NICs have left on the host that have gone.
+func (m *Maker) TidyHost(ctx context.Context) error {
 	_, err := m.Routed().Tidy(ctx, false)
-	return err
+	_, shaperErr := ratelimit.Tidy(m.NL, false)
+	return errors.Join(err, shaperErr)
 }
 
 // mayHaveTap returns an error if a tap with those settings cannot work on the bridge.

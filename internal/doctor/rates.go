@@ -8,6 +8,7 @@ import (
 	"vmnet/bridge/portrate"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/ethtool"
+	"vmnet/internal/kernel/ratelimit"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/tapmgr/nic"
 )
@@ -27,6 +28,14 @@ func (m Machine) rates(ctx context.Context) (checks []Check) {
 	all, err := h.Devices(ctx)
 	if err != nil {
 		return fail(name, "", "%v", err)
+	}
+	left, err := ratelimit.Tidy(nl, true)
+	switch {
+	case err != nil:
+		checks = fail(name, "", "%v", err)
+	case len(left) > 0:
+		checks = warn(name, "vmnet reconcile; vmnet watch does it by itself",
+			"left of shaped NICs that have gone: %s", strings.Join(left, ", "))
 	}
 	limited := 0
 	for _, dev := range all {

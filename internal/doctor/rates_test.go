@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"vmnet/bridge/portrate"
+	"vmnet/internal/kernel/ratelimit"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
@@ -49,8 +50,8 @@ func TestLiveRates(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := nic.Record{
-		VM: "P2", NIC: "net0", Type: nic.TypeTap, Source: "br0", MAC: nic.DefaultMAC("P2", "net0"), Model: nic.DefaultModel,
-		Queues: 2, Phase: nic.PhasePlugged,
+		VM: "P2", NIC: "net0", Type: nic.TypeTap, Source: "br0", MAC: nic.DefaultMAC("P2", "net0"),
+		Model: nic.DefaultModel, Queues: 2, Phase: nic.PhasePlugged,
 		Rates: portrate.Config{Up: portrate.Limit{Packets: 1000}, Down: portrate.Limit{Bits: 1e9}},
 	}
 	alias, err := r.Encode()
@@ -63,4 +64,11 @@ func TestLiveRates(t *testing.T) {
 	found := m.rates(t.Context())
 	wants(t, found, Check{"rates of P2/net0", Fail, "found none", "vmnet reconcile"})
 	wants(t, found, Check{"rates of P2/net0", Warn, "its 2 queues", "--queues 1"})
+	if err := ratelimit.Set(nl, l, portrate.Config{Up: portrate.Limit{Bits: 1e8}, Shape: true}); err != nil {
+		t.Fatal(err)
+	}
+	if err := tap.Close(); err != nil {
+		t.Fatal(err)
+	}
+	wants(t, m.rates(t.Context()), Check{"rates", Warn, "left of shaped NICs", "vmnet reconcile"})
 }

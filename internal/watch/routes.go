@@ -18,24 +18,25 @@ const (
 	retryRoutes = 5 * time.Second
 )
 
-// routes keeps what routed NICs need of the host. The entries by which the host answers for a guest
-// outlive the guest's tap, and an uplink that goes down loses them.
+// routes keeps what routed NICs need of the host, and removes what NICs leave there. The entries by
+// which the host answers for a guest outlive the guest's tap, as the shaper of a shaped NIC does,
+// and an uplink that goes down loses the entries.
 type routes struct {
 	// restore restores and removes, and reports whether anything failed.
 	restore func(context.Context) (failed bool)
 	wake    chan struct{}
 
 	mu   sync.Mutex
-	taps map[int]bool // of routed NICs, by interface index
+	taps map[int]bool // those of NICs that leave something, by interface index
 }
 
 func newRoutes(restore func(context.Context) bool) *routes {
 	return &routes{restore: restore, wake: make(chan struct{}, 1), taps: map[int]bool{}}
 }
 
-// tap notes the tap of a routed NIC.
-func (r *routes) tap(l *rtnl.Link) {
-	if record, ok := nic.ParseRecord(l.Alias); ok && record.Type == nic.TypeRouted {
+// device notes the device of a NIC that leaves something on the host.
+func (r *routes) device(l *rtnl.Link) {
+	if record, ok := nic.ParseRecord(l.Alias); ok && record.LeavesTraces() {
 		r.mu.Lock()
 		r.taps[l.Index] = true
 		r.mu.Unlock()

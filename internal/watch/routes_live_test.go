@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"vmnet/bridge/portrate"
+	"vmnet/internal/kernel/ratelimit"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
@@ -77,4 +79,43 @@ func TestLiveRoutes(t *testing.T) {
 		})
 		return err == nil && strings.TrimSpace(string(value)) == "0"
 	})
+}
+
+// TestLiveShaperGoes: the shaper of a NIC goes when its guest is killed.
+func TestLiveShaperGoes(t *testing.T) {
+	h := newHost(t)
+	r := nic.Record{
+		VM: "P2", NIC: "net0", Type: nic.TypeTap, Source: "br0", MAC: nic.DefaultMAC("P2", "net0"),
+		Model: nic.DefaultModel, Queues: 1,
+		Rates: portrate.Config{Up: portrate.Limit{Bits: 1e8}, Shape: true},
+	}
+	alias, err := r.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tap := h.routedTap("P2-net0", alias)
+	l, err := h.nl.Link("P2-net0")
+	if err == nil {
+		err = ratelimit.Set(h.nl, l, r.Rates)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.watch(nil)
+	shapers := func() int {
+		all, err := h.nl.Links("ifb", 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(all)
+	}
+	if shapers() != 1 {
+		t.Fatalf("%d shapers at first", shapers())
+	}
+	killed := time.Now()
+	if err := tap.Close(); err != nil {
+		t.Fatal(err)
+	}
+	nstest.Eventually(t, patience, "the shaper is gone", func() bool { return shapers() == 0 })
+	t.Logf("the shaper is gone after %v", time.Since(killed))
 }

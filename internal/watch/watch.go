@@ -181,9 +181,10 @@ func (w *watcher) event(e rtnl.Event) {
 	case e.Tun != nil:
 		w.macs.link(e.Link)
 		w.ports.link(e.Link)
-		w.routes.tap(e.Link)
+		w.routes.device(e.Link)
 	default: // a new macvtap, or its parent device: the kernel reports that one when a macvtap is added
 		w.mirrors.stir()
+		w.routes.device(e.Link)
 		w.routes.link()
 	}
 }

@@ -219,6 +219,10 @@ func (r Record) ChangedTo(now Record) Record {
 	return now
 }
 
+// LeavesTraces reports whether something of the NIC stays on the host when its device goes, until
+// it is removed: what a routed one needs, or the shaper of a shaped one.
+func (r Record) LeavesTraces() bool { return r.Type == TypeRouted || r.Rates.Shape }
+
 // Encode returns the alias. If it would be too long, defaults are left out; it is an error if it is
 // still too long (IFALIASZ, 256 bytes).
 func (r Record) Encode() (string, error) {

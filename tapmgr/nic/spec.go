@@ -301,6 +301,10 @@ func (s Spec) validateHost() error {
 		}
 	}
 	if s.Switch != nil {
+		if s.Rates.Shape {
+			return fmt.Errorf("a switch shapes what a guest sends by itself, and cannot shape what the guest " +
+				"receives (without --shape; or --bridge)")
+		}
 		if err := s.Switch.validate(s); err != nil {
 			return err
 		}

@@ -153,6 +153,9 @@ func (c *Change) Edit(now nic.Spec) (nic.Spec, error) {
 	if s.Rates.Up.Bits+s.Rates.Down.Bits == 0 && !c.has("burst") {
 		s.Rates.Burst = 0 // goes with the rates
 	}
+	if s.Rates.Up.Bits+s.Rates.Down.Bits == 0 && !c.has("shape") {
+		s.Rates.Shape = false // likewise
+	}
 	if c.link != "" {
 		s.LinkDown = c.link == "down"
 	}

@@ -36,6 +36,7 @@ func AddNIC(fs *pflag.FlagSet) *NIC {
 	AddSecurity(fs, &n.spec.Security)
 	AddInbound(fs, &n.spec.AllowIn)
 	AddRates(fs, &n.spec.Rates)
+	AddShape(fs, &n.spec.Rates)
 	fs.StringVar(&n.spec.NIC, "nic", "net0", "`ID` of the NIC within the guest: 1 to 12 of a-z, 0-9 and _")
 	AddMAC(fs, &n.spec.MAC,
 		"the guest's address (default one derived from machine, guest and NIC, always the same; for an ipvtap or mode passthru that of the parent device)")

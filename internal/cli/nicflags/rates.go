@@ -24,6 +24,12 @@ func AddRates(fs *pflag.FlagSet, p *portrate.Config) {
 		"(default 250 ms of the rate, at least 128k)")
 }
 
+// AddShape adds the flag for shaping, which a switch has not.
+func AddShape(fs *pflag.FlagSet, p *portrate.Config) {
+	fs.BoolVar(&p.Shape, "shape", false,
+		"with --rate-up or --rate-down: frames over a rate in bits wait in both directions, and are not dropped at once")
+}
+
 func (w *words) rates(c portrate.Config) {
 	if !c.Up.IsZero() {
 		w.add("rate-up", c.Up.String())
@@ -34,4 +40,5 @@ func (w *words) rates(c portrate.Config) {
 	if c.Burst != 0 {
 		w.add("burst", portrate.FormatBurst(c.Burst))
 	}
+	w.on("shape", c.Shape)
 }

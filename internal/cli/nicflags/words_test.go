@@ -18,6 +18,7 @@ var requests = []string{
 	"--bridge br0 --ip 192.0.2.7 --ip 2001:db8::/64 --port-security all --allow-ethertype 0x88f7 --allow-ethertype 0x88b5",
 	"--bridge br0 --allow-in tcp:22,from=10.0.0.0/8 --allow-in icmp",
 	"--bridge br0 --rate-up 100M,20kpps --rate-down 2500M --burst 256k",
+	"--bridge br0 --rate-up 100M --shape=true",
 	"--routed eth0 --ip 192.0.2.7",
 	"--switch sw0 --lock-mac=true --storm 100 --max-addresses off --via monitor,socket --vhost on",
 	"--macvtap eth0 --mode source --source-mac 52:54:00:00:00:02 --source-mac 52:54:00:00:00:03 --rx-filter none",

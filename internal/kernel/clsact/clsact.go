@@ -69,7 +69,9 @@ func InTheWay(c *rtnl.Conn, l *rtnl.Link, hook rtnl.Hook, f rtnl.Filter) error {
 		return fmt.Errorf("list filters: %w", err)
 	}
 	for _, other := range all {
-		isOurs := other.Kind == "bpf" && strings.HasPrefix(other.Name, namePrefix)
+		isOurs := other.Kind == "bpf" && strings.HasPrefix(other.Name, namePrefix) ||
+			other.Kind == "u32" && other.Handle&0xfff == rtnl.RedirectHandle ||
+			other.Kind == "u32" && other.Handle&0xfff == 0 // a table, which has filters of its own
 		if other.Priority <= f.Priority && !isOurs {
 			return fmt.Errorf("the %s filter of pref %d is %w, and not behind vmnet's (%s %s %s pref %[2]d)",
 				other.Kind, other.Priority, ErrForeign, "tc filter del dev", l.Name, hook)

@@ -5,7 +5,9 @@
 // device, which drops what is over the rate. So are packets in both directions, which tbf does not
 // count.
 //
-// Both go with the device. `nft flush ruleset` does not touch them. Linux 5.10 has all of it.
+// With Shape, received frames wait as well: see shaper.go.
+//
+// All but a shaper goes with the device. `nft flush ruleset` does not touch it. Linux 5.10 has all.
 package ratelimit
 
 import (
@@ -38,8 +40,9 @@ const leastWait = 128 << 10
 
 // sides are the limits of a device's two directions.
 type sides struct {
-	tbf  *rtnl.TBF // nil for none
-	hook map[rtnl.Hook]portrate.Bucket
+	tbf    *rtnl.TBF // nil for none
+	hook   map[rtnl.Hook]portrate.Bucket
+	shaper *rtnl.TBF // of received frames; nil for none
 }
 
 // isReversed reports whether a device sends what comes from the guest.
@@ -51,14 +54,24 @@ func sidesOf(l *rtnl.Link, cfg portrate.Config) sides {
 		sent, received = received, sent
 	}
 	s := sides{hook: map[rtnl.Hook]portrate.Bucket{}}
-	if sent.Bits != 0 {
-		rate := sent.Bits / 8
-		waiting := float64(rate)*maxWait.Seconds() + leastWait
-		s.tbf = &rtnl.TBF{Rate: rate, Burst: uint32(sent.Burst), Limit: uint32(min(waiting, math.MaxInt32))}
+	s.tbf = tbfOf(sent)
+	if cfg.Shape {
+		s.shaper = tbfOf(received)
+		received = portrate.Bucket{Limit: portrate.Limit{Packets: received.Packets}}
 	}
 	s.hook[rtnl.Egress] = portrate.Bucket{Limit: portrate.Limit{Packets: sent.Packets}}
 	s.hook[rtnl.Ingress] = received
 	return s
+}
+
+// tbfOf returns a filter in which frames wait for their turn; nil if their bits are not limited.
+func tbfOf(b portrate.Bucket) *rtnl.TBF {
+	if b.Bits == 0 {
+		return nil
+	}
+	rate := b.Bits / 8
+	waiting := float64(rate)*maxWait.Seconds() + leastWait
+	return &rtnl.TBF{Rate: rate, Burst: uint32(b.Burst), Limit: uint32(min(waiting, math.MaxInt32))}
 }
 
 // NeedsBPF reports whether such limits take a BPF program, and with it CAP_BPF: of a macvtap or
@@ -67,6 +80,9 @@ func NeedsBPF(isLower bool, cfg portrate.Config) bool {
 	received := cfg.Up
 	if isLower {
 		received = cfg.Down
+	}
+	if cfg.Shape {
+		received.Bits = 0
 	}
 	return received.Bits+cfg.Up.Packets+cfg.Down.Packets > 0
 }
@@ -113,10 +129,8 @@ func set(c *rtnl.Conn, l *rtnl.Link, cfg portrate.Config) error {
 	if err := obstaclesOf(c, l).to(want); err != nil {
 		return err
 	}
-	for _, hook := range []rtnl.Hook{rtnl.Ingress, rtnl.Egress} {
-		if err := setFilter(c, l, hook, want.hook[hook]); err != nil {
-			return errors.Join(err, c.TidyClsact(l.Index))
-		}
+	if err := setReceived(c, l, want); err != nil {
+		return errors.Join(err, c.TidyClsact(l.Index))
 	}
 	if want.tbf == nil {
 		if err := c.DeleteTBF(l.Index); err != nil {
@@ -128,6 +142,25 @@ func set(c *rtnl.Conn, l *rtnl.Link, cfg portrate.Config) error {
 		return errors.Join(err, c.TidyClsact(l.Index))
 	}
 	return c.TidyClsact(l.Index)
+}
+
+// setReceived sets what comes before a shaper, or instead of one: no frame passes without a limit
+// meanwhile.
+func setReceived(c *rtnl.Conn, l *rtnl.Link, want sides) error {
+	if want.shaper != nil {
+		if err := setShaper(c, l, *want.shaper); err != nil {
+			return errors.Join(err, deleteShaper(c, l))
+		}
+	}
+	for _, hook := range []rtnl.Hook{rtnl.Ingress, rtnl.Egress} {
+		if err := setFilter(c, l, hook, want.hook[hook]); err != nil {
+			return err
+		}
+	}
+	if want.shaper == nil {
+		return deleteShaper(c, l)
+	}
+	return nil
 }
 
 func setTBF(c *rtnl.Conn, l *rtnl.Link, t rtnl.TBF) error {
@@ -152,14 +185,18 @@ func rootInTheWay(c *rtnl.Conn, l *rtnl.Link) error {
 
 // obstacles are what others have at a link that is in the way of limits, by the side.
 type obstacles struct {
-	root error
-	hook map[rtnl.Hook]error
+	root   error
+	hook   map[rtnl.Hook]error
+	shaper error
 }
 
 func obstaclesOf(c *rtnl.Conn, l *rtnl.Link) obstacles {
 	o := obstacles{root: rootInTheWay(c, l), hook: map[rtnl.Hook]error{}}
 	for _, hook := range []rtnl.Hook{rtnl.Ingress, rtnl.Egress} {
 		o.hook[hook] = clsact.InTheWay(c, l, hook, filter)
+	}
+	if o.shaper = clsact.InTheWay(c, l, rtnl.Ingress, redirection); o.shaper == nil {
+		_, o.shaper = shaperOf(c, l)
 	}
 	return o
 }
@@ -170,9 +207,13 @@ func (o obstacles) to(want sides) error {
 		return o.root
 	}
 	for _, hook := range []rtnl.Hook{rtnl.Ingress, rtnl.Egress} {
-		if !want.hook[hook].IsZero() && o.hook[hook] != nil {
+		shapes := hook == rtnl.Ingress && want.shaper != nil
+		if (shapes || !want.hook[hook].IsZero()) && o.hook[hook] != nil {
 			return o.hook[hook]
 		}
+	}
+	if want.shaper != nil {
+		return o.shaper
 	}
 	return nil
 }
@@ -234,6 +275,7 @@ type State struct {
 	link   *rtnl.Link
 	tbf    *rtnl.TBF // nil for none
 	filter map[rtnl.Hook]*rtnl.Filter
+	shaper *shaper // nil for none
 
 	obstacles obstacles
 }
@@ -253,6 +295,9 @@ func Read(c *rtnl.Conn, l *rtnl.Link) (State, error) {
 			return s, fmt.Errorf("read the rates of %s: %w", l.Name, err)
 		}
 	}
+	if s.shaper, err = readShaper(c, l); err != nil {
+		return s, fmt.Errorf("read the shaper of %s: %w", l.Name, err)
+	}
 	return s, nil
 }
 
@@ -267,6 +312,10 @@ func (s State) Is(cfg portrate.Config) bool {
 		return false
 	}
 	if (s.tbf == nil) != (want.tbf == nil) || s.tbf != nil && !s.tbf.Is(*want.tbf) {
+		return false
+	}
+	if (s.shaper == nil) != (want.shaper == nil) ||
+		s.shaper != nil && (s.shaper.tbf == nil || !s.shaper.tbf.Is(*want.shaper)) {
 		return false
 	}
 	for hook, b := range want.hook {
@@ -289,9 +338,11 @@ func (s State) String() string {
 	if f := s.filter[rtnl.Ingress]; f != nil {
 		words = append(words, received+strings.TrimPrefix(f.Name, filterName))
 	}
+	if s.shaper != nil {
+		words = append(words, "shaped "+tbfText(received, s.shaper.tbf))
+	}
 	if s.tbf != nil {
-		limit := portrate.Limit{Bits: s.tbf.Rate * 8}
-		words = append(words, fmt.Sprintf("%s %s burst %d", sent, limit, s.tbf.Burst))
+		words = append(words, tbfText(sent, s.tbf))
 	}
 	if f := s.filter[rtnl.Egress]; f != nil {
 		words = append(words, sent+strings.TrimPrefix(f.Name, filterName))
@@ -300,4 +351,11 @@ func (s State) String() string {
 		return portrate.None
 	}
 	return strings.Join(words, "; ")
+}
+
+func tbfText(direction string, t *rtnl.TBF) string {
+	if t == nil {
+		return direction + " incompletely"
+	}
+	return fmt.Sprintf("%s %s burst %d", direction, portrate.Limit{Bits: t.Rate * 8}, t.Burst)
 }

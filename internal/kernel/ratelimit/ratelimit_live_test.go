@@ -240,6 +240,145 @@ func TestLiveRate(t *testing.T) {
 	}
 }
 
+// TestLiveShape: frames over the rate wait in the direction in which they would be dropped, which
+// is read back, changes in place, and goes without a trace.
+func TestLiveShape(t *testing.T) {
+	t.Parallel()
+	nstest.RequireTun(t)
+	const bits = 8_000_000
+	cfg := portrate.Config{
+		Up: portrate.Limit{Bits: bits, Packets: 1e5}, Down: portrate.Limit{Bits: bits}, Burst: 64 << 10, Shape: true,
+	}
+	const frames = (64<<10 + bits/8/2) / frameSize // half a second, the burst excepted
+	for name, make := range map[string]func(*testing.T) *port{"tap": newTap, "macvtap": newMacvtap} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := make(t)
+			before := run(t, p.ns, "ip", "-o", "link") + run(t, p.ns, "tc", "qdisc", "show", "dev", "guest")
+			dropping := cfg
+			dropping.Shape = false
+			for _, c := range []portrate.Config{cfg, dropping, cfg, cfg} {
+				if err := Set(p.c, p.link, c); err != nil {
+					t.Fatalf("%v: %v", c, err)
+				}
+				if s, err := Read(p.c, p.link); err != nil || !s.Is(c) || c.Shape == s.Is(dropping) {
+					t.Errorf("%v: read back %v, %v", c, s, err)
+				}
+			}
+			for what, ends := range map[string][2]end{"from": {p.guest, p.far}, "to": {p.far, p.guest}} {
+				if took := measure(t, ends[0], ends[1], frames); took < 490*time.Millisecond {
+					t.Errorf("%s the guest: %d frames in %v", what, frames, took)
+				}
+			}
+			stats := run(t, p.ns, "tc", "-s", "qdisc", "show", "dev", shaperName(p.link))
+			if !strings.Contains(stats, "tbf 766d:") || strings.Contains(stats, "Sent 0 bytes") {
+				t.Errorf("nothing passed the shaper: %s", stats)
+			}
+			if err := Set(p.c, p.link, portrate.Config{}); err != nil {
+				t.Fatal(err)
+			}
+			after := run(t, p.ns, "ip", "-o", "link") + run(t, p.ns, "tc", "qdisc", "show", "dev", "guest")
+			if after != before {
+				t.Errorf("before:\n%safter:\n%s", before, after)
+			}
+		})
+	}
+}
+
+// TestLiveShaperIsTampered: what others have done to a shaper is seen and set right, and what has
+// its place stays.
+func TestLiveShaperIsTampered(t *testing.T) {
+	t.Parallel()
+	nstest.RequireTun(t)
+	p := newTap(t)
+	cfg := portrate.Config{Up: portrate.Limit{Bits: 1e8}, Shape: true}
+	set := func() {
+		t.Helper()
+		if err := Set(p.c, p.link, cfg); err != nil {
+			t.Fatal(err)
+		}
+		if s, err := Read(p.c, p.link); err != nil || !s.Is(cfg) {
+			t.Fatalf("%v, %v", s, err)
+		}
+	}
+	ifb := shaperName(p.link)
+	for _, args := range []string{
+		"ip link del " + ifb, "ip link set " + ifb + " down", "tc qdisc del dev " + ifb + " root",
+		"tc filter del dev guest ingress pref 4", "tc qdisc del dev guest clsact",
+	} {
+		set()
+		run(t, p.ns, strings.Fields(args)...)
+		if s, err := Read(p.c, p.link); err != nil || s.Is(cfg) || s.Is(portrate.Config{}) {
+			t.Errorf("after %s: %v, %v", args, s, err)
+		}
+	}
+	set()
+	if err := Set(p.c, p.link, portrate.Config{}); err != nil {
+		t.Fatal(err)
+	}
+	for args, back := range map[string]string{
+		"ip link add " + ifb + " type ifb":                                                  "ip link del " + ifb,
+		"tc filter add dev guest ingress pref 4 protocol all u32 match u32 0 0 classid 1:1": "tc filter del dev guest ingress pref 4",
+	} {
+		run(t, p.ns, "tc", "qdisc", "replace", "dev", "guest", "clsact")
+		run(t, p.ns, strings.Fields(args)...)
+		before := run(t, p.ns, "ip", "-o", "link") + run(t, p.ns, "tc", "filter", "show", "dev", "guest", "ingress")
+		if err := Set(p.c, p.link, cfg); !errors.Is(err, clsact.ErrForeign) {
+			t.Errorf("over %s: %v", args, err)
+		}
+		if err := Set(p.c, p.link, portrate.Config{}); err != nil {
+			t.Errorf("none over %s: %v", args, err)
+		}
+		after := run(t, p.ns, "ip", "-o", "link") + run(t, p.ns, "tc", "filter", "show", "dev", "guest", "ingress")
+		if after != before {
+			t.Errorf("before:\n%safter:\n%s", before, after)
+		}
+		run(t, p.ns, strings.Fields(back)...)
+	}
+}
+
+// TestLiveTidy: a shaper whose link has gone is removed, also by the next that is made; those whose
+// links are there, and those of others, stay.
+func TestLiveTidy(t *testing.T) {
+	t.Parallel()
+	nstest.RequireTun(t)
+	p := newTap(t)
+	cfg := portrate.Config{Up: portrate.Limit{Bits: 1e8}, Shape: true}
+	run(t, p.ns, "ip", "link", "add", "other", "type", "ifb")
+	for _, name := range []string{"one", "two"} {
+		tap, err := tun.Create(p.ns, name, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = tap.Close() })
+		l, err := p.c.Link(name)
+		if err == nil {
+			err = Set(p.c, l, cfg)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := tap.Close(); err != nil {
+			t.Fatal(err)
+		}
+		left, err := Tidy(p.c, true)
+		if err != nil || len(left) != 1 || left[0] != shaperName(l) {
+			t.Errorf("left of %s: %q, %v", name, left, err)
+		}
+	}
+	if err := Set(p.c, p.link, cfg); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := Tidy(p.c, false); err != nil || len(left) != 0 {
+		t.Errorf("left: %q, %v", left, err)
+	}
+	links := run(t, p.ns, "ip", "-o", "link", "show", "type", "ifb")
+	if strings.Count(links, "\n") != 2 || !strings.Contains(links, "other") ||
+		!strings.Contains(links, shaperName(p.link)) {
+		t.Errorf("ifbs: %s", links)
+	}
+}
+
 // TestLiveSet: what is set is read back, changes in place, and goes without a trace.
 func TestLiveSet(t *testing.T) {
 	t.Parallel()

@@ -117,21 +117,26 @@ func (c *Conn) DeleteFilter(index int, hook Hook, f Filter) error {
 
 // Filters lists the filters of a hook by priority. A link without a clsact qdisc has none, nor has
 // one that does not exist.
-func (c *Conn) Filters(index int, hook Hook) ([]Filter, error) {
+func (c *Conn) Filters(index int, hook Hook) (found []Filter, err error) {
+	err = c.eachFilter(index, hook, func(f Filter, _ []byte) { found = append(found, f) })
+	return found, err
+}
+
+// eachFilter calls f for each filter of a hook, with its attributes.
+func (c *Conn) eachFilter(index int, hook Hook, f func(Filter, []byte)) error {
 	msgs, err := c.dump(func() *nl.NetlinkRequest {
 		return c.filterRequest(unix.RTM_GETTFILTER, unix.NLM_F_DUMP, index, hook, Filter{})
 	}, unix.RTM_NEWTFILTER)
-	var found []Filter
 	for _, m := range msgs {
 		if len(m) < nl.SizeofTcMsg {
 			continue
 		}
 		// One message stands for all filters of a priority and has no handle.
-		if f := parseFilter(m); f.Handle != 0 {
-			found = append(found, f)
+		if found := parseFilter(m); found.Handle != 0 {
+			f(found, m[nl.SizeofTcMsg:])
 		}
 	}
-	return found, err
+	return err
 }
 
 func (c *Conn) filterRequest(kind, flags, index int, hook Hook, f Filter) *nl.NetlinkRequest {

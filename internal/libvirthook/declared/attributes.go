@@ -30,7 +30,7 @@ var (
 	placeNames = []string{"bridge", "network", "routed", "macvtap"} // at most one of them
 	// of a device that vmnet makes
 	securityNames = []string{"port-security", "allow-ethertype", "allow-in"}
-	rateNames     = []string{"rate-up", "rate-down", "burst"}
+	rateNames     = []string{"rate-up", "rate-down", "burst", "shape"}
 	allNames      = slices.Concat([]string{"id", "mac"}, placeNames, []string{"ip"}, lowerNames, securityNames,
 		rateNames, portNames)
 )

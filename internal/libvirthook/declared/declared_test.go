@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"vmnet/bridge/brport"
 	"vmnet/bridge/inbound"
+	"vmnet/bridge/portrate"
 	"vmnet/bridge/portsec"
 	"vmnet/libvirt/domainxml"
 	"vmnet/macvtap/vtap"
@@ -325,6 +326,13 @@ func TestPutAndRemove(t *testing.T) {
 			element,
 			NIC{MAC: mac(3), Port: brport.Settings{Hairpin: true}},
 			`<nics><nic id="net0" bridge="br0"/><nic mac="52:54:00:00:00:03" hairpin="yes"/></nics>`,
+		},
+		{
+			"",
+			NIC{ID: "net0", Made: true, Spec: nic.Spec{
+				Bridge: "br0", Rates: portrate.Config{Up: portrate.Limit{Bits: 1e8}, Shape: true},
+			}},
+			`<nics><nic id="net0" bridge="br0" rate-up="100M" shape="yes"/></nics>`,
 		},
 	} {
 		if got, err := Put(test.text, test.nic); err != nil || got != test.put {

@@ -107,7 +107,11 @@ func (n NIC) attributes() (attributes, error) {
 func (n NIC) addPolicy(add func(name, value string)) {
 	policy := nic.Spec{IP: n.Spec.IP, Security: n.Spec.Security, AllowIn: n.Spec.AllowIn, Rates: n.Spec.Rates}
 	for _, w := range nicflags.Words(policy) {
-		add(w.Flag, strings.Join(w.Values, " "))
+		value := strings.Join(w.Values, " ")
+		if w.Flag == "shape" {
+			value = yes(n.Spec.Rates.Shape)
+		}
+		add(w.Flag, value)
 	}
 }
 
