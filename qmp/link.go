@@ -3,17 +3,19 @@ package qmp
 import "context"
 
 // SetLinkCommand is the monitor command of [Conn.SetLink], as it is sent.
-func SetLinkCommand(device string, up bool) string {
-	return commandText("set_link", linkArgs(device, up))
+func SetLinkCommand(netdev string, up bool) string {
+	return commandText("set_link", linkArgs(netdev, up))
 }
 
-// SetLink sets whether a NIC's driver sees a carrier (set_link in qapi/net.json). QEMU drops the
-// frames of both directions while it does not.
-func (c *Conn) SetLink(ctx context.Context, device string, up bool) error {
-	return c.Execute(ctx, "set_link", linkArgs(device, up), nil)
+// SetLink sets whether the driver of a netdev's NIC sees a carrier (set_link in qapi/net.json). QEMU
+// drops the frames of both directions while it does not. By the name of the netdev, QEMU sets both
+// that and its device, if there is one; by that of the device, the device alone (qmp_set_link in
+// net/net.c).
+func (c *Conn) SetLink(ctx context.Context, netdev string, up bool) error {
+	return c.Execute(ctx, "set_link", linkArgs(netdev, up), nil)
 }
 
-func linkArgs(device string, up bool) map[string]any { return map[string]any{"name": device, "up": up} }
+func linkArgs(netdev string, up bool) map[string]any { return map[string]any{"name": netdev, "up": up} }
 
 // AnnounceSelf has QEMU send RARP requests from a NIC, and a virtio driver that can announce itself
 // do so (announce-self in qapi/net.json, since QEMU 4.0; VIRTIO_NET_F_GUEST_ANNOUNCE): five times

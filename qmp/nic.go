@@ -45,6 +45,10 @@ type NIC struct {
 	Netns  bool // QEMU keeps the netns that the interface is in
 	Label  bool // QEMU keeps the NIC's label
 
+	// LinkDown is that QEMU drops the frames of both directions from the start, and the driver sees
+	// no carrier, until SetLink.
+	LinkDown bool
+
 	Model   string            // QEMU's device model; empty: DefaultModel
 	MAC     net.HardwareAddr  // the guest's; nil: QEMU chooses
 	HostMTU int               // the MTU in bytes that a virtio guest sees and may not exceed; 0: none

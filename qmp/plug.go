@@ -49,7 +49,15 @@ func (c *Conn) PlugSteps(n NIC, f *Files) []step.Step {
 	for i := range n.vhosts() {
 		steps = append(steps, c.getFDStep(VhostName(n.ID, i), func() *os.File { return f.Vhosts[i] }))
 	}
-	return append(steps, c.netdevStep(n), c.deviceStep(n))
+	steps = append(steps, c.netdevStep(n))
+	if n.LinkDown {
+		steps = append(steps, c.linkDownStep(n, "netdev"))
+	}
+	steps = append(steps, c.deviceStep(n))
+	if n.LinkDown {
+		steps = append(steps, c.linkDownStep(n, "device"))
+	}
+	return steps
 }
 
 // checkNew checks the NIC and its files, and that QEMU has no device of that id.
@@ -99,6 +107,16 @@ func (c *Conn) netdevStep(n NIC) step.Step {
 			}
 			return unlessGone(c.undo(ctx, "netdev_del", idArg(n.netdev())))
 		},
+	}
+}
+
+// linkDownStep sets the link of a netdev down, and that of its device, once there is one. It needs no
+// undo, since the netdev goes.
+func (c *Conn) linkDownStep(n NIC, of string) step.Step {
+	return step.Step{
+		Name: "set_link " + of,
+		Text: SetLinkCommand(n.netdev(), false),
+		Do:   func(ctx context.Context) error { return c.SetLink(ctx, n.netdev(), false) },
 	}
 }
 

@@ -1,7 +1,6 @@
 package tapmgr
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,7 +20,7 @@ import (
 // without a change. Another one for the same NIC is an error that matches nic.ErrExist and names
 // the differences. What an interrupted attach of the same NIC has left is removed first.
 func (m *Manager) Attach(ctx context.Context, spec nic.Spec) (nic.Result, error) {
-	if err := cmp.Or(spec.Validate(), spec.CheckLinkUp()); err != nil {
+	if err := spec.Validate(); err != nil {
 		return nic.Result{}, err
 	}
 	requested := spec

@@ -161,7 +161,7 @@ func (a *attachment) repaired(ctx context.Context, dev *inventory.Device) (nic.R
 			Name:  "mark",
 			Text:  fmt.Sprintf("alias of %s, which does not say yet that it is plugged", dev.Name),
 			Stage: nic.ErrLink,
-			Do:    func(ctx context.Context) error { return a.m.host.MarkPlugged(ctx, *dev) },
+			Do:    func(ctx context.Context) error { return a.m.markPlugged(ctx, a.guest, *dev) },
 		})
 	}
 	for _, f := range v.Compare() {
@@ -253,6 +253,9 @@ func differences(s nic.Spec, dev *inventory.Device) []string {
 			diff = append(diff, fmt.Sprintf("somebody has made it a port of %s", dev.MasterName))
 		}
 	}
+	if s.LinkDown {
+		add("link", upDown(!r.LinkDown), upDown(false))
+	}
 	if len(s.IP) > 0 {
 		add("IP", cmp.Or(nic.FormatIPs(r.IP), "none"), nic.FormatIPs(s.IP))
 	}
@@ -282,6 +285,13 @@ func differences(s nic.Spec, dev *inventory.Device) []string {
 		diff = append(diff, "its further options differ")
 	}
 	return diff
+}
+
+func upDown(up bool) string {
+	if up {
+		return "up"
+	}
+	return "down"
 }
 
 // addRates adds how rates differ from those that were asked for.

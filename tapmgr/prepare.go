@@ -1,6 +1,7 @@
 package tapmgr
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,7 +21,7 @@ import (
 // network twice. Only root may prepare.
 func (m *Manager) Prepare(ctx context.Context, spec nic.Spec) (nic.Result, error) {
 	spec.Prepared = true
-	if err := spec.Validate(); err != nil {
+	if err := cmp.Or(spec.Validate(), spec.CheckLinkUp()); err != nil {
 		return nic.Result{}, err
 	}
 	requested := spec

@@ -135,7 +135,7 @@ func (r *reconciler) nic(ctx, reading context.Context, g *guest.Guest, dev inven
 	default:
 		if now.Want.Phase == nic.PhaseAttaching || now.Want.Phase == nic.PhaseStarting {
 			r.Do(now, "kept: it is plugged, which its alias did not say yet", func() error {
-				return r.m.host.MarkPlugged(ctx, now)
+				return r.m.markPlugged(ctx, g, now)
 			})
 		}
 		if change.IsUnfinished(&now) {
@@ -144,6 +144,16 @@ func (r *reconciler) nic(ctx, reading context.Context, g *guest.Guest, dev inven
 		}
 		r.Mend(ctx, now)
 	}
+}
+
+// markPlugged completes a NIC whose attach was cut short after the guest had the device. A link that
+// should be down may not be so yet in the guest.
+func (m *Manager) markPlugged(ctx context.Context, g *guest.Guest, dev inventory.Device) error {
+	if !dev.Want.LinkDown {
+		return m.host.MarkPlugged(ctx, dev)
+	}
+	dev.Want.Phase = nic.PhaseChanging
+	return change.Finish(ctx, m.host, g, &dev)
 }
 
 // plainTaps removes the taps of which only the bridge is known and that no process holds, and mends

@@ -21,13 +21,26 @@ func TestLiveLibvirtSet(t *testing.T) {
 	g := h.domain(testvm.Domain{Machine: "q35"})
 	for _, persistent := range []bool{false, true} {
 		spec := h.spec(g, "net0")
-		spec.Persistent = persistent
-		tap := h.attach(spec).Interface
+		spec.Persistent, spec.LinkDown = persistent, persistent
+		tap, _ := nic.InterfaceName(g.Name, "net0")
+		if persistent {
+			h.neverUp(tap)
+		}
+		h.attach(spec)
+		h.Run = nil
+		if persistent {
+			h.wants("attached", h.seat(tap), "br0, no carrier")
+			for _, xml := range []string{h.virt.Virsh("dumpxml", g.Name), h.virt.Virsh("dumpxml", "--inactive", g.Name)} {
+				if got := seatOf(xml); got != "br0, no carrier" {
+					t.Errorf("attached with its link down: the domain has %q", got)
+				}
+			}
+		}
 		for _, c := range []struct {
 			edit func(*nic.Spec)
 			seat string
 		}{
-			{func(s *nic.Spec) { s.Bridge = "br1" }, "br1"},
+			{func(s *nic.Spec) { s.Bridge, s.LinkDown = "br1", false }, "br1"},
 			{func(s *nic.Spec) { s.LinkDown = true }, "br1, no carrier"},
 			{func(s *nic.Spec) { s.Bridge, s.LinkDown = "br0", false }, "br0"},
 		} {

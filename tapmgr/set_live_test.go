@@ -211,6 +211,40 @@ func TestLiveSetMoves(t *testing.T) {
 	if lost > 300 {
 		t.Errorf("%d answers are missing", lost)
 	}
+
+	// A NIC that is attached with its link down works once a set raises it.
+	p.stop()
+	spec := g.spec("net1")
+	spec.LinkDown = true
+	n = h.attach(spec)
+	if got := g.carrier(h, n.MAC); got != "0" {
+		t.Errorf("the guest sees carrier %s of a NIC whose link is down", got)
+	}
+	if _, err := h.setNIC(g, "net1", func(s *nic.Spec) { s.LinkDown = false }); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.Guest.Exec(h.context(10*time.Second), "ip", "addr", "flush", "to", guestAddr); err != nil {
+		t.Fatal(err)
+	}
+	h.reach(g, n, guestAddr)
+}
+
+// carrier returns what the guest says of its NIC's carrier.
+func (g *guest) carrier(h *host, mac string) string {
+	h.Helper()
+	ctx := h.context(30 * time.Second)
+	link, err := g.Guest.WaitNIC(ctx, mac)
+	if err == nil {
+		_, err = g.Guest.Exec(ctx, "ip", "link", "set", link.Name, "up")
+	}
+	var out string
+	if err == nil {
+		out, err = g.Guest.Exec(ctx, "cat", "/sys/class/net/"+link.Name+"/carrier")
+	}
+	if err != nil {
+		h.Fatal(err)
+	}
+	return strings.TrimSpace(out)
 }
 
 // pinger sends an echo request each 10 ms.

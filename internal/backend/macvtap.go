@@ -98,7 +98,7 @@ func (s *macvtapInterface) steps(w making) []step.Step {
 			Do:   func(context.Context) error { return s.dev.AddAltName(s.altName) },
 		})
 	}
-	if s.spec.Prepared {
+	if !w.record.IsUp() {
 		return list
 	}
 	return append(list, step.Step{
@@ -198,7 +198,7 @@ func (s *macvtapInterface) verify(_ context.Context, w making) (*inventory.Devic
 		return nil, errors.New("the device is gone, QEMU did not keep it")
 	case dev == nil:
 		return nil, errors.New("the device cannot be found in the netns that QEMU holds")
-	case dev.Up == w.record.Prepared:
+	case dev.Up != w.record.IsUp():
 		return nil, fmt.Errorf("somebody changed %s meanwhile: up is %v", dev.Name, dev.Up)
 	}
 	return dev, s.m.Set(dev, rtnl.Alias(w.final))

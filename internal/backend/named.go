@@ -45,6 +45,21 @@ func (s *namedTap) steps(w making) []step.Step {
 	})
 }
 
+// verify raises a tap whose link is down only now, without its carrier, which the kernel turns on
+// when a process opens a queue (tun_set_iff in drivers/net/tun.c).
+func (s *namedTap) verify(ctx context.Context, w making) (*inventory.Device, error) {
+	if w.record.LinkDown {
+		err := s.m.NL.Set(s.link.Index, rtnl.Carrier(false))
+		if err == nil {
+			err = s.m.NL.Set(s.link.Index, rtnl.Up(true))
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s, without a carrier: %w", s.name, err)
+		}
+	}
+	return s.placedTap.verify(ctx, w)
+}
+
 // indexTries is how many interface indices a tap may get of which a node is in /dev already.
 const indexTries = 64
 
@@ -90,6 +105,9 @@ func (s *namedMacvtap) steps(w making) []step.Step {
 		Do:   func(context.Context) error { return macvlan.MakeNode(s.m.NS, s.link) },
 	}}
 	list = append(append(list, s.altNameSteps()...), s.policing(w)...)
+	if !w.record.IsUp() {
+		return list
+	}
 	return append(list, step.Step{
 		Name: "up",
 		Text: fmt.Sprintf("RTM_SETLINK %s: up", s.name),
@@ -134,8 +152,8 @@ func (s *namedMacvtap) verify(_ context.Context, w making) (*inventory.Device, e
 	if err != nil {
 		return nil, fmt.Errorf("the macvtap is gone: %w", err)
 	}
-	if !l.Up {
-		return nil, fmt.Errorf("somebody set %s down meanwhile", l.Name)
+	if l.Up != w.record.IsUp() {
+		return nil, fmt.Errorf("somebody changed %s meanwhile: up is %v", l.Name, l.Up)
 	}
 	return &inventory.Device{Link: l}, s.m.NL.Set(l.Index, rtnl.Alias(w.final))
 }

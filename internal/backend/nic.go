@@ -153,12 +153,13 @@ func (m *Maker) New(spec nic.Spec, p nic.Phase) *NIC {
 // interfaceFor returns the kind of interface that the NIC's Spec asks for.
 func (m *Maker) interfaceFor(h *NIC) hostInterface {
 	spec := h.Spec
-	tap := hostTap{m: m, spec: spec, files: &h.Files}
+	tap := hostTap{m: m, spec: spec, files: &h.Files, staysDown: spec.Prepared}
 	lower := macvtapInterface{m: m, spec: spec, files: &h.Files}
 	switch {
 	case spec.Via == nic.ViaLibvirt && spec.Lower != nil:
 		return &namedMacvtap{macvtapInterface: lower}
 	case spec.Via == nic.ViaLibvirt:
+		tap.staysDown = spec.LinkDown
 		return &namedTap{newPlacedTap(tap)}
 	case spec.Switch != nil && m.switchEndpoint(spec) == nic.BySocket:
 		return &switchSocket{m: m, spec: spec, files: &h.Files, lifeline: &h.lifeline}
@@ -199,7 +200,7 @@ func (h *NIC) PlanDevice(queues int) (err error) {
 	byName := h.Spec.Via == nic.ViaLibvirt // libvirt opens the files itself
 	h.Device = qmp.NIC{
 		ID: nic.DeviceID(r.NIC), Model: r.Model, MAC: r.MAC, HostMTU: r.MTU, Options: maps.Clone(h.Spec.DeviceOptions),
-		Queues: queues, Vhost: r.Vhost && !byName, Netns: h.Spec.Lower != nil && !byName,
+		LinkDown: r.LinkDown, Queues: queues, Vhost: r.Vhost && !byName, Netns: h.Spec.Lower != nil && !byName,
 	}
 	h.Device.Bus, h.Device.Addr = h.Device.Options["bus"], h.Device.Options["addr"]
 	delete(h.Device.Options, "bus")

@@ -170,7 +170,7 @@ func (s *switchTap) plan(_ context.Context, r *nic.Record) (_ Interface, err err
 func (s *switchTap) steps(w making) []step.Step {
 	port := portOf(w.record, s.name, w.final, w.pid)
 	list := append(s.queueSteps(w.record.Queues), s.linkSteps(w.underWay)...)
-	if !s.spec.Prepared {
+	if !s.staysDown {
 		list = append(list, step.Step{
 			Name: "up",
 			Text: fmt.Sprintf("RTM_SETLINK %s: up", s.name),

@@ -35,7 +35,8 @@ type hostTap struct {
 	spec          nic.Spec
 	files         *qmp.Files
 	name, altName string
-	mtu           int // in bytes
+	mtu           int  // in bytes
+	staysDown     bool // the place leaves it down
 
 	tap  *tun.Tap   // with the queues that are open here; nil before its step
 	link *rtnl.Link // nil until the tap is there
@@ -121,7 +122,7 @@ func (p *bridgePlace) master() *rtnl.Link { return p.br }
 
 func (p *bridgePlace) put(s *hostTap) []step.Step {
 	add, state := bridges.AddPort, "up"
-	if s.spec.Prepared {
+	if s.staysDown {
 		add, state = bridges.AddPortDown, "down"
 	}
 	return []step.Step{{
@@ -290,13 +291,15 @@ func ownerText(l *rtnl.Link) string {
 // the link always says whose it is.
 func (s *hostTap) linkSteps(alias string) []step.Step {
 	mac := stablemac.HostMAC(s.spec.MAC)
+	attrs, carrier := []rtnl.Attr{rtnl.Alias(alias), rtnl.MAC(mac), rtnl.MTU(s.mtu)}, ""
+	if s.spec.LinkDown {
+		attrs, carrier = append(attrs, rtnl.Carrier(false)), ", carrier off"
+	}
 	list := []step.Step{{
 		Name: "settings",
-		Text: fmt.Sprintf("RTM_SETLINK %s: address %s, mtu %d, inet6 addr_gen_mode none, alias %q",
-			s.name, mac, s.mtu, alias),
-		Do: func(context.Context) error {
-			return s.m.NL.SetQuiet(s.link.Index, rtnl.Alias(alias), rtnl.MAC(mac), rtnl.MTU(s.mtu))
-		},
+		Text: fmt.Sprintf("RTM_SETLINK %s: address %s, mtu %d, inet6 addr_gen_mode none%s, alias %q",
+			s.name, mac, s.mtu, carrier, alias),
+		Do: func(context.Context) error { return s.m.NL.SetQuiet(s.link.Index, attrs...) },
 	}}
 	if s.altName != "" {
 		list = append(list, step.Step{

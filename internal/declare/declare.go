@@ -186,25 +186,17 @@ func (a *Applier) attach(ctx context.Context, p *Plan, c *Change) error {
 	if a.DryRun && (a.Prepare != nil && c.Spec.Switch != nil || p.has(guestfile.Detach)) {
 		return nil // it needs what is not done: a network that runs, or what is detached first
 	}
-	down := c.Spec.LinkDown && !a.DryRun
 	spec := c.Spec
-	spec.Target, spec.LinkDown = p.target, false // only a set takes the link down
+	spec.Target = p.target
 	if a.Prepare != nil {
 		if err := a.Prepare(ctx, spec); err != nil {
 			return err
 		}
 	}
-	err := within(ctx, a.AttachWait, func(ctx context.Context) error {
+	return within(ctx, a.AttachWait, func(ctx context.Context) error {
 		res, err := a.Manager.Attach(ctx, spec)
 		c.Done, c.Interface, c.Notices = res.Changed, res.NIC.Interface, res.Notices
 		return err
-	})
-	if err != nil || !down {
-		return err
-	}
-	return a.edit(ctx, p, c, func(now nic.Spec) nic.Spec {
-		now.LinkDown = true
-		return now
 	})
 }
 
@@ -213,14 +205,9 @@ func (p *Plan) has(action guestfile.Action) bool {
 }
 
 func (a *Applier) set(ctx context.Context, p *Plan, c *Change) error {
-	return a.edit(ctx, p, c, func(nic.Spec) nic.Spec { return c.Spec })
-}
-
-func (a *Applier) edit(ctx context.Context, p *Plan, c *Change, edit func(nic.Spec) nic.Spec) error {
 	return within(ctx, a.AttachWait, func(ctx context.Context) error {
-		res, err := a.Manager.Set(ctx, p.target, c.NIC, func(now nic.Spec) (nic.Spec, error) { return edit(now), nil })
-		c.Done = c.Done || res.Changed
-		c.Notices = append(c.Notices, res.Notices...)
+		res, err := a.Manager.Set(ctx, p.target, c.NIC, func(nic.Spec) (nic.Spec, error) { return c.Spec, nil })
+		c.Done, c.Notices = res.Changed, res.Notices
 		return err
 	})
 }

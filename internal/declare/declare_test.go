@@ -172,6 +172,9 @@ func (l *lab) are(q *qmptest.QEMU, want ...string) {
 		}
 		got = append(got, strings.Join(strings.Fields(n.ID+" "+n.Source+" "+n.Port+" "+state), " "))
 		devices = append(devices, "vmnet-"+n.ID)
+		if down := q.State().Down["vmnet-"+n.ID]; down == link.Carrier {
+			l.Errorf("%s is %s, and in the guest: down is %v", n.ID, state, down)
+		}
 	}
 	plugged := slices.Sorted(maps.Keys(q.State().Devices))
 	if !slices.Equal(got, want) || !slices.Equal(plugged, devices) {

@@ -107,7 +107,7 @@ func ethernet(r nic.Record, device string) domainxml.Ethernet {
 	}
 	return domainxml.Ethernet{
 		Tap: device, MAC: r.MAC, Model: nic.LibvirtModel(r.Model), Queues: r.Queues, MTU: r.MTU, Driver: driver,
-		Alias: nic.LibvirtAlias(r.NIC),
+		Alias: nic.LibvirtAlias(r.NIC), LinkDown: r.LinkDown,
 	}
 }
 

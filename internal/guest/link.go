@@ -27,7 +27,7 @@ func (g *Guest) ChangeSteps(ctx context.Context, device string, from, to nic.Rec
 
 // linkStep sets whether the guest sees a carrier.
 func (m *Monitor) linkStep(from, to nic.Record) step.Step {
-	id := nic.DeviceID(to.NIC)
+	id := qmp.NetdevID(nic.DeviceID(to.NIC))
 	return step.Step{
 		Name: "set_link",
 		Text: qmp.SetLinkCommand(id, !to.LinkDown),
@@ -67,9 +67,7 @@ func (d *Domain) changeSteps(ctx context.Context, device string, from, to nic.Re
 		return list, nil
 	}
 	live, err := d.updateStep("update-device", libvirt.AffectLive, from, to, func(r nic.Record) (string, error) {
-		x := ethernet(r, device)
-		x.LinkDown = r.LinkDown
-		return x.XML()
+		return ethernet(r, device).XML()
 	})
 	if err != nil {
 		return nil, err
@@ -82,7 +80,7 @@ func (d *Domain) changeSteps(ctx context.Context, device string, from, to nic.Re
 	config, err := d.updateStep("update-device stored", libvirt.AffectConfig, from, to,
 		func(r nic.Record) (string, error) {
 			x := ethernet(r, stored.Target)
-			x.LinkDown, x.Managed = r.LinkDown, !stored.Unmanaged
+			x.Managed = !stored.Unmanaged
 			x.Parent, x.Mode = stored.Source.Device, stored.Source.Mode
 			return x.XML()
 		})

@@ -21,12 +21,16 @@ type Error struct {
 	Line   int // from 1
 	Column int // from 1
 	Text   string
-	Source string // the line, at most maxSource bytes of it
+	Source string // the line, at most maxSource bytes of it; empty if the whole file is meant
 }
 
 // Error returns the place, what is wrong there, and the line.
 func (e *Error) Error() string {
-	return fmt.Sprintf("%s:%d:%d: %s, in `%s`", e.File, e.Line, e.Column, e.Text, e.Source)
+	text := fmt.Sprintf("%s:%d:%d: %s", e.File, e.Line, e.Column, e.Text)
+	if e.Source == "" {
+		return text
+	}
+	return fmt.Sprintf("%s, in `%s`", text, e.Source)
 }
 
 // A Document is a file's text, which errors quote. Only lists, mappings and scalars are accepted,
@@ -43,13 +47,13 @@ const MaxEntries = 1000
 // maxSource is the most that errors quote of a line, in bytes.
 const maxSource = 80
 
-// Errorf returns an error about the place of t, the start of the file if that is nil. It is an
-// *Error.
+// Errorf returns an error about the place of t, or the whole file if that is nil. It is an *Error.
 func (d *Document) Errorf(t *token.Token, format string, args ...any) error {
 	e := &Error{File: d.file, Line: 1, Column: 1, Text: fmt.Sprintf(format, args...)}
-	if t != nil && t.Position != nil {
-		e.Line, e.Column = max(1, t.Position.Line), max(1, t.Position.Column)
+	if t == nil || t.Position == nil {
+		return e
 	}
+	e.Line, e.Column = max(1, t.Position.Line), max(1, t.Position.Column)
 	if e.Line <= len(d.lines) {
 		source := strings.TrimSpace(string(d.lines[e.Line-1]))
 		if len(source) > maxSource {

@@ -204,6 +204,9 @@ func (r Record) Spec() Spec {
 	return s
 }
 
+// IsUp reports whether a device without a carrier of its own, a macvtap or ipvtap, should be up.
+func (r Record) IsUp() bool { return !r.Prepared && !r.LinkDown }
+
 // AsPlugged returns the record of the NIC when nothing of it is under way any more.
 func (r Record) AsPlugged() Record {
 	r.Phase, r.Former = PhasePlugged, ""

@@ -49,7 +49,7 @@ type Spec struct {
 	DeviceOptions map[string]string // further properties of the device
 	Via           Via               // how a libvirt guest gets it; empty means ViaLibvirt if that is possible
 	Device        string            // name of the interface; empty means InterfaceName
-	LinkDown      bool              // the guest and its neighbours see no carrier; see CheckLinkUp
+	LinkDown      bool              // the guest and its neighbours see no carrier, from the start
 	Prepared      bool              // its device stays down until a commit
 	Persistent    bool              // libvirt stores the NIC in the guest's persistent definition, too
 }
@@ -208,11 +208,11 @@ func (s Spec) Validate() error {
 		cmp.Or(ValidVM(d.VM), ValidNIC(d.NIC), s.validatePrepared(), d.validateHost(), d.validateDevice()))
 }
 
-// CheckLinkUp returns an error that matches ErrInvalid if the link should be down from the start.
-// Only libvirt, and a change of a NIC that is plugged, take a link down.
+// CheckLinkUp returns an error that matches ErrInvalid if the link should be down from the start,
+// for a guest that cannot be told so before it runs: QEMU's command line has nothing for that.
 func (s Spec) CheckLinkUp() error {
 	if s.LinkDown {
-		return step.WithStage(ErrInvalid, fmt.Errorf("a NIC is plugged with its link up (vmnet set --link down then)"))
+		return step.WithStage(ErrInvalid, fmt.Errorf("a guest starts with its link up (vmnet set --link down then)"))
 	}
 	return nil
 }

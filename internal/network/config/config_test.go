@@ -57,7 +57,7 @@ func TestParseErrors(t *testing.T) {
 	const subnet = "subnet: 10.66.0.0/24\n"
 	const web = "{name: web, mac: \"52:54:00:00:00:01\", ip: 10.66.0.11}"
 	for _, tc := range []struct{ name, text, want string }{
-		{"empty", "# nothing", "1:1: the file is empty (write subnet: 10.66.0.0/24), in `# nothing`"},
+		{"empty", "# nothing", "1:1: the file is empty (write subnet: 10.66.0.0/24)"},
 		{"no subnet", "nat: true", "1:1: subnet is missing (write subnet: 10.66.0.0/24), in `nat: true`"},
 		{
 			"unknown key", subnet + "nta: true",

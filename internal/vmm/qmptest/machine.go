@@ -16,6 +16,7 @@ type State struct {
 	Netdevs map[string]map[string]any // netdev_add's
 	FDs     []string                  // names given by getfd that nothing has taken
 	Asked   []string                  // commands, in order
+	Down    map[string]bool           // devices and netdevs whose link is down
 }
 
 // Behaviour is what a test wants of a QEMU from now on.
@@ -48,6 +49,7 @@ type machine struct {
 	backends  map[string][]int // files of netdevs
 	fds       map[string]int
 	asked     []string
+	down      map[string]bool // links of devices and netdevs, which are up else
 }
 
 func newMachine(name string) *machine {
@@ -55,13 +57,14 @@ func newMachine(name string) *machine {
 		name: name, devices: map[string]map[string]any{}, netdevs: map[string]map[string]any{},
 		backends: map[string][]int{},
 		fds:      map[string]int{},
+		down:     map[string]bool{},
 	}
 }
 
 func (m *machine) state() State {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return State{maps.Clone(m.devices), maps.Clone(m.netdevs), slices.Sorted(maps.Keys(m.fds)), slices.Clone(m.asked)}
+	return State{maps.Clone(m.devices), maps.Clone(m.netdevs), slices.Sorted(maps.Keys(m.fds)), slices.Clone(m.asked), maps.Clone(m.down)}
 }
 
 func (m *machine) behave(b Behaviour) {
@@ -172,8 +175,15 @@ func init() { // their functions name the map
 		},
 		"query-rx-filter": (*machine).rxFilter,
 		"set_link": func(m *machine, r Request, _ *Session) (any, *failure) {
-			if m.devices[r.text("name")] == nil {
-				return nil, notFound(r.text("name"))
+			name := r.text("name")
+			if m.devices[name] == nil && m.netdevs[name] == nil {
+				return nil, notFound(name)
+			}
+			m.setLink(name, r.Arguments["up"] == true)
+			for id, device := range m.devices { // the peer of a netdev follows it
+				if device["netdev"] == name {
+					m.setLink(id, r.Arguments["up"] == true)
+				}
 			}
 			return object{}, nil
 		},
@@ -237,6 +247,14 @@ func namesOf(r Request) (names []string) {
 	return names
 }
 
+func (m *machine) setLink(name string, up bool) {
+	if up {
+		delete(m.down, name)
+	} else {
+		m.down[name] = true
+	}
+}
+
 // netdevDel closes the netdev's files at once, also under its device.
 func (m *machine) netdevDel(r Request, _ *Session) (any, *failure) {
 	id := r.text("id")
@@ -245,6 +263,7 @@ func (m *machine) netdevDel(r Request, _ *Session) (any, *failure) {
 	}
 	closeAll(m.backends[id])
 	delete(m.netdevs, id)
+	delete(m.down, id)
 	delete(m.backends, id)
 	return object{}, nil
 }
@@ -278,6 +297,7 @@ func (m *machine) unplug(id string) []string {
 		return []string{event("DEVICE_UNPLUG_GUEST_ERROR", object{"device": id, "path": path})}
 	}
 	delete(m.devices, id)
+	delete(m.down, id)
 	return []string{event("DEVICE_DELETED", object{"device": id, "path": path})}
 }
 
