@@ -7,10 +7,10 @@ func SetLinkCommand(netdev string, up bool) string {
 	return commandText("set_link", linkArgs(netdev, up))
 }
 
-// SetLink sets whether the driver of a netdev's NIC sees a carrier (set_link in qapi/net.json). QEMU
-// drops the frames of both directions while it does not. By the name of the netdev, QEMU sets both
-// that and its device, if there is one; by that of the device, the device alone (qmp_set_link in
-// net/net.c).
+// SetLink sets whether the driver of a netdev's NIC sees a carrier (set_link in qapi/net.json).
+// QEMU drops the frames of both directions while it does not. By the name of the netdev, QEMU sets
+// both that and its device, if there is one; by that of the device, the device alone (qmp_set_link
+// in net/net.c).
 func (c *Conn) SetLink(ctx context.Context, netdev string, up bool) error {
 	return c.Execute(ctx, "set_link", linkArgs(netdev, up), nil)
 }

@@ -110,8 +110,8 @@ func (c *Conn) netdevStep(n NIC) step.Step {
 	}
 }
 
-// linkDownStep sets the link of a netdev down, and that of its device, once there is one. It needs no
-// undo, since the netdev goes.
+// linkDownStep sets the link of a netdev down, and that of its device, once there is one. It needs
+// no undo, since the netdev goes.
 func (c *Conn) linkDownStep(n NIC, of string) step.Step {
 	return step.Step{
 		Name: "set_link " + of,

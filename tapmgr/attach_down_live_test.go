@@ -57,7 +57,8 @@ func TestAttachDown(t *testing.T) {
 		t.Errorf("QEMU still has %v down", down)
 	}
 	_, err = g.tryAttach(spec)
-	if err == nil || !strings.Contains(err.Error(), "link is up, asked for down (vmnet set --vm "+g.Name+" --nic net0 --link down)") {
+	want := "link is up, asked for down (vmnet set --vm " + g.Name + " --nic net0 --link down)"
+	if err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("attach of a NIC that is up: %v", err)
 	}
 }

@@ -146,8 +146,8 @@ func (r *reconciler) nic(ctx, reading context.Context, g *guest.Guest, dev inven
 	}
 }
 
-// markPlugged completes a NIC whose attach was cut short after the guest had the device. A link that
-// should be down may not be so yet in the guest.
+// markPlugged completes a NIC whose attach was cut short after the guest had the device. A link
+// that should be down may not be so yet in the guest.
 func (m *Manager) markPlugged(ctx context.Context, g *guest.Guest, dev inventory.Device) error {
 	if !dev.Want.LinkDown {
 		return m.host.MarkPlugged(ctx, dev)

@@ -30,8 +30,8 @@ func TestLiveLibvirtSet(t *testing.T) {
 		h.Run = nil
 		if persistent {
 			h.wants("attached", h.seat(tap), "br0, no carrier")
-			for _, xml := range []string{h.virt.Virsh("dumpxml", g.Name), h.virt.Virsh("dumpxml", "--inactive", g.Name)} {
-				if got := seatOf(xml); got != "br0, no carrier" {
+			for _, from := range [][]string{{g.Name}, {"--inactive", g.Name}} {
+				if got := seatOf(h.virt.Virsh(append([]string{"dumpxml"}, from...)...)); got != "br0, no carrier" {
 					t.Errorf("attached with its link down: the domain has %q", got)
 				}
 			}

@@ -209,7 +209,7 @@ func (s Spec) Validate() error {
 }
 
 // CheckLinkUp returns an error that matches ErrInvalid if the link should be down from the start,
-// for a guest that cannot be told so before it runs: QEMU's command line has nothing for that.
+// for a guest that is yet to start: QEMU's command line has nothing for that.
 func (s Spec) CheckLinkUp() error {
 	if s.LinkDown {
 		return step.WithStage(ErrInvalid, fmt.Errorf("a guest starts with its link up (vmnet set --link down then)"))

@@ -64,7 +64,10 @@ func newMachine(name string) *machine {
 func (m *machine) state() State {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return State{maps.Clone(m.devices), maps.Clone(m.netdevs), slices.Sorted(maps.Keys(m.fds)), slices.Clone(m.asked), maps.Clone(m.down)}
+	return State{
+		maps.Clone(m.devices), maps.Clone(m.netdevs), slices.Sorted(maps.Keys(m.fds)), slices.Clone(m.asked),
+		maps.Clone(m.down),
+	}
 }
 
 func (m *machine) behave(b Behaviour) {
