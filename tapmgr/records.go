@@ -15,6 +15,8 @@ type Recorded struct {
 	// Names are other names of the bridge, uplink or parent device that Record.Source names: that
 	// before it was renamed, and its altnames.
 	Names []string
+	// Stored says that libvirt has stored it, so that the guest starts with it.
+	Stored bool
 	// Off are the properties that differ from the record, and that a Set mends.
 	Off []nic.Difference
 }
@@ -44,9 +46,30 @@ func (m *Manager) Records(ctx context.Context, t nic.Target) ([]Recorded, error)
 		if dev.Want.Phase == nic.PhasePlugged {
 			r.Off = m.off(dev)
 		}
+		if r.Stored, err = m.isStored(ctx, dev); err != nil {
+			return nil, err
+		}
 		found = append(found, r)
 	}
 	return found, nil
+}
+
+// isStored asks libvirt whether it has stored a NIC of a guest that runs.
+func (m *Manager) isStored(ctx context.Context, dev *inventory.Device) (bool, error) {
+	if dev.Want.Via != nic.ViaLibvirt || dev.VMMPID() == 0 {
+		return false, nil
+	}
+	found, err := m.finder().Find(nic.Target{VM: dev.Want.VM, PID: dev.VMMPID()})
+	if err != nil {
+		return false, err
+	}
+	defer found.Close()
+	g, err := m.finder().OpenToRead(ctx, found, nic.ViaLibvirt)
+	if err != nil {
+		return false, err
+	}
+	defer g.Close()
+	return g.Domain.Stored(ctx, dev.Want.NIC)
 }
 
 // off returns what differs from a NIC's record and a Set mends. What cannot be read differs not.

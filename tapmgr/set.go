@@ -78,7 +78,13 @@ func (m *Manager) set(ctx context.Context, t nic.Target, nicID string,
 		return res, step.WithStage(nic.ErrLink,
 			fmt.Errorf("to change %s takes root (the same vmnet set as root)", dev.Name))
 	}
-	spec, err := edit(dev.Want.Spec())
+	now := dev.Want.Spec()
+	if g.Domain != nil {
+		if now.Persistent, err = g.Domain.Stored(ctx, nicID); err != nil {
+			return res, step.WithStage(nic.ErrHandover, err)
+		}
+	}
+	spec, err := edit(now)
 	if err != nil {
 		return res, step.WithStage(nic.ErrInvalid, err)
 	}

@@ -35,6 +35,7 @@ type Plan struct {
 	from  nic.Record
 	to    nic.Record
 	join  []step.Step // the server of a network learns of the NIC
+	store []step.Step // libvirt stores the NIC, or forgets it
 }
 
 // New plans to make the NIC dev as spec asks, which is complete: see [nic.Record.Spec]. Its error
@@ -57,6 +58,9 @@ func New(ctx context.Context, m *backend.Maker, g *guest.Guest, dev *inventory.D
 			nic.ErrInUse, p.from.Former, p.from.Source)
 	}
 	if err := p.record(ctx, spec); err != nil {
+		return nil, err
+	}
+	if err := p.persist(ctx, spec); err != nil {
 		return nil, err
 	}
 	return p, p.plan(ctx)
@@ -122,6 +126,26 @@ func (p *Plan) record(ctx context.Context, spec nic.Spec) error {
 	return nil
 }
 
+// persist decides whether libvirt stores the NIC from now on.
+func (p *Plan) persist(ctx context.Context, spec nic.Spec) error {
+	d := p.guest.Domain
+	if d == nil {
+		if spec.Persistent {
+			return step.WithStage(nic.ErrInvalid, errors.New("libvirt cannot store a NIC that it does not know"))
+		}
+		return nil
+	}
+	steps, err := d.StoreSteps(ctx, spec, p.to, p.dev.Name)
+	if err != nil {
+		return step.WithStage(nic.ErrHandover, err)
+	}
+	if len(steps) > 0 {
+		p.Changes = append(p.Changes, nic.Persistence(spec.Persistent))
+		p.store = step.InStage(nic.ErrHandover, steps...)
+	}
+	return nil
+}
+
 // isSwitch reports whether the NIC is on the switch of that name, or of that socket's path.
 func isSwitch(r nic.Record, name string) bool {
 	is, err := control.Path(r.Source)
@@ -177,6 +201,7 @@ func (p *Plan) plan(ctx context.Context) error {
 	}
 	p.Steps = append(p.Steps, p.recordStep(underWay))
 	p.Steps = append(p.Steps, step.InStage(nic.ErrHandover, told...)...)
+	p.Steps = append(p.Steps, p.store...)
 	p.Steps = append(p.Steps, step.InStage(nic.ErrLink, append(mends, p.join...)...)...)
 	p.Steps = append(p.Steps, step.InStage(nic.ErrHandover, labels...)...)
 	if p.moves() {

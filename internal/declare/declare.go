@@ -90,7 +90,9 @@ func (a *Applier) Plan(ctx context.Context, g *guestfile.Guest) (*Plan, error) {
 	}
 	var there []guestfile.There
 	for _, r := range p.there {
-		there = append(there, guestfile.There{Record: r.Record, State: r.State, Names: r.Names, Off: offText(r.Off)})
+		there = append(there, guestfile.There{
+			Record: r.Record, State: r.State, Names: r.Names, Off: offText(r.Off), Stored: r.Stored,
+		})
 	}
 	joined, err := a.join(g)
 	if err != nil {
@@ -261,7 +263,7 @@ func (a *Applier) Describe(ctx context.Context, vm string) (*guestfile.Guest, er
 	}
 	there, err := a.Manager.Records(ctx, p.target)
 	for _, r := range there {
-		g.Add(r.Record)
+		g.Add(r.Record, r.Stored)
 	}
 	return g, err
 }

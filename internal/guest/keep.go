@@ -3,9 +3,11 @@ package guest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
+	"vmnet/internal/libvirthook/declared"
 	"vmnet/libvirt"
 	"vmnet/libvirt/domainxml"
 	"vmnet/step"
@@ -122,6 +124,54 @@ func (d *Domain) KeepPlugged(ctx context.Context, spec nic.Spec, r nic.Record,
 	return k.Steps(), notices, err
 }
 
+// StoreSteps have libvirt store a NIC that is plugged, or forget it, as spec.Persistent says. There
+// are none if it is so already.
+func (d *Domain) StoreSteps(ctx context.Context, spec nic.Spec, r nic.Record, device string) ([]step.Step, error) {
+	stored, err := d.Stored(ctx, r.NIC)
+	switch {
+	case err != nil || stored == spec.Persistent:
+		return nil, err
+	case !spec.Persistent:
+		return d.forgetStored(ctx, spec, r, device)
+	}
+	if spec.Lower != nil { // the record lacks some of its options
+		element, err := d.Metadata(ctx, d.dom, declared.Namespace, libvirt.AffectLive)
+		if err != nil && !errors.Is(err, libvirt.ErrNoMetadata) {
+			return nil, explainStopped(err)
+		}
+		if spec, err = completed(element, r); err != nil {
+			return nil, err
+		}
+		spec.Persistent = true
+	}
+	k, err := d.Keep(ctx, spec, r, device, true)
+	return k.Steps(), err
+}
+
+// forgetStored has libvirt forget what it has stored of a NIC that stays.
+func (d *Domain) forgetStored(ctx context.Context, spec nic.Spec, r nic.Record, device string) ([]step.Step, error) {
+	restore, err := d.storeStep(spec, r, device)
+	if err != nil {
+		return nil, err
+	}
+	forget := d.forgetStep(r.NIC)
+	forget.Undo = restore.Do
+	list := []step.Step{forget}
+	isDeclared, err := d.declares(ctx, r.NIC, libvirt.AffectConfig)
+	if err == nil && isDeclared {
+		list = append(list, d.undeclareStep("undeclare stored", r.NIC, libvirt.AffectConfig))
+	}
+	return list, err
+}
+
+func (d *Domain) forgetStep(nicID string) step.Step {
+	return step.Step{
+		Name: "forget",
+		Text: fmt.Sprintf("libvirt: detach %s from what is stored of %s", nic.LibvirtAlias(nicID), d.dom.Name),
+		Do:   func(ctx context.Context) error { return d.forget(ctx, nicID) },
+	}
+}
+
 // storeStep has libvirt store a NIC.
 func (d *Domain) storeStep(spec nic.Spec, r nic.Record, device string) (step.Step, error) {
 	text, err := storedXML(spec, r, device)
@@ -143,11 +193,7 @@ func (d *Domain) ForgetSteps(ctx context.Context, nicID string, persistent bool)
 			return nil, err
 		}
 		if stored != nil {
-			list = append(list, step.Step{
-				Name: "forget",
-				Text: fmt.Sprintf("libvirt: detach %s from what is stored of %s", nic.LibvirtAlias(nicID), d.dom.Name),
-				Do:   func(ctx context.Context) error { return d.forget(ctx, nicID) },
-			})
+			list = append(list, d.forgetStep(nicID))
 		}
 		isDeclared, err := d.declares(ctx, nicID, libvirt.AffectConfig)
 		if err != nil {

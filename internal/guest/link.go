@@ -140,15 +140,22 @@ func (d *Domain) redeclare(ctx context.Context, to nic.Record) (list []step.Step
 }
 
 func redeclared(element string, to nic.Record) (string, error) {
-	former, err := declared.Of(element, to.NIC)
+	spec, err := completed(element, to)
 	if err != nil {
 		return "", err
 	}
-	spec := to.Spec()
+	return declared.Declare(element, spec)
+}
+
+// completed returns the request for a NIC with that record, with the options of its parent device
+// that the element declares.
+func completed(element string, r nic.Record) (nic.Spec, error) {
+	former, err := declared.Of(element, r.NIC)
+	spec := r.Spec()
 	if spec.Lower != nil && former.Lower != nil {
 		lower := *former.Lower
 		lower.Mode, lower.RxFilter = spec.Lower.Mode, spec.Lower.RxFilter
 		spec.Lower = &lower
 	}
-	return declared.Declare(element, spec)
+	return spec, err
 }

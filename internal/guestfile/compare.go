@@ -16,6 +16,8 @@ type There struct {
 	Names []string
 	// Off says what differs from the record and can be mended in place; empty for nothing.
 	Off string
+	// Stored says that libvirt has stored the NIC.
+	Stored bool
 }
 
 // Action is what makes one NIC as its file says.
@@ -93,6 +95,9 @@ func (n NIC) compare(there []There, i int) Change {
 	if h := n.Spec.OptionsHash(); h != t.Record.Options && h == "" {
 		c.Differences = append(c.Differences, nic.Change{Flag: "device-opt", From: "others"})
 	}
+	if n.Spec.Persistent != t.Stored {
+		c.Differences = append(c.Differences, nic.Persistence(n.Spec.Persistent))
+	}
 	switch {
 	case slices.Contains(again, t.State):
 		c.Action, c.Why, c.Spec = Attach, "it is "+string(t.State), n.Spec
@@ -110,7 +115,7 @@ func (n NIC) compare(there []There, i int) Change {
 // is. A port's settings and limits that the file does not name are the defaults.
 func (n NIC) over(t There) nic.Spec {
 	asked, s, now := n.Spec, n.Spec.WithDefaults(), t.Record.Spec()
-	s.Target, s.Via, s.Vhost, s.Persistent = now.Target, now.Via, now.Vhost, false
+	s.Target, s.Via, s.Vhost = now.Target, now.Via, now.Vhost
 	if asked.Via != "" {
 		s.Via = asked.Via
 	}

@@ -72,10 +72,11 @@ func (g *Guest) MAC(id string) net.HardwareAddr {
 	return g.NICs[i].Spec.WithDefaults().MAC
 }
 
-// Add adds a NIC that the guest has, from its record.
-func (g *Guest) Add(r nic.Record) {
+// Add adds a NIC that the guest has, from its record and whether libvirt has stored it.
+func (g *Guest) Add(r nic.Record, stored bool) {
 	n := NIC{State: Up, Spec: r.Spec(), Unknown: r.Options != ""}
 	s := &n.Spec
+	s.Persistent = stored
 	if s.LinkDown {
 		n.State = Down
 	}

@@ -196,6 +196,9 @@ func TestCompare(t *testing.T) {
 		},
 		{"trunk", "{net0: {bridge: br0, trunk: [7, 2-5, 3]}}", tapRecord(" port=trunk:2-5,7"), "", "keep net0"},
 		{"down", "{net0: {bridge: br0, state: down}}", tapRecord(""), "", "set net0 link -> down"},
+		{"to store", "{net0: {bridge: br0, persistent: true}}", tapRecord(" via=libvirt"), "", "set net0 persistent -> true"},
+		{"to forget", "{net0: {bridge: br0}}", tapRecord(" via=libvirt"), "stored", "set net0 persistent true ->"},
+		{"stored", "{net0: {bridge: br0, persistent: true}}", tapRecord(" via=libvirt"), "stored", "keep net0"},
 		{
 			"mac", "{net0: {bridge: br0}}", "nic=net0 type=tap source=br0 mac=52:54:00:00:00:01 model=virtio-net-pci queues=1", "",
 			"set net0 mac 52:54:00:00:00:01 -> " + nic.DefaultMAC("P2", "net0").String(),
@@ -251,6 +254,9 @@ func TestCompare(t *testing.T) {
 		if tc.record != "" {
 			there = []There{{Record: record(t, tc.record), State: nic.State(tc.state), Names: []string{"lan"}}}
 		}
+		if tc.state == "stored" {
+			there[0].State, there[0].Stored = "", true
+		}
 		if tc.name == "moved by hand" {
 			there[0].Off = "its bridge is br1, not br0"
 		}
@@ -282,7 +288,7 @@ func TestAdd(t *testing.T) {
 	} {
 		r := record(t, text)
 		is := &Guest{VM: "P2"}
-		is.Add(r)
+		is.Add(r, false)
 		g := parsed(t, string(is.Format()))
 		if all := g.Compare([]There{{Record: r}}); len(all) != 1 || all[0].Action != Keep {
 			t.Errorf("%s: %+v\nof %s", text, all, g.Format())

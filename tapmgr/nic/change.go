@@ -7,6 +7,14 @@ type Change struct {
 	To   string `json:"to"`
 }
 
+// Persistence is the change of whether libvirt stores the NIC.
+func Persistence(stored bool) Change {
+	if stored {
+		return Change{Flag: "persistent", To: "true"}
+	}
+	return Change{Flag: "persistent", From: "true"}
+}
+
 // ChangeResult is the result of a set.
 type ChangeResult struct {
 	NIC     NIC
