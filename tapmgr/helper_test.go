@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"vmnet/internal/network/roster"
 	"vmnet/step"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
@@ -31,6 +32,8 @@ type order struct {
 	Commit  bool   // commits the guest's prepared NICs instead
 	Abort   bool   // aborts them
 	Libvirt string // URI
+
+	Networks roster.Files
 
 	Reconcile bool   // reconciles instead, with a /proc of its own pid namespace
 	Hold      bool   // only holds the fds that it was given
@@ -120,6 +123,7 @@ func (o order) run() error {
 	}
 	m.Libvirt = o.Libvirt
 	m.AskSwitches, m.Switches = true, o.Switches
+	m.Host().Networks = o.Networks
 	m.Run = func(ctx context.Context, list []step.Step) error {
 		return step.Run(ctx, list, func(ctx context.Context, s step.Step, do func(context.Context) error) error {
 			if s.Name == o.KillAt && !o.After {

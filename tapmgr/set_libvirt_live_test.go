@@ -65,6 +65,22 @@ func TestLiveLibvirtSet(t *testing.T) {
 				t.Errorf("%s: the stored domain has %q, want %q", what, got, want)
 			}
 		}
+		if persistent { // what is stored follows, too
+			h.try(&guest{name: g.Name}, trial{
+				there: func(s *nic.Spec) { s.Bridge, s.LinkDown = "br1", true },
+				back:  func(s *nic.Spec) { s.Bridge, s.LinkDown = "br0", false },
+				seat: func() string {
+					seat := h.seat(tap)
+					for _, of := range [][]string{{g.Name}, {"--inactive", g.Name}} {
+						if got := seatOf(h.virt.Virsh(append([]string{"dumpxml"}, of...)...)); got != seat {
+							return fmt.Sprintf("%s, and the domain (%q) has %s", seat, of, got)
+						}
+					}
+					return seat
+				},
+				then: "br1, no carrier", before: "br0",
+			})
+		}
 		_, err := h.Detach(h.context(40*time.Second), tapmgr.DetachSpec{
 			Target: h.target(g), NIC: "net0", Persistent: persistent,
 		})

@@ -104,7 +104,10 @@ func (h *host) try(g *guest, c trial) (names []string) {
 		h.wants("after a fault", c.seat(), c.before)
 	}, func() error { _, err := h.set(g, c.there); return err })
 	for i, name := range names {
-		cmd := h.command(order{Spec: wanted, Set: true, KillAt: name, After: true, Switches: c.switches})
+		cmd := h.command(order{
+			Spec: wanted, Set: true, KillAt: name, After: true, Switches: c.switches, Libvirt: h.Libvirt,
+			Networks: h.Host().Networks,
+		})
 		out, err := cmd.CombinedOutput()
 		if cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
 			h.Fatalf("%s: %v: %s", name, err, out)
@@ -155,12 +158,12 @@ func TestLiveSetRefuses(t *testing.T) {
 	g := h.empty()
 	n := h.attach(g.spec("net0"))
 	for what, edit := range map[string]func(*nic.Spec){
-		"driver for the device":  func(s *nic.Spec) { s.Model = "e1000" },
-		"opens a NIC's queues":   func(s *nic.Spec) { s.Queues = 2 },
-		"has read its address":   func(s *nic.Spec) { s.MAC = nic.DefaultMAC("other", "net0") },
-		"announces the MTU":      func(s *nic.Spec) { s.MTU = 1300 },
-		"carries at most 1400":   func(s *nic.Spec) { s.Bridge = "br1" },
-		"no such network device": func(s *nic.Spec) { s.Bridge = "br7" },
+		"driver for the device":    func(s *nic.Spec) { s.Model = "e1000" },
+		"opens a NIC's queues":     func(s *nic.Spec) { s.Queues = 2 },
+		"has read its address":     func(s *nic.Spec) { s.MAC = nic.DefaultMAC("other", "net0") },
+		"drop what it still sends": func(s *nic.Spec) { s.MTU = 1300 },
+		"carries at most 1400":     func(s *nic.Spec) { s.Bridge = "br1" },
+		"no such network device":   func(s *nic.Spec) { s.Bridge = "br7" },
 	} {
 		if _, err := h.set(g, edit); err == nil || !strings.Contains(err.Error(), what) {
 			t.Errorf("got %v, want %q", err, what)

@@ -1,6 +1,7 @@
 package tapmgr_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -16,10 +17,27 @@ func TestLiveSetMacvtap(t *testing.T) {
 	spec := g.spec("net0")
 	spec.Bridge, spec.Lower = "", &nic.Lower{Kind: vtap.Macvtap, Device: "eth0", Mode: "vepa"}
 	h.attach(spec)
-	for _, mode := range []string{"bridge", "private"} {
-		res, err := h.set(g, func(s *nic.Spec) { s.Lower.Mode, s.Lower.RxFilter = mode, nic.RxNone })
-		if err != nil || res.NIC.Mode != mode {
-			t.Errorf("%s: %+v, %v", mode, res, err)
+	if res, err := h.set(g, func(s *nic.Spec) { s.Lower.Mode = "private" }); err != nil || res.NIC.Mode != "private" {
+		t.Errorf("private: %+v, %v", res, err)
+	}
+	if _, err := h.set(g, func(s *nic.Spec) { s.Lower.Mode = "vepa" }); err != nil {
+		t.Fatal(err)
+	}
+	names := h.try(g, trial{
+		there: func(s *nic.Spec) { s.Lower.Mode, s.Lower.RxFilter, s.LinkDown = "bridge", nic.RxNone, true },
+		back:  func(s *nic.Spec) { s.Lower.Mode, s.Lower.RxFilter, s.LinkDown = "vepa", nic.RxAllMulti, false },
+		seat: func() string {
+			all, err := h.List(g.name)
+			if err != nil || len(all) != 1 {
+				t.Fatal(all, err)
+			}
+			return all[0].Mode + " " + string(all[0].State)
+		},
+		then: "bridge down", before: "vepa up",
+	})
+	for _, want := range []string{"record", "set_link", "mode", "rx filter", "link", "verify"} {
+		if !slices.Contains(names, want) {
+			t.Errorf("steps %q lack %q", names, want)
 		}
 	}
 	if res, err := h.set(g, func(s *nic.Spec) { s.LinkDown = true }); err != nil || res.NIC.State != nic.Down {

@@ -36,10 +36,9 @@ func TestLiveSetNetwork(t *testing.T) {
 	}
 	back := func(s *nic.Spec) { s.Bridge, s.Network, s.IP = "br0", "", nil }
 	set := func() error { _, err := h.set(g, there); return err }
-	h.faultAtEach(h.stepNamesOf(set), func() {
-		h.Run = nil
-		h.wants("after a fault", h.seat(n.Interface), "br0")
-	}, set)
+	h.try(g, trial{
+		there: there, back: back, seat: func() string { return h.seat(n.Interface) }, then: "lab", before: "br0",
+	})
 	for _, ip := range own {
 		h.ip("neigh", "replace", ip, "lladdr", "02:00:00:00:00:99", "dev", "lab", "nud", "stale")
 	}

@@ -292,6 +292,17 @@ var createLab = []string{
 	"network", "create", "lab", "--nat", "--dhcp", "--subnet", "10.66.0.0/24", "--ipv6", "fd66:1:2:3::/64",
 }
 
+// declares writes a file of nobody's that declares net0 of a guest, and returns its path.
+func (h *userHost) declares(vm, net0 string) string {
+	h.Helper()
+	file := h.home + "/" + vm + ".yaml"
+	text := fmt.Sprintf("vm: %s\nnics: {net0: {%s}}\n", vm, net0)
+	if err := errors.Join(os.WriteFile(file, []byte(text), 0o644), os.Chown(file, nobody, nobody)); err != nil {
+		h.Fatal(err)
+	}
+	return file
+}
+
 // TestLiveUserNetwork: two guests of a user without any capability have addresses and names, reach
 // each other and the world, and are reached from the host's ports.
 func TestLiveUserNetwork(t *testing.T) {
@@ -305,7 +316,12 @@ func TestLiveUserNetwork(t *testing.T) {
 		redName+"-net0 on switch lab, IP 10.66.0.20")
 	h.fails([]string{"attach", "--vm", blueName, "--network", "lab", "--ip", "10.66.0.20"},
 		"10.66.0.20 is "+redName+"/net0's")
-	h.ok([]string{"attach", "--vm", blueName, "--network", "lab"}, blueName+"-net0 on switch lab")
+	// blue's NIC is declared in a file, which means the user's own network, too.
+	file := h.declares(blueName, "network: lab")
+	h.ok([]string{"apply", "-f", file, "--dry-run"}, blueName+"/net0: attach: ")
+	h.ok([]string{"apply", "-f", file}, blueName+"/net0: attached: ")
+	h.ok([]string{"apply", "-f", file}, blueName+": unchanged")
+	h.ok([]string{"list", "--vm", blueName}, "lab")
 	h.lease(red, "red")
 	h.lease(blue, "blue")
 	var leases []struct{ IP, Name, Guest string }
@@ -360,6 +376,9 @@ func TestLiveUserNetwork(t *testing.T) {
 	pids := h.pids("lab")
 	if len(pids) != 4 {
 		t.Errorf("processes %v", pids)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
 	}
 	h.fails([]string{"network", "delete", "lab"}, redName+"-net0")
 	h.ok([]string{"network", "delete", "lab", "--force"})

@@ -32,7 +32,9 @@ no longer reach it.
 
 What the guest learned when the NIC was plugged cannot change: its MAC, MTU, model, queues and
 vhost, its parent device, and the switch at the other end of a socket. vmnet says why, and what to
-do. A guest may use a lower MTU than it was given: ip link set DEV mtu N in the guest.
+do. A lower MTU on the host would only drop what the guest still sends, and the guest would not know
+of a higher one. It may use a lower one than it was given: ip link set DEV mtu N in the guest. For
+another one: vmnet detach, and vmnet attach --mtu N.
 
 libvirt follows: the link's state in the definitions of a libvirt guest, and the place in what the
 domain declares to vmnet's hook.`
