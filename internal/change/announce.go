@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"vmnet/bridge/brport"
 	"vmnet/internal/kernel/announce"
 	"vmnet/internal/kernel/tun"
 	"vmnet/step"
@@ -15,7 +16,9 @@ import (
 // It is no failure if that cannot be done: the guest's next frame says the same.
 func (p *Plan) announceStep() step.Step {
 	who := "RARP"
-	if len(p.to.IP) > 0 {
+	if trunk := p.to.PortConfig(); len(trunk.Trunk) > 0 && trunk.Native == 0 {
+		who = "RARP in the trunk's VLANs"
+	} else if len(p.to.IP) > 0 {
 		who = "gratuitous ARP, unsolicited neighbour advertisements: " + nic.FormatIPs(p.to.IP)
 	}
 	return step.Step{
@@ -26,6 +29,34 @@ func (p *Plan) announceStep() step.Step {
 			return nil
 		},
 	}
+}
+
+// maxVLANs bounds the VLANs of a trunk in which a guest is announced.
+const maxVLANs = 64
+
+// announcement returns the frames that announce a guest. In the VLANs of a trunk only switches
+// learn where its MAC is, for which of them has its addresses is not known.
+func announcement(r nic.Record) (frames [][]byte) {
+	cfg := r.PortConfig()
+	if len(cfg.Trunk) == 0 || cfg.Native != 0 {
+		frames = announce.Frames(r.MAC, r.IP)
+	}
+	for _, vlan := range firstVLANs(cfg.Trunk, maxVLANs) {
+		for _, f := range announce.Frames(r.MAC, nil) {
+			frames = append(frames, announce.Tagged(f, vlan))
+		}
+	}
+	return frames
+}
+
+// firstVLANs returns at most that many VLANs of ranges.
+func firstVLANs(ranges []brport.VLANRange, most int) (vlans []int) {
+	for _, r := range ranges {
+		for vlan := r.First; vlan <= r.Last && len(vlans) < most; vlan++ {
+			vlans = append(vlans, vlan)
+		}
+	}
+	return vlans
 }
 
 func (p *Plan) announce(ctx context.Context) {
@@ -40,7 +71,7 @@ func (p *Plan) announce(ctx context.Context) {
 	}
 	inode, err := p.m.NS.Inode()
 	if err == nil {
-		err = tun.Inject(p.guest.PID(), p.dev.Name, inode, announce.Frames(p.to.MAC, p.to.IP)...)
+		err = tun.Inject(p.guest.PID(), p.dev.Name, inode, announcement(p.to)...)
 	}
 	if err != nil {
 		p.Notices = append(p.Notices, fmt.Sprintf("%s was not announced on %s: %v", p.to.MAC, p.to.Source, err))

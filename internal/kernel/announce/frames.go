@@ -6,11 +6,13 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"slices"
 )
 
 // EtherTypes, and parts of the frames below.
 const (
 	etherARP  = 0x0806
+	etherVLAN = 0x8100
 	etherRARP = 0x8035
 	etherIPv6 = 0x86dd
 
@@ -37,6 +39,13 @@ func Frames(mac net.HardwareAddr, ips []netip.Addr) (frames [][]byte) {
 		frames = append(frames, arp(mac, etherRARP, 3, netip.IPv4Unspecified()))
 	}
 	return frames
+}
+
+// Tagged returns a frame with a VLAN tag (IEEE 802.1Q).
+func Tagged(frame []byte, vlan int) []byte {
+	const addresses = 12 // bytes before the tag
+	tag := binary.BigEndian.AppendUint32(nil, etherVLAN<<16|uint32(vlan))
+	return slices.Concat(frame[:addresses], tag, frame[addresses:])
 }
 
 // arp returns a request of ARP or RARP about the sender itself.
