@@ -53,7 +53,7 @@ func (h *host) accessPorts(br string, vlans ...int) *vlanPorts {
 }
 
 // passes demands that a frame of the guest, tagged unless tag is 0, arrives in that VLAN, and there
-// without a tag, and that what the VLAN wrong hears until then is nothing of the guest's.
+// without a tag, and that no frame of the guest arrives in the VLAN wrong until then.
 func (p *vlanPorts) passes(from []byte, tag, vlan, wrong int) {
 	p.Helper()
 	frame := slices.Concat([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, from)

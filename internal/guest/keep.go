@@ -124,8 +124,8 @@ func (d *Domain) KeepPlugged(ctx context.Context, spec nic.Spec, r nic.Record,
 	return k.Steps(), notices, err
 }
 
-// StoreSteps have libvirt store a NIC that is plugged, or forget it, as spec.Persistent says. There
-// are none if it is so already.
+// StoreSteps have libvirt store a NIC that is plugged, or forget it, as spec.Persistent says. The
+// list is empty if it is so already.
 func (d *Domain) StoreSteps(ctx context.Context, spec nic.Spec, r nic.Record, device string) ([]step.Step, error) {
 	stored, err := d.Stored(ctx, r.NIC)
 	switch {

@@ -196,7 +196,10 @@ func TestCompare(t *testing.T) {
 		},
 		{"trunk", "{net0: {bridge: br0, trunk: [7, 2-5, 3]}}", tapRecord(" port=trunk:2-5,7"), "", "keep net0"},
 		{"down", "{net0: {bridge: br0, state: down}}", tapRecord(""), "", "set net0 link -> down"},
-		{"to store", "{net0: {bridge: br0, persistent: true}}", tapRecord(" via=libvirt"), "", "set net0 persistent -> true"},
+		{
+			"to store", "{net0: {bridge: br0, persistent: true}}", tapRecord(" via=libvirt"), "",
+			"set net0 persistent -> true",
+		},
 		{"to forget", "{net0: {bridge: br0}}", tapRecord(" via=libvirt"), "stored", "set net0 persistent true ->"},
 		{"stored", "{net0: {bridge: br0, persistent: true}}", tapRecord(" via=libvirt"), "stored", "keep net0"},
 		{
