@@ -13,7 +13,8 @@ func Alone(all []vport.Config, filters bool) (alone []int) {
 	ports := make([]*vlans, len(all))
 	for i, cfg := range all {
 		filters = filters || cfg.HasVLANs()
-		ports[i] = newVLANs(cfg.Settings)
+		v := newVLANs(cfg.Settings)
+		ports[i] = &v
 	}
 	meets := func(i, j int) bool {
 		return i != j && !(all[i].Isolated && all[j].Isolated) && (!filters || ports[i].meets(ports[j]))

@@ -104,7 +104,7 @@ func (r *receiver) accept(f *frame) Reason {
 	switch {
 	case f.dst == pauseFrame:
 		return LinkLocal
-	case !r.ports.classify(set.vlans, f):
+	case !r.ports.classify(&set.vlans, f):
 		return VLAN
 	}
 	if !set.cfg.NoLearning && !p.down.Load() {

@@ -43,9 +43,11 @@ func (m *meter) costs(data []byte) (bits, frames int64) {
 
 // take reports whether a frame may pass. One that a bucket refuses may have cost the other one.
 func (m *meter) take(now int64, data []byte) bool {
-	if m.limit.IsZero() {
-		return true
-	}
+	return m.limit.IsZero() || m.pass(now, data)
+}
+
+// pass is take for a meter that limits anything: take is inlined where frames are forwarded.
+func (m *meter) pass(now int64, data []byte) bool {
 	bits, frames := m.costs(data)
 	return (frames == 0 || m.byUnit.pass(now, frames)) && (bits == 0 || m.byBits.pass(now, bits))
 }

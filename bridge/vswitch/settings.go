@@ -15,7 +15,7 @@ import (
 // receivers need no lock.
 type settings struct {
 	cfg      vport.Config
-	vlans    *vlans
+	vlans    vlans
 	security *portsec.Checker // nil for none
 	macs     []uint64
 

@@ -33,7 +33,7 @@ func (sw *Switch) AddStatic(port string, mac net.HardwareAddr, vlan int) error {
 // keyAt returns an address's key behind a port. Like the kernel's bridge, it refuses a VLAN that
 // the port is not in.
 func (t *table) keyAt(p *Port, mac net.HardwareAddr, vlan int) (Key, error) {
-	v := p.set.Load().vlans
+	v := &p.set.Load().vlans
 	switch {
 	case !t.filters && vlan != 0:
 		return 0, fmt.Errorf("%w VLAN %d: the switch does not filter VLANs "+

@@ -27,8 +27,8 @@ type vlans struct {
 	members [64]uint64
 }
 
-func newVLANs(cfg brport.Settings) *vlans {
-	v := &vlans{pvid: uint16(cfg.Native), hasPVID: cfg.Native != 0}
+func newVLANs(cfg brport.Settings) vlans {
+	v := vlans{pvid: uint16(cfg.Native), hasPVID: cfg.Native != 0}
 	switch {
 	case cfg.VLAN != 0:
 		v.pvid, v.hasPVID = uint16(cfg.VLAN), true
