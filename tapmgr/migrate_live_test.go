@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/bridge"
 	"vmnet/bridge/brport"
 	"vmnet/bridge/portsec"
 	"vmnet/bridge/vswitch/control"
@@ -35,11 +34,7 @@ func TestLiveMigrate(t *testing.T) {
 	t.Run("bridges", func(t *testing.T) {
 		t.Parallel()
 		h := newHost(t)
-		h.bridge(bridge.Config{Name: "br1"})
-		h.cable()
-		for name, br := range map[string]string{"c0": "br0", "c1": "br1"} {
-			h.ip("link", "set", name, "master", br)
-		}
+		h.twoBridges()
 		h.migrates(h.ns, func(g *guest) nic.Spec { return guarded(g.spec("net0")) }, func(g *guest) nic.Spec {
 			s := guarded(g.spec("net0"))
 			s.Bridge = "br1"
@@ -171,11 +166,7 @@ func BenchmarkMigration(b *testing.B) {
 	const rounds = 7
 	gaps := map[bool][]float64{}
 	h := newHost(b)
-	h.bridge(bridge.Config{Name: "br1"})
-	h.cable()
-	for name, br := range map[string]string{"c0": "br0", "c1": "br1"} {
-		h.ip("link", "set", name, "master", br)
-	}
+	h.twoBridges()
 	for i := range 2 * rounds {
 		isPrepared := i%2 == 0
 		source := h.leaving(func(g *guest) nic.Spec { return g.prepared("net0") })

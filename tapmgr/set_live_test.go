@@ -14,7 +14,6 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/internal/kernel/netns"
-	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/nstest"
 	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
@@ -183,16 +182,7 @@ func TestLiveSetRefuses(t *testing.T) {
 // switches have to learn where the guest is now. It tells how many answers are missing.
 func TestLiveSetMoves(t *testing.T) {
 	h := newHost(t)
-	h.bridge(bridge.Config{Name: "br1"})
-	if err := h.nl.Create("veth", rtnl.Name("c0"), rtnl.VethPeer("c1", h.ns)); err != nil {
-		t.Fatal(err)
-	}
-	for cable, br := range map[string]string{"c0": "br0", "c1": "br1"} {
-		l := h.link(cable)
-		if err := h.nl.Set(l.Index, rtnl.Master(h.link(br).Index), rtnl.Up(true)); err != nil {
-			t.Fatal(err)
-		}
-	}
+	h.twoBridges()
 	g := h.booted(testvm.Config{})
 	n := h.attach(g.spec("net0"))
 	h.reach(g, n, guestAddr)
@@ -248,6 +238,43 @@ func (g *guest) carrier(h *host, mac string) string {
 		h.Fatal(err)
 	}
 	return strings.TrimSpace(out)
+}
+
+// twoBridges connects br0 to a new bridge br1.
+func (h *host) twoBridges() {
+	h.Helper()
+	h.bridge(bridge.Config{Name: "br1"})
+	h.cable()
+	for name, br := range map[string]string{"c0": "br0", "c1": "br1"} {
+		h.ip("link", "set", name, "master", br)
+	}
+}
+
+// BenchmarkMove moves a guest that answers a ping each 10 ms between two bridges, again and again,
+// and reports for how long it does not answer.
+func BenchmarkMove(b *testing.B) {
+	const rounds = 20
+	h := newHost(b)
+	h.twoBridges()
+	g := h.booted(testvm.Config{})
+	h.reach(g, h.attach(g.spec("net0")), guestAddr)
+	var gaps []float64
+	for i := range rounds {
+		p := h.pinging(h.ns, guestAddr)
+		p.answered(1)
+		to := []string{"br1", "br0"}[i%2]
+		if _, err := h.set(g, func(s *nic.Spec) { s.Bridge = to }); err != nil {
+			b.Fatal(err)
+		}
+		p.answered(p.sent.Load() + 20)
+		p.stop() // the next one would take its answers for its own
+		gaps = append(gaps, p.gap())
+	}
+	slices.Sort(gaps)
+	b.Logf("%v ms", gaps)
+	b.ReportMetric(gaps[rounds/2], "ms-median")
+	b.ReportMetric(gaps[rounds-1], "ms-longest")
+	b.ReportMetric(0, "ns/op")
 }
 
 // pinger sends an echo request each 10 ms.
