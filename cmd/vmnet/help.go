@@ -112,9 +112,8 @@ func addGroups(root *cobra.Command) {
 		commands  []string
 	}{
 		{groupNICs, "NICs of guests:", []string{
-			"attach", "detach", "set", "apply", "prepare", "commit", "abort", "list", "show", "map", "metrics",
-			"check",
-			"reconcile", "watch", "mac",
+			"attach", "detach", "set", "apply", "prepare", "commit", "abort", "list", "show",
+			"map", "top", "monitor", "capture", "metrics", "check", "reconcile", "watch", "mac",
 		}},
 		{groupPlaces, "Where NICs are attached:", []string{"network", "forward", "netns", "bridge", "switch", "lower"}},
 		{groupMachine, "This machine:", []string{"hook", "policy", "doctor", "version", "help", "completion"}},

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,6 +29,8 @@ type captureVerb struct {
 	count     int
 	duration  time.Duration
 	json      bool
+	keep      func(frame []byte) bool // nil for all frames
+	place     string                  // what the frames are captured at; empty for the switch
 }
 
 // lineSnaplen is enough of a frame, in bytes, for its line of text.
@@ -49,17 +52,9 @@ capture: frames for which there is no room are lost and counted.`,
 		Args:              oneArg("the name of a switch"),
 		ValidArgsFunction: runningSwitches,
 	}
-	f := cmd.Flags()
-	f.StringArrayVar(&o.cfg.Ports, "port", nil, "only this `PORT` (repeatable; default all that the switch has now)")
-	f.StringVarP(&o.file, "write", "w", "", "write pcapng to a new `FILE`; - is stdout")
-	nicflags.Number(f, &o.cfg.Snaplen, "snaplen", "BYTES",
-		"only the first BYTES of each frame (default all; 256 without -w)")
-	nicflags.Number(f, &o.count, "count", "N", "end after N frames (default never)")
-	durationFlag(f, &o.duration, "duration", 0, 100*time.Millisecond, "end after this time")
-	f.Lookup("duration").DefValue = ""
-	choice(cmd, f, &o.direction, "direction", "", "frames that come in by the port, leave by it, or both", "in", "out",
-		"both")
-	f.BoolVar(&o.cfg.Drops, "drops", false, "only frames that the switch has dropped, with the reason")
+	cmd.Flags().StringArrayVar(&o.cfg.Ports, "port", nil,
+		"only this `PORT` (repeatable; default all that the switch has now)")
+	captureFlags(cmd, &o)
 	complete(cmd, "port", switchPorts)
 	format := outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
@@ -71,6 +66,20 @@ capture: frames for which there is no room are lost and counted.`,
 		return a.capture(cmd.Context(), &o)
 	})
 	return cmd
+}
+
+// captureFlags adds the flags that say which frames are captured, and where they go.
+func captureFlags(cmd *cobra.Command, o *captureVerb) {
+	f := cmd.Flags()
+	f.StringVarP(&o.file, "write", "w", "", "write pcapng to a new `FILE`; - is stdout")
+	nicflags.Number(f, &o.cfg.Snaplen, "snaplen", "BYTES",
+		"only the first BYTES of each frame (default all; 256 without -w)")
+	nicflags.Number(f, &o.count, "count", "N", "end after N frames (default never)")
+	durationFlag(f, &o.duration, "duration", 0, 100*time.Millisecond, "end after this time")
+	f.Lookup("duration").DefValue = ""
+	choice(cmd, f, &o.direction, "direction", "", "frames that come in by the port, leave by it, or both", "in", "out",
+		"both")
+	f.BoolVar(&o.cfg.Drops, "drops", false, "only frames that the switch has dropped, with the reason")
 }
 
 func (a *app) checkCapture(o *captureVerb) error {
@@ -112,11 +121,8 @@ type frameSink interface {
 }
 
 func (a *app) capture(ctx context.Context, o *captureVerb) error {
-	if o.duration > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, o.duration)
-		defer cancel()
-	}
+	ctx, cancel := o.bound(ctx)
+	defer cancel()
 	var r *capture.Reader
 	err := withSwitch(ctx, o.name, func(ctx context.Context, c *control.Client) (err error) {
 		if len(o.cfg.Ports) == 0 {
@@ -138,12 +144,28 @@ func (a *app) capture(ctx context.Context, o *captureVerb) error {
 		return err
 	}
 	defer r.Close()
+	return a.writeCapture(o, func(sink frameSink) (int, []capture.Totals, error) {
+		n, err := follow(ctx, r, &ordered{sink: sink, wanted: o.count, keep: o.keep})
+		return n, r.Totals(), err
+	})
+}
+
+// bound ends ctx after the duration that was asked for.
+func (o *captureVerb) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	if o.duration > 0 {
+		return context.WithTimeout(ctx, o.duration)
+	}
+	return context.WithCancel(ctx)
+}
+
+// writeCapture has frames written to where they should go, and says how many there were.
+func (a *app) writeCapture(o *captureVerb, frames func(frameSink) (int, []capture.Totals, error)) error {
 	sink, done, err := a.captureSink(o)
 	if err != nil {
 		return err
 	}
-	n, err := follow(ctx, r, sink, o.count)
-	finished := sink.Finish(r.Totals())
+	n, totals, err := frames(sink)
+	finished := sink.Finish(totals)
 	if o.file == "-" {
 		finished = outputError(finished)
 	}
@@ -151,7 +173,7 @@ func (a *app) capture(ctx context.Context, o *captureVerb) error {
 		err = finished
 	}
 	err = errors.Join(err, done())
-	a.say(captureCounts(n, r.Totals()))
+	a.say(captureCounts(n, totals))
 	return err
 }
 
@@ -174,7 +196,7 @@ func (a *app) captureSink(o *captureVerb) (frameSink, func() error, error) {
 		}
 		out, nothing = f, f.Close
 	}
-	sink, err := pcapng.NewFile(out, versionText(), o.name, o.cfg)
+	sink, err := pcapng.NewFile(out, versionText(), cmp.Or(o.place, "switch "+o.name), o.cfg)
 	if err != nil {
 		return nil, nil, errors.Join(err, nothing())
 	}
@@ -186,11 +208,10 @@ const (
 	endWithin  = 3 * time.Second // how long to wait for the switch to end the capture
 )
 
-// follow writes frames until wanted frames were written, ctx ends or the capture ends. It returns
-// the number of frames written, and an error if the capture ended by itself.
-func follow(ctx context.Context, r *capture.Reader, sink frameSink, wanted int) (n int, err error) {
+// follow writes frames until w has enough, ctx ends or the capture ends. It returns the number of
+// frames written, and an error if the capture ended by itself.
+func follow(ctx context.Context, r *capture.Reader, w *ordered) (n int, err error) {
 	defer context.AfterFunc(ctx, func() { _ = r.Stop() })()
-	w := ordered{sink: sink, wanted: wanted}
 	var leave time.Time
 	for {
 		now := time.Now()
@@ -221,8 +242,9 @@ func follow(ctx context.Context, r *capture.Reader, sink frameSink, wanted int) 
 type ordered struct {
 	sink    frameSink
 	order   pcapng.Order
-	n       int // frames written
-	wanted  int // 0 for any number
+	n       int                     // frames written
+	wanted  int                     // 0 for any number
+	keep    func(frame []byte) bool // nil for all frames
 	flushed time.Time
 }
 
@@ -245,6 +267,9 @@ func (w *ordered) write(next func() (capture.Frame, bool)) error {
 		f, ok := next()
 		if !ok {
 			break
+		}
+		if w.keep != nil && !w.keep(f.Data) {
+			continue
 		}
 		if err := w.sink.Write(f); err != nil {
 			return err

@@ -13,7 +13,10 @@ import (
 // layers are the packages from top to bottom; packages of one layer do not import each other.
 var layers = [][]string{
 	{"cmd/vmnet", "cmd/qemu-netup", "cmd/qemu-netup-full", "cmd/vmnet-hook"},
-	{"internal/libvirthook/hook", "internal/watch", "internal/doctor", "internal/metrics", "internal/netmap"},
+	{
+		"internal/libvirthook/hook", "internal/watch", "internal/doctor", "internal/metrics", "internal/netmap",
+		"internal/monitor", "internal/top",
+	},
 	{"internal/network/usernet"},
 	{"internal/access/bridgehelper"},
 	{"internal/access/gate", "internal/declare"},
@@ -46,7 +49,8 @@ var layers = [][]string{
 	{"internal/kernel/forwarding", "internal/kernel/clsact"},
 	{
 		"internal/kernel/tun", "internal/kernel/rtnl", "internal/vmm/qemu", "libvirt/domainxml",
-		"internal/kernel/ethtool", "internal/network/nft", "internal/network/ruleset", "internal/network/dhcp",
+		"internal/kernel/ethtool", "internal/kernel/sniff", "internal/network/nft",
+		"internal/network/ruleset", "internal/network/dhcp",
 		"internal/network/radv", "internal/network/dnsrelay", "internal/kernel/announce", "internal/evpn",
 	},
 	{"internal/network/tool"},
@@ -61,7 +65,8 @@ var layers = [][]string{
 		"internal/cli/version", "internal/access/privilege", "internal/libvirthook/hookfile", "bridge/vswitch/offload",
 		"internal/rundir", "internal/alias", "internal/cli/fdroom", "bridge/brport", "macvtap/vtap",
 		"internal/kernel/sockopt", "internal/strictyaml", "internal/routed/gateway", "internal/filelock",
-		"bridge/portsec", "bridge/portrate", "bridge/vxlan", "internal/ovsdb", "internal/vhostuser/guestmem",
+		"internal/framefilter", "bridge/portsec", "bridge/portrate",
+		"bridge/vxlan", "internal/ovsdb", "internal/vhostuser/guestmem",
 	},
 }
 
@@ -73,7 +78,8 @@ var systemCalls = []string{
 	"internal/kernel/netns", "internal/kernel/procfd", "internal/kernel/rtnl", "internal/kernel/fdpass",
 	"internal/kernel/pidfd", "internal/kernel/procview", "internal/kernel/ethtool",
 	"internal/kernel/ratelimit", "internal/kernel/clsact",
-	"internal/kernel/bpfguard", "internal/kernel/macvlan", "vhost", "qmp", "internal/network/radv",
+	"internal/kernel/bpfguard", "internal/kernel/macvlan", "internal/kernel/sniff",
+	"vhost", "qmp", "internal/network/radv",
 	"internal/network/dnsrelay", "internal/kernel/announce",
 	"libvirt", "internal/doctor", "internal/vhostuser",
 	"internal/cli/fdroom", "testvm", "cmd/testvm",

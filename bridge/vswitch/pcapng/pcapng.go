@@ -33,12 +33,12 @@ type face struct {
 }
 
 // ofAll is the second half of the section's comment.
-const ofAll = "Frames are shown as they crossed the switch: super-frames are whole, and checksums that " +
+const ofAll = "Frames are shown as they passed: super-frames are whole, and checksums that " +
 	"a vnet header leaves to the receiver are missing."
 
 // NewFile begins the file of a capture. program is the program that writes it, with its version;
-// name is the switch's.
-func NewFile(w io.Writer, program, name string, cfg capture.Config) (*File, error) {
+// place is what the frames are captured at, such as "switch sw0".
+func NewFile(w io.Writer, program, place string, cfg capture.Config) (*File, error) {
 	f := &File{cfg: cfg, begin: time.Now(), ids: map[face]int{}, count: map[int]uint64{}}
 	for _, d := range []capture.Direction{capture.In, capture.Out} {
 		if d == capture.In && cfg.Out && !cfg.In || d == capture.Out && cfg.In && !cfg.Out {
@@ -56,7 +56,7 @@ func NewFile(w io.Writer, program, name string, cfg capture.Config) (*File, erro
 			f.w, err = pcapgo.NewNgWriterInterface(w, f.describe(face),
 				pcapgo.NgWriterOptions{SectionInfo: pcapgo.NgSectionInfo{
 					Hardware: runtime.GOARCH, OS: runtime.GOOS, Application: program,
-					Comment: fmt.Sprintf("Captured at switch %s. %s", console.Clean(name), ofAll),
+					Comment: fmt.Sprintf("Captured at %s. %s", console.Clean(place), ofAll),
 				}})
 			if err != nil {
 				return nil, err
