@@ -11,6 +11,7 @@ import (
 	"vmnet/internal/guest"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/ovs"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
@@ -271,9 +272,24 @@ func (a *attachment) verifyStep() step.Step {
 	}
 }
 
-// WaitForwarding waits until the NIC's bridge port forwards. A NIC that is not on a Linux bridge
-// forwards at once.
+// waitInstalled waits until OVN has installed the flows of a port of Open vSwitch.
+func (m *Manager) waitInstalled(ctx context.Context, found nic.NIC) error {
+	err := ovs.With(ctx, found.OVSDB, func(c *ovs.Conn) error {
+		return c.AwaitInstalled(ctx, found.Interface)
+	})
+	if err != nil {
+		return fmt.Errorf("wait for OVN to install the flows of %s, iface-id %s: %w (ovn-nbctl show; ovn-sbctl show)",
+			found.Interface, found.IfaceID, err)
+	}
+	return nil
+}
+
+// WaitForwarding waits until the NIC's bridge port forwards, on a chassis of OVN until its flows
+// are installed. A NIC that is on neither forwards at once.
 func (m *Manager) WaitForwarding(ctx context.Context, found nic.NIC) error {
+	if found.Type == nic.TypeOVS {
+		return m.waitInstalled(ctx, found)
+	}
 	if found.Type != nic.TypeTap || found.Switch {
 		return nil
 	}

@@ -45,6 +45,9 @@ func (m *Manager) Detach(ctx context.Context, spec DetachSpec) (DetachResult, er
 		return DetachResult{}, step.WithStage(nic.ErrInvalid, err)
 	}
 	res, err := m.detach(ctx, spec)
+	if err == nil {
+		err = m.leaveRows(ctx, spec, &res)
+	}
 	if err != nil {
 		return res, fmt.Errorf("detach %s/%s: %w", spec.VM, spec.NIC, err)
 	}
@@ -315,4 +318,30 @@ func (m *Manager) deleteUnheld(ctx context.Context, dev *inventory.Device) error
 		case <-time.After(inventory.PollEvery):
 		}
 	}
+}
+
+// leaveRows removes what a former NIC of that name has left in Open vSwitch's database when its
+// guest ended.
+func (m *Manager) leaveRows(ctx context.Context, spec DetachSpec, res *DetachResult) error {
+	if m.HasHelper() {
+		return nil
+	}
+	tidy := func(dry bool) ([]nic.Action, error) {
+		return m.host.TidyOVS(ctx, dry, spec.VM, spec.NIC, m.host.Databases()...)
+	}
+	rows, err := tidy(true)
+	if err != nil { // no NIC of that name need ever have been there
+		res.Notices = append(res.Notices, fmt.Sprintf("Open vSwitch was not asked whether a port is left: %v", err))
+		return nil
+	}
+	if len(rows) == 0 {
+		return nil
+	}
+	res.Changed, res.Notices = true, nil
+	return m.Run.Do(ctx, []step.Step{{
+		Name:  "leave",
+		Text:  fmt.Sprintf("OVSDB transact: delete Port %s, whose device has gone", rows[0].Interface),
+		Stage: nic.ErrLink,
+		Do:    func(context.Context) error { _, err := tidy(false); return err },
+	}})
 }

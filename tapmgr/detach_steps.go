@@ -61,8 +61,12 @@ func (d *detachment) steps(plugged bool) []step.Step {
 }
 
 // andTidy adds to the steps that end a NIC the one that removes what it leaves on the host: a
-// routed one leaves entries on its uplink, and perhaps settings; a shaped one its shaper.
+// routed one leaves entries on its uplink, and perhaps settings; a shaped one its shaper; a port of
+// Open vSwitch its row.
 func (m *Manager) andTidy(dev *inventory.Device, steps ...step.Step) []step.Step {
+	if dev != nil && dev.IsOVS() && !m.HasHelper() {
+		steps = append(steps, m.leaveOVSStep(dev))
+	}
 	if dev == nil || !dev.Want.LeavesTraces() || m.HasHelper() {
 		return steps
 	}
@@ -267,10 +271,23 @@ func (m *Manager) cutSteps(dev *inventory.Device) []step.Step {
 		return do(ctx)
 	}
 	list := []step.Step{m.markStep(dev, &begun), cut}
-	if dev.IsRouted() {
+	switch {
+	case dev.IsRouted():
 		return m.andTidy(dev, list...)
+	case dev.IsOVS():
+		return append(list, m.leaveOVSStep(dev))
 	}
 	return list // a shaper is used until the device goes
+}
+
+// leaveOVSStep removes the port of Open vSwitch, whose row outlives the tap.
+func (m *Manager) leaveOVSStep(dev *inventory.Device) step.Step {
+	return step.Step{
+		Name:  "leave",
+		Text:  fmt.Sprintf("OVSDB transact: delete Port %s of %s", dev.Name, dev.Want.Source),
+		Stage: nic.ErrLink,
+		Do:    func(ctx context.Context) error { return m.host.LeaveOVS(ctx, dev) },
+	}
 }
 
 func (m *Manager) downStep(dev *inventory.Device) step.Step {

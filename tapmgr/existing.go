@@ -10,6 +10,7 @@ import (
 	"vmnet/internal/change"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/macvlan"
+	"vmnet/internal/ovsdb"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
@@ -238,7 +239,9 @@ func differences(s nic.Spec, dev *inventory.Device) []string {
 			add("type", r.Type, nic.TypeRouted)
 			add("uplink", r.Source, s.Routed)
 		case s.Switch == nil:
-			add("type", r.Type, nic.TypeTap)
+			if r.Type != nic.TypeOVS {
+				add("type", r.Type, nic.TypeTap)
+			}
 			add("bridge", r.Source, s.Source())
 			if s.Network != "" {
 				add("network", cmp.Or(r.Network, "none"), s.Network)
@@ -249,12 +252,19 @@ func differences(s nic.Spec, dev *inventory.Device) []string {
 		if !s.Port.IsZero() {
 			add("port setting", inventory.OrNothing(r.Port), inventory.OrNothing(s.Port.String()))
 		}
-		if dev.MasterName != "" && (r.Type != nic.TypeTap || r.Switch || dev.MasterName != r.Source) {
+		onBridge := r.Type == nic.TypeTap && !r.Switch || r.Type == nic.TypeOVS
+		if dev.MasterName != "" && (!onBridge || dev.MasterName != r.Source) {
 			diff = append(diff, fmt.Sprintf("somebody has made it a port of %s", dev.MasterName))
 		}
 	}
 	if s.LinkDown {
 		add("link", upDown(!r.LinkDown), upDown(false))
+	}
+	if s.IfaceID != "" {
+		add("iface-id", r.OVSIfaceID(), s.IfaceID)
+	}
+	if s.OVSDB != "" {
+		add("ovsdb", cmp.Or(r.OVSDB, ovsdb.DefaultPath), s.OVSDB)
 	}
 	if len(s.IP) > 0 {
 		add("IP", cmp.Or(nic.FormatIPs(r.IP), "none"), nic.FormatIPs(s.IP))

@@ -90,6 +90,10 @@ func (m *Manager) Close() {
 	_ = m.ns.Close()
 }
 
+// UseDatabases has rows of NICs that have gone removed from the databases of Open vSwitch with
+// these sockets, instead of that of this machine.
+func (m *Manager) UseDatabases(paths ...string) { m.host.OVSDBs = paths }
+
 // UseHelper has host interfaces made by the privileged program at that path (qemu-netup), since the
 // caller may not make them. What else needs a privilege is then not done.
 func (m *Manager) UseHelper(path string) { m.host.HelperPath = path }

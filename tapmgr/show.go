@@ -33,7 +33,9 @@ type Detail struct {
 	// with RxMirror: the guest's groups are taken in, and no others
 	Mirrored bool `json:"mirrored,omitempty"`
 	// of the userspace switch that it belongs on: path of its control socket
-	Socket    string        `json:"socket,omitempty"`
+	Socket string `json:"socket,omitempty"`
+	// of a port of Open vSwitch; nil if it has none, or could not be asked
+	OVS       *OVSDetail    `json:"ovs,omitempty"`
 	Netns     string        `json:"netns,omitempty"` // path of the netns that a macvtap or ipvtap is in
 	ForwardIn float64       `json:"forwards_in_seconds,omitempty"`
 	Addresses []nic.Address `json:"addresses"` // of the guest, IPv4 first
@@ -44,6 +46,16 @@ type Detail struct {
 	Drops       map[string]uint64 `json:"drops,omitempty"` // by port security or a switch, by reason
 	Guest       *GuestView        `json:"guest"`           // nil if it could not be asked
 	Notices     []string          `json:"notices,omitempty"`
+}
+
+// OVSDetail is what Open vSwitch says of its port.
+type OVSDetail struct {
+	OFPort    int    `json:"ofport"` // its OpenFlow number; -1 if it does not work
+	Error     string `json:"error,omitempty"`
+	LinkUp    bool   `json:"link_up"`
+	Datapath  string `json:"datapath"` // of the bridge: "system", "netdev"
+	IsOVNs    bool   `json:"ovn"`      // the bridge is that of a chassis of OVN
+	Installed bool   `json:"ovn_installed"`
 }
 
 // Counters count frames and bytes since the host interface was made.
@@ -130,11 +142,20 @@ func (m *Manager) detail(ctx context.Context, dev inventory.Device) (Detail, err
 	}
 	if dev.Want.Switch {
 		m.detailPort(ctx, &d, dev)
-	} else if dev.Want.Type != nic.TypeTap && !dev.IsRouted() {
+	} else if dev.Want.Type != nic.TypeTap && !dev.IsRouted() && !dev.IsOVS() {
 		d.Lower, d.RxFilter = m.host.LowerName(&dev), inventory.RxFilter(&dev)
 		d.Mirrored = d.RxFilter == nic.RxMirror && !dev.AllMulti
 	}
 	m.detailDrops(&d, dev)
+	if p := dev.OVS.Port; p != nil {
+		d.OVS = &OVSDetail{
+			OFPort: p.OFPort, Error: p.Error, LinkUp: p.LinkUp, Datapath: p.Datapath, IsOVNs: p.IsOVNs,
+			Installed: p.Installed,
+		}
+	}
+	if dev.OVS.Err != nil {
+		d.Notices = append(d.Notices, fmt.Sprintf("Open vSwitch was not asked: %v", dev.OVS.Err))
+	}
 	if dev.Deleted {
 		d.HostMAC, d.Lower = "", ""
 	}

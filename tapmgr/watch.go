@@ -51,6 +51,19 @@ func (m *Manager) KeepPoliced(ctx context.Context) ([]nic.Action, error) {
 	return m.host.KeepPoliced(ctx)
 }
 
+// TidyOVS removes the rows that vmnet has made for NICs that have gone: from the databases of Open
+// vSwitch with these sockets, of which the empty one is the usual one, or else from those that
+// [Manager.Reconcile] looks into. The error matches ovsdb.ErrNotRunning if one of the former does
+// not run; of the latter none needs to.
+func (m *Manager) TidyOVS(ctx context.Context, paths ...string) ([]nic.Action, error) {
+	if len(paths) == 0 {
+		paths = m.host.Databases()
+	} else if err := m.host.RunsOVS(ctx, paths...); err != nil {
+		return nil, err
+	}
+	return m.host.TidyOVS(ctx, false, "", "", paths...)
+}
+
 // Ended removes the host interfaces that were handed over by their names to a libvirt guest, or to
 // any if vm is empty, and that no process holds any more. remain reports whether there are others
 // that may be orphaned later.

@@ -36,6 +36,17 @@ ends (ip link set BRIDGE address MAC sets another). A bridge that filters VLANs 
 VLAN accepts no NIC without --vlan or --trunk. Without a machine id (machine-id(5)) the default MAC
 changes at the next boot, and a note says so.
 
+A bridge of Open vSwitch is recognized. The NIC is then a port in its database (--ovsdb names
+another than the machine's), with the id by which OVN knows it (--iface-id), and --vlan, --trunk,
+--native and --isolated (Open vSwitch's "protected") are its port's. It takes root. The row in the
+database says for which device it was made; detach removes it, and once the guest has ended vmnet
+watch at once, the next attach of that NIC, or vmnet reconcile. A port of that name which vmnet did
+not make is left alone, and the attach fails. If the bridge forwards in user space
+(datapath_type=netdev), the guest's NIC has no offloads, since nothing there completes checksums,
+and port security and rates are refused: Open vSwitch takes the frames before the kernel can check
+them. On a chassis of OVN, --wait waits until OVN has installed the port's flows. Give NICs behind
+its tunnels --mtu 1442.
+
 The guest is found by its name among the caller's own processes, and its QMP monitor among the
 sockets that the kernel lists for it, however QEMU was configured (-qmp, -mon, -chardev,
 -readconfig) and whatever the program's name. A process whose user ids differ, or did not all belong
@@ -121,6 +132,7 @@ monitor,socket): QEMU gets the fds through libvirt's monitor commands. libvirt t
 the NIC, cannot migrate the guest with it, and marks the domain as tainted.`
 
 const attachExamples = `  vmnet attach --vm P2 --bridge br0
+  vmnet attach --vm P2 --bridge br-int --iface-id g1 --mtu 1442 --wait   # OVN
   vmnet attach --vm P2 --network lab --ip 10.66.0.20
   vmnet attach --vm P2 --routed wlan0 --ip 192.0.2.11 --ip 2001:db8::11
   vmnet attach --vm P2 --bridge br0 --nic net1 --queues auto --wait
@@ -154,7 +166,8 @@ func (a *app) attachCommand() *cobra.Command {
 	var persistent bool
 	f.BoolVar(&persistent, "persistent",
 		false, "also store the NIC in libvirt, so that the guest starts with it (needs vmnet hook install)")
-	f.BoolVar(&o.wait, "wait", false, "wait until the bridge port forwards, which takes 30 s if the bridge runs STP")
+	f.BoolVar(&o.wait, "wait", false,
+		"wait until the bridge port forwards, which takes 30 s if the bridge runs STP; on a chassis of OVN, for its flows")
 	durationFlag(f, &o.timeout, "timeout", 10*time.Second, time.Millisecond,
 		"give up after this time; --wait is not counted")
 	o.steps.add(cmd)
@@ -260,6 +273,9 @@ func attachInTime(ctx context.Context, m *tapmgr.Manager, o *attachOptions) (nic
 	return m.Attach(ctx, o.spec)
 }
 
+// installWait bounds the wait for OVN, whose central databases may be far away.
+const installWait = time.Minute
+
 // forwardSlack is how much later than estimated a port may start to forward.
 const forwardSlack = 5 * time.Second
 
@@ -268,6 +284,9 @@ func (a *app) waitForwarding(ctx context.Context, m *tapmgr.Manager, res *nic.Re
 		return nil
 	}
 	limit := res.ForwardIn + forwardSlack
+	if res.NIC.State == nic.NoFlows {
+		limit = installWait
+	}
 	a.say(fmt.Sprintf("waiting until %s forwards, %.0f s at most", res.NIC.Interface, limit.Seconds()))
 	ctx, cancel := context.WithTimeoutCause(ctx, limit,
 		fmt.Errorf("it does not forward after %v", limit.Round(time.Second)))
@@ -302,6 +321,9 @@ func (a *app) printAttached(res nic.Result, json bool) error {
 		unchanged = "unchanged: "
 	}
 	mode, on := "", n.Source
+	if n.Type == nic.TypeOVS {
+		mode = ", iface-id " + n.IfaceID
+	}
 	if n.Switch {
 		on = "switch " + n.Source
 	}

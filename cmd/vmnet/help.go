@@ -138,6 +138,7 @@ func groupNICFlags(fs *pflag.FlagSet) {
 	nicflags.Group(fs, "NIC", "nic", "mac", "ip", "mtu", "queues", "vhost", "model", "device-opt")
 	nicflags.Group(fs, "Port of a bridge or switch", "vlan", "trunk", "native", "isolated", "hairpin",
 		"no-learning", "no-flood", "forward")
+	nicflags.Group(fs, "Open vSwitch (--bridge)", "iface-id", "ovsdb")
 	nicflags.Group(fs, "Port security", "port-security", "allow-ethertype", "allow-in")
 	nicflags.Group(fs, "Rates", "rate-up", "rate-down", "burst", "shape")
 	nicflags.Group(fs, "Parent device (--macvtap, --ipvtap)", "mode", "source-mac", "nopromisc",

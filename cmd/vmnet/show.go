@@ -105,6 +105,7 @@ func detailFields(d tapmgr.Detail) []field {
 		{"altnames", strings.Join(d.AltNames, ", ")},
 		{"state", stateText(d)},
 		placeField(d),
+		{"Open vSwitch", ovsText(d)},
 		{"network", d.Network},
 		{"IP", addressesText(d)},
 		{"port security", d.SecurityText()},
@@ -131,7 +132,7 @@ func goneFields(d tapmgr.Detail) []field {
 		place = field{"switch", switchText(d)}
 	} else if d.Type == nic.TypeRouted {
 		place = field{"uplink", d.Source}
-	} else if d.Type != nic.TypeTap {
+	} else if d.Type != nic.TypeTap && d.Type != nic.TypeOVS {
 		place = field{"lower", d.Source + ", mode " + d.Mode}
 	}
 	fields := []field{
@@ -181,7 +182,7 @@ func placeField(d tapmgr.Detail) field {
 	if d.Switch {
 		return field{"switch", switchText(d)}
 	}
-	if d.Type == nic.TypeTap {
+	if d.Type == nic.TypeTap || d.Type == nic.TypeOVS {
 		return field{"bridge", bridgeText(d)}
 	}
 	if d.Type == nic.TypeRouted {
@@ -245,6 +246,21 @@ func bridgeText(d tapmgr.Detail) string {
 		return d.Bridge + ", port with " + d.Port
 	}
 	return d.Bridge
+}
+
+// ovsText returns what Open vSwitch says of its port; empty for other NICs.
+func ovsText(d tapmgr.Detail) string {
+	if d.OVS == nil {
+		return ""
+	}
+	text := fmt.Sprintf("iface-id %s, ofport %d, datapath %s", d.IfaceID, d.OVS.OFPort, d.OVS.Datapath)
+	if d.OVS.Error != "" {
+		text += fmt.Sprintf(", error %q", d.OVS.Error)
+	}
+	if d.OVS.IsOVNs {
+		text += ", OVN's flows installed: " + map[bool]string{true: "yes", false: "no"}[d.OVS.Installed]
+	}
+	return text
 }
 
 func holdersText(holders []nic.Holder) string {

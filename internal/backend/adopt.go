@@ -153,7 +153,7 @@ func (s *adoptedTap) steps(w making) []step.Step {
 		Do:   func(context.Context) error { return s.m.NL.Set(s.link.Index, rtnl.Up(false)) },
 	}}, s.linkSteps(w.underWay)...)
 	list = append(list, s.policing(w)...)
-	return append(list, s.put(&s.hostTap)...)
+	return append(list, s.put(&s.hostTap, w)...)
 }
 
 // adoptedMacvtap is a macvtap that libvirt has made. Libvirt removes it.

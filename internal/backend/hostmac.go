@@ -29,7 +29,7 @@ func HostAddress(l *rtnl.Link) (mac net.HardwareAddr, ok bool) {
 		return stablemac.HostMAC(l.MAC), t.Source != ""
 	}
 	r, ok := nic.ParseRecord(l.Alias)
-	if !ok || r.Type != nic.TypeTap || r.Phase == nic.PhaseAttaching {
+	if !ok || r.Type != nic.TypeTap && r.Type != nic.TypeOVS || r.Phase == nic.PhaseAttaching {
 		return nil, false
 	}
 	return stablemac.HostMAC(r.MAC), true

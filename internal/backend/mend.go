@@ -75,8 +75,11 @@ func (r *Mending) Mend(ctx context.Context, dev inventory.Device) {
 	}
 }
 
-// Tidy removes what routed and shaped NICs have left on the host that have gone.
+// Tidy removes what NICs have left on the host that have gone: routed and shaped ones, and ports of
+// Open vSwitch.
 func (r *Mending) Tidy(ctx context.Context) error {
+	rows, rowsErr := r.m.TidyOVS(ctx, r.Dry, "", "", r.m.Databases()...)
+	r.Actions = append(r.Actions, rows...)
 	done, err := r.m.Routed().Tidy(ctx, r.Dry)
 	for _, d := range done {
 		r.Actions = append(r.Actions, nic.Action{Interface: d.Link, Action: d.Text(), Changed: true})
@@ -86,7 +89,7 @@ func (r *Mending) Tidy(ctx context.Context) error {
 		text := "removed: the NIC that it shaped has gone"
 		r.Actions = append(r.Actions, nic.Action{Interface: name, Action: text, Changed: true})
 	}
-	return errors.Join(err, shaperErr)
+	return errors.Join(rowsErr, err, shaperErr)
 }
 
 // KeepRouted restores what routed NICs lack of the host, and removes what others of them have left
@@ -175,8 +178,14 @@ func (m *Maker) mend(ctx context.Context, v *inventory.View, f inventory.Fix) er
 	case inventory.FixAltName:
 		return m.On(v.Device, func(nl *rtnl.Conn) error { return nl.AddAltName(v.Index, f.Name) })
 	case inventory.FixBridge:
+		if v.IsOVS() {
+			return m.putOnOVS(ctx, v.Device)
+		}
 		return m.putOnBridge(v.Device, v.Home)
 	case inventory.FixPort:
+		if v.IsOVS() {
+			return m.setOVS(ctx, v.Device)
+		}
 		return bridges.SetPort(m.NL, v.Home, v.Link, v.Want.PortConfig())
 	case inventory.FixPortState:
 		return m.NL.SetPortState(v.Index, rtnl.Forwarding)

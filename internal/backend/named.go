@@ -34,7 +34,7 @@ func (s *namedTap) steps(w making) []step.Step {
 	list := append([]step.Step{s.createStep(multi, func(ctx context.Context) error { return s.create(ctx, multi) })},
 		s.linkSteps(w.underWay)...)
 	list = append(list, s.policing(w)...)
-	list = append(list, s.put(&s.hostTap)...)
+	list = append(list, s.put(&s.hostTap, w)...)
 	return append(list, step.Step{
 		Name: "persist",
 		Text: fmt.Sprintf("TUNSETPERSIST 1 on %s; close it", s.name),

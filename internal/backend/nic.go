@@ -137,7 +137,7 @@ type making struct {
 func (m *Maker) New(spec nic.Spec, p nic.Phase) *NIC {
 	h := &NIC{m: m, Spec: spec, Record: nic.Record{
 		VM: spec.VM, NIC: spec.NIC, MAC: spec.MAC, Model: spec.Model, Options: spec.OptionsHash(),
-		Network: spec.Network, IP: spec.OwnIPs(), Security: spec.Security,
+		Network: spec.Network, IP: spec.OwnIPs(), IfaceID: spec.IfaceID, OVSDB: spec.OVSDB, Security: spec.Security,
 		AllowIn: spec.AllowIn, Rates: spec.Rates, Owner: m.Owner, Via: spec.Via, LinkDown: spec.LinkDown,
 		Prepared: spec.Prepared, Phase: p,
 	}}

@@ -37,6 +37,7 @@ type hostTap struct {
 	name, altName string
 	mtu           int  // in bytes
 	staysDown     bool // the place leaves it down
+	bare          bool // the tap has no vnet header, so that the guest leaves no checksum to others
 
 	tap  *tun.Tap   // with the queues that are open here; nil before its step
 	link *rtnl.Link // nil until the tap is there
@@ -52,11 +53,13 @@ type placedTap struct {
 type place interface {
 	// planPlace reads what the steps need and changes nothing. It sets the record's part of the
 	// place, and returns the place's part of the Interface.
-	planPlace(s *hostTap, r *nic.Record) (Interface, error)
+	planPlace(ctx context.Context, s *hostTap, r *nic.Record) (Interface, error)
 	// put returns the steps that put the tap there, which has its record by then.
-	put(s *hostTap) []step.Step
+	put(s *hostTap, w making) []step.Step
 	// master returns the link that becomes the tap's master; nil for none.
 	master() *rtnl.Link
+	// found returns an error if the tap, whose link was read back, is not there.
+	found(ctx context.Context, s *hostTap, dev *inventory.Device) error
 }
 
 // newPlacedTap returns a tap with the place that its Spec asks for.
@@ -70,9 +73,14 @@ func newPlacedTap(s hostTap) placedTap {
 	return placedTap{s, &bridgePlace{}}
 }
 
-func (s *placedTap) plan(_ context.Context, r *nic.Record) (Interface, error) {
+func (s *placedTap) plan(ctx context.Context, r *nic.Record) (i Interface, err error) {
 	s.name, s.altName = s.spec.InterfaceName()
-	i, err := s.planPlace(&s.hostTap, r)
+	if s.spec.Bridge != "" {
+		if s.place, err = s.m.placeOf(ctx, s.spec); err != nil {
+			return i, err
+		}
+	}
+	i, err = s.planPlace(ctx, &s.hostTap, r)
 	i.Name, s.mtu = s.name, i.MaxMTU
 	return i, err
 }
@@ -80,29 +88,41 @@ func (s *placedTap) plan(_ context.Context, r *nic.Record) (Interface, error) {
 func (s *placedTap) steps(w making) []step.Step {
 	list := append(s.queueSteps(w.record.Queues), s.linkSteps(w.underWay)...)
 	list = append(list, s.policing(w)...)
-	return append(list, s.put(&s.hostTap)...)
+	return append(list, s.put(&s.hostTap, w)...)
 }
 
-func (s *placedTap) verify(_ context.Context, w making) (*inventory.Device, error) {
+func (s *placedTap) verify(ctx context.Context, w making) (*inventory.Device, error) {
 	l, err := s.read()
 	if err != nil {
 		return nil, err
 	}
-	dev, master := &inventory.Device{Link: l}, 0
-	if on := s.master(); on != nil {
-		dev.MasterName, master = on.Name, on.Index
+	dev := &inventory.Device{Link: l, Want: w.record}
+	err = s.found(ctx, &s.hostTap, dev)
+	if l.Up == w.record.Prepared {
+		err = errors.Join(fmt.Errorf("somebody changed %s meanwhile: up is %v", l.Name, l.Up), err)
 	}
-	if l.Master != master || l.Up == w.record.Prepared {
-		return nil, fmt.Errorf("somebody changed %s meanwhile: up is %v, its bridge was changed: %v",
-			l.Name, l.Up, l.Master != master)
+	if err != nil {
+		return nil, err
 	}
 	return dev, s.finish(l, w.final)
+}
+
+// foundOn returns an error if a tap has another master than on, which is nil for none.
+func foundOn(dev *inventory.Device, on *rtnl.Link) error {
+	master := 0
+	if on != nil {
+		dev.MasterName, master = on.Name, on.Index
+	}
+	if dev.Master != master {
+		return fmt.Errorf("somebody changed %s meanwhile: its bridge was changed", dev.Name)
+	}
+	return nil
 }
 
 // bridgePlace is a bridge.
 type bridgePlace struct{ br *rtnl.Link }
 
-func (p *bridgePlace) planPlace(s *hostTap, r *nic.Record) (_ Interface, err error) {
+func (p *bridgePlace) planPlace(_ context.Context, s *hostTap, r *nic.Record) (_ Interface, err error) {
 	if p.br, err = bridges.Get(s.m.NL, s.spec.Bridge); err != nil {
 		return Interface{}, err
 	}
@@ -120,7 +140,11 @@ func (p *bridgePlace) planPort(s *hostTap, r *nic.Record) (Interface, error) {
 
 func (p *bridgePlace) master() *rtnl.Link { return p.br }
 
-func (p *bridgePlace) put(s *hostTap) []step.Step {
+func (p *bridgePlace) found(_ context.Context, _ *hostTap, dev *inventory.Device) error {
+	return foundOn(dev, p.br)
+}
+
+func (p *bridgePlace) put(s *hostTap, _ making) []step.Step {
 	add, state := bridges.AddPort, "up"
 	if s.staysDown {
 		add, state = bridges.AddPortDown, "down"
@@ -138,7 +162,7 @@ type networkPlace struct {
 	join *roster.Join
 }
 
-func (p *networkPlace) planPlace(s *hostTap, r *nic.Record) (i Interface, err error) {
+func (p *networkPlace) planPlace(_ context.Context, s *hostTap, r *nic.Record) (i Interface, err error) {
 	g := roster.Guest{VM: s.spec.VM, NIC: s.spec.NIC, MAC: s.spec.MAC, IP: s.spec.IP}
 	if p.join, err = roster.Plan(s.m.NL, s.m.Networks, s.spec.Network, g); err != nil {
 		return i, err
@@ -149,14 +173,14 @@ func (p *networkPlace) planPlace(s *hostTap, r *nic.Record) (i Interface, err er
 	return i, err
 }
 
-func (p *networkPlace) put(s *hostTap) []step.Step {
-	return append(p.bridgePlace.put(s), p.join.Steps(func() int { return s.link.Index })...)
+func (p *networkPlace) put(s *hostTap, w making) []step.Step {
+	return append(p.bridgePlace.put(s, w), p.join.Steps(func() int { return s.link.Index })...)
 }
 
 // uplinkPlace is the host, which routes the guest's addresses and answers for them on an uplink.
 type uplinkPlace struct{ steps []step.Step }
 
-func (p *uplinkPlace) planPlace(s *hostTap, r *nic.Record) (i Interface, err error) {
+func (p *uplinkPlace) planPlace(_ context.Context, s *hostTap, r *nic.Record) (i Interface, err error) {
 	h := s.m.Routed()
 	uplink, err := h.Uplink(s.spec.Routed)
 	if err != nil {
@@ -177,7 +201,11 @@ func (p *uplinkPlace) planPlace(s *hostTap, r *nic.Record) (i Interface, err err
 
 func (p *uplinkPlace) master() *rtnl.Link { return nil }
 
-func (p *uplinkPlace) put(*hostTap) []step.Step { return p.steps }
+func (p *uplinkPlace) put(*hostTap, making) []step.Step { return p.steps }
+
+func (p *uplinkPlace) found(_ context.Context, _ *hostTap, dev *inventory.Device) error {
+	return foundOn(dev, nil)
+}
 
 // TidyHost removes what routed and shaped NICs have left on the host that have gone.
 func (m *Maker) TidyHost(ctx context.Context) error {
@@ -213,7 +241,11 @@ func portText(cfg brport.Settings) string {
 func (s *hostTap) queueSteps(queues int) []step.Step {
 	multi := queues > 1
 	list := []step.Step{s.createStep(multi, func(context.Context) error {
-		if err := s.take(tun.Create(s.m.NS, s.name, multi)); err != nil {
+		create := tun.Create
+		if s.bare {
+			create = tun.CreateBare
+		}
+		if err := s.take(create(s.m.NS, s.name, multi)); err != nil {
 			return err
 		}
 		s.files.Queues = s.tap.Queues()
@@ -238,6 +270,9 @@ func (s *hostTap) queueSteps(queues int) []step.Step {
 // createStep runs create, which takes a new tap.
 func (s *hostTap) createStep(multi bool, create func(context.Context) error) step.Step {
 	flags := "IFF_TAP|IFF_NO_PI|IFF_VNET_HDR|IFF_TUN_EXCL"
+	if s.bare {
+		flags = "IFF_TAP|IFF_NO_PI|IFF_TUN_EXCL"
+	}
 	if multi {
 		flags += "|IFF_MULTI_QUEUE"
 	}

@@ -95,9 +95,13 @@ func (p *Plan) record(ctx context.Context, spec nic.Spec) error {
 	planned := spec
 	planned.Via = "" // there is a device already
 	h := p.m.New(planned.WithDefaults(), nic.PhaseChanging)
-	if isOnBridge(p.from) && len(p.Changes) > 0 || p.changesSwitch(spec) {
+	if (isOnBridge(p.from) || p.from.Type == nic.TypeOVS) && len(p.Changes) > 0 || p.changesSwitch(spec) {
 		if err := h.PlanInterface(ctx); err != nil {
 			return step.WithStage(nic.ErrLink, err)
+		}
+		if h.Record.Type != p.from.Type {
+			return step.WithStage(nic.ErrInvalid, fmt.Errorf("a NIC on %s does not move to %s, a bridge "+
+				"of another kind (detach it, and attach it there)", p.from.Source, h.Record.Source))
 		}
 		if err := fits(p.from, h); err != nil {
 			return step.WithStage(nic.ErrLink, err)

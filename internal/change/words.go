@@ -23,6 +23,8 @@ var fixed = map[string]string{
 	"routed":     "a routed NIC has no port, and others have no routes",
 	"macvtap":    "the kernel ties a macvtap to its parent device for good",
 	"ipvtap":     "the kernel ties an ipvtap to its parent device for good",
+	"ovs":        "a port of Open vSwitch moves to no other bridge",
+	"ovsdb":      "a port of Open vSwitch moves to no other database",
 	"switch":     "a NIC moves from bridge to bridge, or from switch to switch",
 	"source-mac": "the kernel forgets the senders of mode source when they change",
 	"nopromisc":  "the kernel decides that when the device is made",

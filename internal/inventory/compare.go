@@ -127,7 +127,7 @@ var properties = []property{
 	{"allow in", (*View).isFiltered, wantInbound, foundInbound, mendInbound},
 	{Rates, func(v *View) bool { return v.rates != nil }, wantRates, foundRates, mendRates},
 	{"bridge", func(v *View) bool {
-		return v.isTap()
+		return v.isTap() && v.OVS.Err == nil
 	}, wantBridge, func(v *View) string { return v.MasterName }, mendBridge},
 	{"network", func(v *View) bool {
 		return v.Want.Network != "" && v.Home != nil
@@ -137,6 +137,7 @@ var properties = []property{
 	{"port", (*View).hasSettings, func(v *View) string {
 		return bridges.Effective(v.Home, v.Want.PortConfig()).String()
 	}, func(v *View) string { return v.port.String() }, mendPort},
+	{"ids", (*View).knowsOVS, wantIDs, foundIDs, mendOVSPort},
 	{"VLAN", (*View).needsVLAN, is("one at least"), is(""), mendVLAN},
 	{"switch", (*View).knowsSeat, func(v *View) string {
 		return "a port of switch " + v.Want.Source
@@ -162,14 +163,17 @@ var properties = []property{
 	{"port state", (*View).hasPortState, is(rtnl.Forwarding.String()), func(v *View) string {
 		return v.Port.State.String()
 	}, mendPortState},
+	{"Open vSwitch", func(v *View) bool {
+		return v.knowsOVS() && v.Up
+	}, is(working), foundTrouble, mendTrouble},
 	{"bridge state", func(v *View) bool {
 		return v.onBridge() && v.Home != nil
 	}, is("up"), func(v *View) string { return upDown(v.Home.Up) }, mendHome},
 	{"parent device", func(v *View) bool {
-		return !v.onBridge() && v.Home != nil
+		return !v.onBridge() && !v.IsOVS() && v.Home != nil
 	}, is("up"), func(v *View) string { return upDown(v.Home.Up) }, mendHome},
 	{"frames of the parent device", func(v *View) bool {
-		return !v.onBridge() && v.Home != nil
+		return !v.onBridge() && !v.IsOVS() && v.Home != nil
 	}, is("its own"), foundClaim, mendClaim},
 }
 
@@ -227,6 +231,8 @@ func (v *View) WantMTU() int {
 		return 0
 	case v.Want.Switch:
 		return v.Want.GuestMTU()
+	case v.IsOVS(): // the bridge's follows that of its ports
+		return max(v.MTU, v.Want.GuestMTU())
 	case v.Home == nil:
 		return 0
 	}
@@ -371,7 +377,7 @@ func foundRouting(v *View) string {
 // hasPortState reports whether the port of the bridge should forward: nothing is down, and STP is
 // off.
 func (v *View) hasPortState() bool {
-	return v.port != nil && v.OperUp && v.Home.Up && !v.Home.Bridge.STP
+	return v.port != nil && v.onBridge() && v.OperUp && v.Home.Up && !v.Home.Bridge.STP
 }
 
 func foundClaim(v *View) string {
@@ -423,7 +429,13 @@ func (h *Host) View(dev *Device) (*View, error) {
 			errs = append(errs, fmt.Errorf("its port was not compared: %w", err))
 		}
 	}
-	if !dev.onBridge() && v.Home != nil {
+	if dev.OVS.Port != nil {
+		v.port = &dev.OVS.Port.Settings
+	}
+	if dev.OVS.Err != nil {
+		errs = append(errs, fmt.Errorf("its port was not compared: %w", dev.OVS.Err))
+	}
+	if !dev.onBridge() && !dev.IsOVS() && v.Home != nil {
 		if v.claimed, err = h.Claimed(v.Home); err != nil {
 			errs = append(errs, err)
 		}
@@ -517,7 +529,7 @@ func (h *Host) home(dev *Device) (*rtnl.Link, error) {
 	switch {
 	case dev.Want.Switch:
 		return nil, nil
-	case dev.IsRouted():
+	case dev.IsRouted(), dev.IsOVS():
 		l, err = h.NL.Link(dev.Want.Source)
 	case !dev.onBridge():
 		l, err = h.NL.LinkByIndex(dev.Lower)
@@ -553,7 +565,7 @@ func (v *View) Advice() []string {
 				"the guest may send %d bytes in a frame, and %s carries %d: longer ones are lost (ip link set %s mtu %d; or detach it and attach it again)",
 				told, v.Home.Name, most, v.Home.Name, told))
 	}
-	if v.Home != nil && !v.onBridge() && v.Home.Up && !v.Home.Carrier {
+	if v.Home != nil && !v.onBridge() && !v.IsOVS() && v.Home.Up && !v.Home.Carrier {
 		list = append(list,
 			fmt.Sprintf(
 				"parent device %s has no carrier: nothing passes it until its cable, or what stands for that, is connected",

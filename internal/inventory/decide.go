@@ -81,6 +81,7 @@ func (h *Host) FindFor(ctx context.Context, pid int, vm, nicID, sw string) (*Dev
 			if r.Switch {
 				dev.SwitchPort = h.ReadSwitchPort(ctx, &dev)
 			}
+			h.ReadOVS(ctx, &dev)
 			return &dev, nil
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
@@ -141,6 +142,9 @@ func (h *Host) Refresh(ctx context.Context, dev Device) (now Device, err error) 
 	})
 	if err == nil && now.Want.Switch {
 		now.SwitchPort = h.ReadSwitchPort(ctx, &now)
+	}
+	if err == nil {
+		h.ReadOVS(ctx, &now)
 	}
 	return now, err
 }

@@ -31,6 +31,7 @@ type Device struct {
 	NetnsInode uint64       // of that netns
 
 	SwitchPort SwitchPort // of a NIC that belongs on a userspace switch
+	OVS        OVSPort    // of a NIC that belongs on a bridge of Open vSwitch
 	Deleted    bool       // its device was deleted under its VMM: see labels.go
 
 	// Of a NIC by a socket: the user of its process, and whether root or the caller confirms it, by
@@ -264,6 +265,7 @@ func (dev *Device) AsHeld() nic.NIC {
 		Limits: r.Limits.String(), Mode: r.Mode, Port: r.Port, Model: r.Model, MAC: r.MAC.String(),
 		PortSecurity: securityText(r.Security), EtherTypes: r.Security.EtherTypes, Nets: r.Security.Nets,
 		AllowIn: r.AllowIn, Rates: r.Rates,
+		IfaceID: r.OVSIfaceID(), OVSDB: r.OVSDB,
 		Queues: r.Queues, Vhost: nic.OnOff(r.Vhost), MTU: r.GuestMTU(), State: dev.ownState(),
 		UID: dev.owner(), Via: r.Via,
 	}
@@ -320,7 +322,7 @@ func (dev *Device) stateByHolders(m moment, own nic.State) nic.State {
 		return nic.Detaching
 	case dev.Want.Phase == nic.PhaseChanging:
 		return nic.Changing
-	case dev.MasterName != "" && (!dev.onBridge() || dev.MasterName != dev.Want.Source):
+	case dev.MasterName != "" && (!dev.onBridge() && !dev.IsOVS() || dev.MasterName != dev.Want.Source):
 		return nic.OtherBridge
 	}
 	return own
@@ -343,6 +345,8 @@ func (dev *Device) foundState() nic.State {
 		return nic.Up
 	case dev.IsRouted():
 		return nic.Down
+	case dev.IsOVS():
+		return dev.ovsState()
 	case !dev.Want.Switch:
 		return LinkState(dev.Link)
 	case !dev.Up:

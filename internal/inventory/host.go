@@ -55,6 +55,11 @@ func (h *Host) devicesOf(ctx context.Context, links []*rtnl.Link, op *openFiles)
 		}
 		dev.Pending = dev.awaitsLibvirt()
 	}
+	pointers := make([]*Device, len(own))
+	for i := range own {
+		pointers[i] = &own[i]
+	}
+	h.ReadOVS(ctx, pointers...)
 	all := append(own, h.inSpaces(ctx, op)...)
 	all = append(all, h.seats(ctx, all, op)...)
 	all = append(all, deadNICs(op, all)...)
@@ -107,11 +112,13 @@ func (h *Host) records(links []*rtnl.Link) []Device {
 // own returns the device of a link in the Host's netns. master is nil if it has none.
 func (h *Host) own(l *rtnl.Link, r nic.Record, master *rtnl.Link) Device {
 	dev := Device{Link: l, Want: r}
-	if master != nil {
+	if master != nil && !(dev.IsOVS() && isDatapath(master)) {
 		dev.MasterName = master.Name
 	}
 	on := master
 	switch {
+	case dev.IsOVS():
+		on = nil
 	case dev.IsRouted():
 		on, _ = h.NL.LinkByIndex(r.At)
 	case dev.Tun == nil:
@@ -286,6 +293,9 @@ type Host struct {
 	// guests' NICs; ok is false if none is to be asked. A privileged helper asks none: any user can
 	// run a switch.
 	Switches func() (paths []string, ok bool, err error)
+	// OVSDBs are the sockets of the databases of Open vSwitch in which rows may be left of NICs
+	// that have gone; none stands for that of this machine.
+	OVSDBs []string
 	// OfLibvirt, if not nil, asks libvirt for vmnet's NICs of the guests whose VMMs these processes
 	// are. It is called if a VMM holds a queue of a device that may have been deleted, and returns
 	// none if libvirt does not answer soon.

@@ -140,6 +140,9 @@ func mendName(v *View) Remedy {
 }
 
 func mendBridge(v *View) Remedy {
+	if v.IsOVS() {
+		return mendOVSBridge(v)
+	}
 	free := console.Quote([]string{"ip", "link", "set", v.Name, "nomaster"}) + " && vmnet reconcile"
 	switch {
 	case v.MasterName != "" && v.Want.Phase == nic.PhaseChanging && v.Home != nil && !v.IsRouted() && !v.Want.Switch:
@@ -180,6 +183,9 @@ func portText(port string) string {
 func mendNetwork(v *View) Remedy { return byAdmin("vmnet network check %s", v.Want.Network) }
 
 func mendPort(v *View) Remedy {
+	if v.IsOVS() {
+		return mendOVSPort(v)
+	}
 	want := v.Want.PortConfig()
 	text := fmt.Sprintf("port set to %s, it was %s", OrNothing(bridges.Effective(v.Home, want).String()),
 		OrNothing(v.port.String()))
@@ -312,7 +318,7 @@ func goneFinding(v *View) Finding {
 		on = "switch " + v.Want.Source
 	case v.IsRouted():
 		on = "the host, routed by " + v.Want.Source
-	case v.Want.Type != nic.TypeTap:
+	case v.Want.Type != nic.TypeTap && !v.IsOVS():
 		on, with = v.Want.Source, ", most likely with its parent device"
 	}
 	r := Remedy{

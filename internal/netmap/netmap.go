@@ -170,6 +170,8 @@ func (b *builder) addNIC(n *tapmgr.Sighting) {
 	switch l := b.byName[n.Interface]; {
 	case n.Switch:
 		kind = "switch"
+	case n.Type == nic.TypeOVS:
+		kind = "bridge"
 	case n.Type == nic.TypeTap:
 		kind = "bridge"
 		if l != nil && l.Master != 0 && b.byIndex[l.Master] != nil { // where it is, not where it should be

@@ -105,3 +105,18 @@ func HostMAC(guest net.HardwareAddr) net.HardwareAddr {
 	mac[0] = HostMACByte
 	return mac
 }
+
+// UUID returns a UUID that is derived as the addresses of [New] are (version 8 of RFC 9562).
+func UUID(texts ...string) string {
+	h := sha256.New()
+	for _, t := range append([]string{identity("/"), "uuid"}, texts...) {
+		h.Write([]byte(t))
+		h.Write([]byte{0})
+	}
+	b := h.Sum(nil)[:16]
+	b[6], b[8] = b[6]&0x0f|0x80, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}
+
+// Boot returns the id of the kernel's present boot.
+func Boot() string { return read("/", bootIDFile) }

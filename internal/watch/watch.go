@@ -2,8 +2,8 @@
 // NICs attached live the settings that their domain declares. It puts ports back on a bridge that
 // was deleted and made again, and resets the addresses of taps that their holders have changed. It
 // makes macvtaps accept the multicast groups that their guests ask for, removes devices that
-// libvirt has released, keeps what routed NICs need of the host, and puts back the programs that
-// check and limit frames.
+// libvirt has released, keeps what routed NICs need of the host, puts back the programs that check
+// and limit frames, and removes the ports of Open vSwitch whose taps have gone.
 //
 // It keeps nothing that it could not read again: declarations come from libvirt, the state of links
 // from the kernel. It remembers only what it has done already, for as long as the link exists.
@@ -83,6 +83,7 @@ type watcher struct {
 	bridges *bridges
 	routes  *routes
 	mirrors *mirrors
+	rows    *rows
 	domains domains
 	left    *leavings // of serve
 
@@ -117,6 +118,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	w.bridges = newBridges(w.putBack)
 	w.routes = newRoutes(w.keepRouted)
 	w.mirrors = newMirrors(w, cfg.Manager)
+	w.rows = newRows(w.tidyRows)
 	return w.run(ctx, events)
 }
 
@@ -134,6 +136,11 @@ func (w *watcher) run(ctx context.Context, events *rtnl.Events) error {
 	all.Go(func() { w.routes.work(ctx) })
 	all.Go(func() { w.mirrors.work(ctx) })
 	all.Go(func() { w.keepPolicing(ctx) })
+	all.Go(func() {
+		w.rows.work(ctx, func(err error) {
+			w.report(Report{Text: "ports of Open vSwitch are not removed yet", Err: err})
+		})
+	})
 	if w.Declared != nil {
 		all.Go(func() { w.Declared(ctx, w.report) })
 	}
@@ -175,6 +182,7 @@ func (w *watcher) event(e rtnl.Event) {
 		w.macs.forget(e.Index)
 		w.bridges.gone(e.Index)
 		w.routes.gone(e.Index)
+		w.rows.gone(e.Link)
 	case e.Bridge != nil:
 		w.bridges.seen(e.Index, e.Name)
 		w.routes.link()
@@ -226,6 +234,7 @@ func (w *watcher) readLinks() error {
 	w.macs.keep(there)
 	w.bridges.keep(there)
 	w.routes.keep(there)
+	w.rows.rouse()
 	w.mirrors.stir()
 	return nil
 }

@@ -17,13 +17,17 @@ import (
 type NIC struct {
 	VM        string `json:"vm"` // empty for a host access, which belongs to no guest
 	ID        string `json:"nic"`
-	Interface string `json:"interface"`        // for a socket, the name of the switch's port
-	Type      string `json:"type"`             // "tap", "routed", "macvtap", "ipvtap", "socket"; host access: "macvlan"
-	Source    string `json:"source"`           // the bridge or switch that it belongs on, its uplink or parent device
-	Switch    bool   `json:"switch,omitempty"` // Source is a userspace switch
+	Interface string `json:"interface"` // for a socket, the name of the switch's port
+	// "tap", "ovs", "routed", "macvtap", "ipvtap", "socket"; of a host access: "macvlan"
+	Type   string `json:"type"`
+	Source string `json:"source"`           // the bridge or switch that it belongs on, its uplink or parent device
+	Switch bool   `json:"switch,omitempty"` // Source is a userspace switch
 
 	Network string       `json:"network,omitempty"` // whose bridge Source is; empty for none
 	IP      []netip.Addr `json:"ip,omitempty"`      // the guest's own addresses
+
+	IfaceID string `json:"iface_id,omitempty"` // by which OVN knows it, of a port of Open vSwitch
+	OVSDB   string `json:"ovsdb,omitempty"`    // socket of Open vSwitch's database; empty for the usual one
 
 	Limits string `json:"limits,omitempty"` // of a switch's port, unless the defaults: "locked;storm:off"
 	Mode   string `json:"mode,omitempty"`   // of a macvtap or ipvtap; "host access"
@@ -60,6 +64,8 @@ const (
 	Incomplete  State = "incomplete"   // an attach was cut short: vmnet reconcile
 	LeftOver    State = "left-over"    // nobody holds it: vmnet reconcile
 	NoBridge    State = "no-bridge"    // it has no master
+	PortError   State = "port-error"   // Open vSwitch cannot use it
+	NoFlows     State = "no-flows"     // OVN has not installed its flows
 	OtherBridge State = "other-bridge" // it has another master than its record says
 	Prepared    State = "prepared"     // it is down until vmnet commit
 	Down        State = "down"
@@ -74,6 +80,9 @@ const (
 
 // TypeTap is the type of a NIC on a bridge; the others are those of package macvtap.
 const TypeTap = "tap"
+
+// TypeOVS is the type of a NIC whose tap is a port of a bridge of Open vSwitch.
+const TypeOVS = "ovs"
 
 // Holder is a process that holds queues of a tap, or the netns that a macvtap is in. Only holders
 // decide what is in use and what is left over, never a guest's name.

@@ -136,7 +136,7 @@ const (
 // Record is what an interface's alias says: how the NIC should be. It is all that vmnet remembers.
 type Record struct {
 	VM, NIC  string
-	Type     string        // TypeTap, TypeRouted, TypeSocket, "macvtap" or "ipvtap"
+	Type     string        // TypeTap, TypeOVS, TypeRouted, TypeSocket, "macvtap" or "ipvtap"
 	Source   string        // the bridge, uplink, parent device or switch
 	Former   string        // the switch that may still have the tap, which a set has begun to move; empty for none
 	Switch   bool          // Source is a userspace switch
@@ -151,6 +151,8 @@ type Record struct {
 	Netns    uint64       // inode of the Manager's netns, for a socket and an ipvtap; 0 for others
 	Mode     string       // of a macvtap or ipvtap
 	RxFilter string       // of a macvtap or ipvtap
+	IfaceID  string       // of a port of Open vSwitch; empty for DefaultIfaceID
+	OVSDB    string       // socket of its database; empty for the usual one
 	MAC      net.HardwareAddr
 	Model    string
 	Queues   int
@@ -178,6 +180,7 @@ func (r Record) Spec() Spec {
 		Target: Target{VM: r.VM}, NIC: r.NIC, IP: r.IP, Port: r.PortConfig(), MAC: r.MAC, MTU: r.MTU,
 		Queues: r.Queues, Vhost: Vhost(OnOff(r.Vhost)), Model: r.Model, Via: r.Via, LinkDown: r.LinkDown,
 		Security: r.Security, AllowIn: r.AllowIn, Rates: r.Rates, Prepared: r.Prepared,
+		IfaceID: r.IfaceID, OVSDB: r.OVSDB,
 	}
 	switch {
 	case r.Switch:
@@ -193,7 +196,7 @@ func (r Record) Spec() Spec {
 		s.Network = r.Network
 	case r.Type == TypeRouted:
 		s.Routed = r.Source
-	case r.Type == TypeTap:
+	case r.Type == TypeTap, r.Type == TypeOVS:
 		s.Bridge = r.Source
 	default:
 		s.Lower = &Lower{Kind: vtap.Kind(r.Type), Device: r.Source, Mode: r.Mode, RxFilter: r.RxFilter}
@@ -273,6 +276,8 @@ func (r Record) text(terse bool) string {
 	if r.Netns != 0 {
 		add("netns", strconv.FormatUint(r.Netns, 10))
 	}
+	add("iface", r.IfaceID)
+	add("ovsdb", r.OVSDB)
 	add("mode", r.Mode)
 	add("rx", r.RxFilter)
 	add("mac", r.MAC.String())
@@ -325,8 +330,8 @@ func ParseRecord(text string) (r Record, ok bool) {
 			return Record{}, false
 		}
 	}
-	known := r.Type == TypeTap || r.Type == TypeRouted && len(r.IP) > 0 || r.Type == TypeSocket && r.Switch ||
-		r.Type == string(vtap.Macvtap) || r.Type == string(vtap.IPVtap)
+	known := r.Type == TypeTap || r.Type == TypeOVS || r.Type == TypeRouted && len(r.IP) > 0 ||
+		r.Type == TypeSocket && r.Switch || r.Type == string(vtap.Macvtap) || r.Type == string(vtap.IPVtap)
 	return r, known && ValidVM(r.VM) == nil && ValidNIC(r.NIC) == nil && r.Queues >= 1 && len(r.MAC) == 6
 }
 
@@ -355,6 +360,10 @@ func (r *Record) set(key, value string) bool {
 		r.Switch = value == "on"
 	case "netns":
 		r.Netns, err = strconv.ParseUint(value, 10, 64)
+	case "iface":
+		r.IfaceID = value
+	case "ovsdb":
+		r.OVSDB = value
 	case "mode":
 		r.Mode = value
 	case "rx":

@@ -41,6 +41,8 @@ type Spec struct {
 	AllowIn       inbound.Rules     // what may come in to the guest besides answers; none: everything
 	Rates         portrate.Config   // how much traffic the NIC may have
 	Port          brport.Settings   // how the port of bridge or switch is set
+	IfaceID       string            // on a bridge of Open vSwitch: by which OVN knows it; empty means DefaultIfaceID
+	OVSDB         string            // socket of its database; empty means the usual one
 	MAC           net.HardwareAddr  // the guest's; nil means DefaultMAC, or the parent's if the kernel demands that
 	MTU           int               // bytes, that the guest gets; 0 means the bridge's or parent's, 1500 on a switch
 	Queues        int               // queue pairs; 0 means 1, QueuesAuto the number of vCPUs
@@ -309,8 +311,8 @@ func (s Spec) validateHost() error {
 			return err
 		}
 	}
-	return cmp.Or(s.Port.Validate(), s.Lower.validate(s.MAC), s.validateSecurity(), s.validateInbound(),
-		s.Rates.Validate())
+	return cmp.Or(s.validateOVS(), s.Port.Validate(), s.Lower.validate(s.MAC), s.validateSecurity(),
+		s.validateInbound(), s.Rates.Validate())
 }
 
 // places returns how many of the places in which a NIC can be are named.

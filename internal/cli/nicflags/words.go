@@ -83,6 +83,8 @@ func (w *words) list(flag string, values []string) {
 
 func (w *words) place(s nic.Spec) {
 	w.add("bridge", s.Bridge)
+	w.add("iface-id", s.IfaceID)
+	w.add("ovsdb", s.OVSDB)
 	w.add("network", s.Network)
 	w.add("routed", s.Routed)
 	if s.Switch != nil {

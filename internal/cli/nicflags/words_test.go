@@ -14,6 +14,7 @@ import (
 var requests = []string{
 	"--bridge br0 --vlan 10 --isolated=true --hairpin=true --no-learning=true --no-flood=true --forward lacp,lldp",
 	"--bridge br0 --trunk 2-5,7 --native 7 --mac 52:54:00:00:00:01 --mtu 1400 --queues auto --vhost off",
+	"--bridge br-int --iface-id g1 --ovsdb /run/ovs/db.sock",
 	"--network lab --ip 10.66.0.20 --ip fd66::20 --queues 4",
 	"--bridge br0 --ip 192.0.2.7 --ip 2001:db8::/64 --port-security all --allow-ethertype 0x88f7 --allow-ethertype 0x88b5",
 	"--bridge br0 --allow-in tcp:22,from=10.0.0.0/8 --allow-in icmp",

@@ -59,6 +59,16 @@ func CreateAt(ns *netns.NS, name string, multi bool, index int) (*Tap, error) {
 	return t, nil
 }
 
+// CreateBare is Create for a tap whose frames have no vnet header, so that its VMM leaves no
+// checksum and no segmentation to those that receive them.
+func CreateBare(ns *netns.NS, name string, multi bool) (*Tap, error) {
+	f := uint16(flags &^ unix.IFF_VNET_HDR)
+	if multi {
+		f |= unix.IFF_MULTI_QUEUE
+	}
+	return create(ns, name, f)
+}
+
 // CreateNumbered makes a new tap with one queue. The kernel chooses its name: tap0, tap1 and so on.
 // Without vnetHdr, frames have no vnet header, for a VMM that does not know of it. Errors are those
 // of Create.

@@ -1,0 +1,238 @@
+package backend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"vmnet/internal/inventory"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/ovs"
+	"vmnet/internal/ovsdb"
+	"vmnet/internal/vmm/qemu"
+	"vmnet/step"
+	"vmnet/tapmgr/nic"
+)
+
+// ovsPlace is a bridge of Open vSwitch. The row of the port outlives the tap: TidyOVS removes it.
+type ovsPlace struct {
+	br   *ovs.Bridge
+	link *rtnl.Link // the bridge's local port
+	cfg  ovs.Config // but for the tap, which is not there yet
+}
+
+// placeOf returns the place that a Spec names as a bridge: the bridge decides. One that is not
+// there is left to the plan of a Linux bridge.
+func (m *Maker) placeOf(ctx context.Context, spec nic.Spec) (place, error) {
+	l, err := m.NL.Link(spec.Bridge)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return &bridgePlace{}, nil
+	case err != nil:
+		return nil, err
+	case l.Bridge != nil || !ovs.MayBeBridge(l):
+		if spec.OVSDB != "" || spec.IfaceID != "" {
+			return nil, fmt.Errorf("%s is no bridge of Open vSwitch, so --ovsdb and --iface-id do not concern it",
+				l.Name)
+		}
+		return &bridgePlace{}, nil
+	case m.HelperPath != "" || m.Owner != 0:
+		return nil, fmt.Errorf("%s is no Linux bridge, and only root puts a NIC on a bridge of Open vSwitch", l.Name)
+	}
+	p := &ovsPlace{link: l}
+	err = ovs.With(ctx, spec.OVSDB, func(c *ovs.Conn) (err error) {
+		p.br, err = c.Bridge(ctx, l.Name)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s is no Linux bridge but a %s device, as of a bridge of Open vSwitch: %w",
+			l.Name, l.Kind, err)
+	}
+	return p, nil
+}
+
+func (p *ovsPlace) planPlace(ctx context.Context, s *hostTap, r *nic.Record) (i Interface, err error) {
+	if err := ovs.CheckSettings(s.spec.Port); err != nil {
+		return i, step.WithStage(nic.ErrInvalid, err)
+	}
+	r.Type, r.Source, r.Port = nic.TypeOVS, p.br.Name, s.spec.Port.String()
+	// The local port's MTU follows that of the others, and limits none of them.
+	i.MaxMTU = p.link.MTU
+	if s.spec.MTU != 0 {
+		i.MaxMTU = min(s.spec.MTU, maxTapMTU)
+	}
+	if p.br.Datapath == ovs.Userspace {
+		if err := p.planUserspace(s, r); err != nil {
+			return i, step.WithStage(nic.ErrInvalid, err)
+		}
+		i.Notices = append(i.Notices, fmt.Sprintf("%s forwards in user space (datapath type %s), which completes "+
+			"no checksums: the guest's NIC has no offloads", p.br.Name, p.br.Datapath))
+	}
+	owner, err := s.m.OVSOwner(*r, 0)
+	if err != nil {
+		return i, err
+	}
+	p.cfg = configOf(*r, s.name, owner)
+	return i, ovs.With(ctx, s.spec.OVSDB, func(c *ovs.Conn) error { return c.CheckName(ctx, s.name, owner.Place) })
+}
+
+// planUserspace refuses what a bridge that forwards in user space would silently ignore: it takes
+// frames from the tap by a packet socket, before the kernel's checks and limits.
+func (p *ovsPlace) planUserspace(s *hostTap, r *nic.Record) error {
+	cure := fmt.Sprintf("%s forwards in user space, and takes the guest's frames before the kernel checks them "+
+		"(Open vSwitch or OVN can)", p.br.Name)
+	switch {
+	case !r.Security.IsZero():
+		return fmt.Errorf("--port-security would have no effect: %s", cure)
+	case !r.AllowIn.IsZero():
+		return fmt.Errorf("--allow-in would not see what the guest asks for: %s", cure)
+	case !r.Rates.IsZero():
+		return fmt.Errorf("--rate-up and --rate-down would have no effect: %s", cure)
+	case s.spec.Via == nic.ViaLibvirt:
+		return fmt.Errorf("libvirt gives each guest offloads, and %s forwards in user space, which completes none "+
+			"(--via monitor hands the guest a NIC without)", p.br.Name)
+	}
+	s.bare = true
+	return nil
+}
+
+// configOf returns what the port of a NIC should be.
+func configOf(r nic.Record, tap string, owner ovs.Owner) ovs.Config {
+	return ovs.Config{
+		Name: tap, Settings: r.PortConfig(), Owner: owner, IfaceID: r.OVSIfaceID(), MAC: r.MAC.String(),
+	}
+}
+
+func (p *ovsPlace) put(s *hostTap, w making) []step.Step {
+	tried := false
+	cfg := func() ovs.Config {
+		cfg := p.cfg
+		cfg.Owner.Link, cfg.VMID = s.link.Index, uuidOf(w.pid)
+		return cfg
+	}
+	port := step.Step{
+		Name: "port",
+		Text: fmt.Sprintf("OVSDB transact: insert Port %s of %s%s, iface-id %s; wait for ovs-vswitchd", s.name,
+			p.br.Name, portText(s.spec.Port), p.cfg.IfaceID),
+		Do: func(ctx context.Context) error {
+			return ovs.With(ctx, s.spec.OVSDB, func(c *ovs.Conn) error {
+				tried = true
+				return c.Add(ctx, p.br, cfg())
+			})
+		},
+		Undo: func(ctx context.Context) error {
+			if !tried {
+				return nil
+			}
+			return ovs.With(ctx, s.spec.OVSDB, func(c *ovs.Conn) error {
+				return c.Withdraw(ctx, s.name, cfg().Owner)
+			})
+		},
+	}
+	if s.staysDown {
+		return []step.Step{port}
+	}
+	return []step.Step{port, {
+		Name: "up",
+		Text: fmt.Sprintf("RTM_SETLINK %s: up", s.name),
+		Do:   func(context.Context) error { return s.m.NL.Set(s.link.Index, rtnl.Up(true)) },
+	}}
+}
+
+// uuidOf returns the UUID of the guest whose VMM is process pid; empty for none.
+func uuidOf(pid int) string {
+	guest, err := qemu.ByPID(pid)
+	if err != nil {
+		return ""
+	}
+	return guest.UUID
+}
+
+func (p *ovsPlace) master() *rtnl.Link { return nil }
+
+func (p *ovsPlace) found(ctx context.Context, s *hostTap, dev *inventory.Device) error {
+	s.m.ReadOVS(ctx, dev)
+	if dev.OVS.Err == nil && dev.OVS.Port == nil {
+		return fmt.Errorf("somebody removed port %s of %s meanwhile", s.name, p.br.Name)
+	}
+	return dev.OVS.Err
+}
+
+// putOnOVS makes a tap a port of its bridge again.
+func (m *Maker) putOnOVS(ctx context.Context, dev *inventory.Device) error {
+	return m.withOVS(ctx, dev, func(c *ovs.Conn, cfg ovs.Config) error {
+		b, err := c.Bridge(ctx, dev.Want.Source)
+		if err == nil {
+			err = c.Add(ctx, b, cfg)
+		}
+		return err
+	})
+}
+
+// setOVS gives the port of a tap its settings again.
+func (m *Maker) setOVS(ctx context.Context, dev *inventory.Device) error {
+	return m.withOVS(ctx, dev, func(c *ovs.Conn, cfg ovs.Config) error { return c.Set(ctx, cfg) })
+}
+
+// LeaveOVS removes the port of a NIC whose tap is there, or was just now. It is success if there is
+// none.
+func (m *Maker) LeaveOVS(ctx context.Context, dev *inventory.Device) error {
+	return m.withOVS(ctx, dev, func(c *ovs.Conn, cfg ovs.Config) error {
+		return c.Withdraw(ctx, cfg.Name, cfg.Owner)
+	})
+}
+
+func (m *Maker) withOVS(ctx context.Context, dev *inventory.Device, f func(*ovs.Conn, ovs.Config) error) error {
+	owner, err := m.OVSOwner(dev.Want, dev.Index)
+	if err != nil {
+		return err
+	}
+	cfg := configOf(dev.Want, dev.Name, owner)
+	cfg.VMID = uuidOf(dev.VMMPID())
+	return ovs.With(ctx, dev.Want.OVSDB, func(c *ovs.Conn) error { return f(c, cfg) })
+}
+
+// RunsOVS returns why one of the databases with these sockets cannot be used, or nil.
+func (m *Maker) RunsOVS(ctx context.Context, paths ...string) error {
+	var errs []error
+	for _, path := range paths {
+		errs = append(errs, ovs.With(ctx, path, func(*ovs.Conn) error { return nil }))
+	}
+	return errors.Join(errs...)
+}
+
+// TidyOVS removes the rows that vmnet has made for devices that have gone from the databases with
+// these sockets, only those of NIC nicID of guest vm unless vm is empty. A database that does not
+// run, or that the caller may not use, has none to remove.
+func (m *Maker) TidyOVS(ctx context.Context, dry bool, vm, nicID string, paths ...string) (done []nic.Action,
+	err error,
+) {
+	var errs []error
+	for _, path := range paths {
+		stale, err := m.StaleOVS(ctx, path)
+		var some []ovs.Port
+		for _, p := range stale {
+			if vm == "" || p.Owner.VM == vm && p.Owner.NIC == nicID {
+				some = append(some, p)
+			}
+		}
+		if err == nil && len(some) > 0 && !dry {
+			err = ovs.With(ctx, path, func(c *ovs.Conn) error { return c.Remove(ctx, some) })
+		}
+		if errors.Is(err, ovsdb.ErrNotRunning) || errors.Is(err, fs.ErrPermission) {
+			continue
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		for _, p := range some {
+			done = append(done, nic.Action{
+				VM: p.Owner.VM, NIC: p.Owner.NIC, Interface: p.Name, Changed: true,
+				Action: fmt.Sprintf("port of %s removed from Open vSwitch: its device has gone", p.Bridge),
+			})
+		}
+	}
+	return done, errors.Join(errs...)
+}

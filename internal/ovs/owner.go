@@ -1,0 +1,84 @@
+package ovs
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"vmnet/internal/alias"
+	"vmnet/internal/stablemac"
+)
+
+// ownerKey is the external id of vmnet's ports (external_ids of table Port).
+const ownerKey = "vmnet"
+
+// A Place is where devices are: a network namespace, of one boot of a machine. The inode of a
+// network namespace says nothing beyond that boot.
+type Place struct {
+	Machine string // differs between machines
+	Boot    string
+	Netns   uint64 // inode
+}
+
+// Here returns the place of the network namespace with that inode.
+func Here(netns uint64) Place {
+	return Place{Machine: stablemac.UUID("machine"), Boot: stablemac.Boot(), Netns: netns}
+}
+
+// An Owner is what a row says of the device for which it was made.
+type Owner struct {
+	VM, NIC string
+	Place
+	Link int // interface index of the tap
+}
+
+// String returns the owner as the external id has it.
+func (o Owner) String() string {
+	return fmt.Sprintf("vm=%s nic=%s machine=%s boot=%s netns=%d link=%d",
+		alias.Escape(o.VM), alias.Escape(o.NIC), o.Machine, o.Boot, o.Netns, o.Link)
+}
+
+// parseOwner reads an external id; nil if vmnet has not written it.
+func parseOwner(text string) *Owner {
+	var o Owner
+	for field := range strings.SplitSeq(text, " ") {
+		key, value, err := alias.Field(field)
+		switch key {
+		case "vm":
+			o.VM = value
+		case "nic":
+			o.NIC = value
+		case "machine":
+			o.Machine = value
+		case "boot":
+			o.Boot = value
+		case "netns":
+			o.Netns, err = strconv.ParseUint(value, 10, 64)
+		case "link":
+			o.Link, err = strconv.Atoi(value)
+		}
+		if err != nil {
+			return nil
+		}
+	}
+	if o.VM == "" || o.NIC == "" || o.Machine == "" || o.Link == 0 {
+		return nil
+	}
+	return &o
+}
+
+// IsStale reports whether the device for which vmnet has made the port is certainly gone. linkName
+// returns the name of the link with an interface index in the network namespace here; empty if
+// there is none. Of another machine or network namespace nothing is certain.
+func (p *Port) IsStale(here Place, linkName func(index int) string) bool {
+	switch o := p.Owner; {
+	case o == nil || o.Machine != here.Machine:
+		return false
+	case o.Boot != here.Boot: // no tap outlives the kernel
+		return true
+	case o.Netns != here.Netns:
+		return false
+	default:
+		return linkName(o.Link) != p.Name
+	}
+}
