@@ -1,7 +1,8 @@
 // Package vswitch is a learning Ethernet switch in userspace, for hosts on which a kernel bridge
 // cannot be used. A goroutine receives a frame from a queue, learns its source, and writes it to
 // the queues of the destination ports. It neither allocates frames, nor passes them to another
-// goroutine, nor takes a lock that another port's goroutine holds.
+// goroutine, nor takes a lock that another port's goroutine holds, but that of a ring in a guest's
+// memory.
 //
 // A frame keeps its vnet header, so that a super-frame of 64 KiB crosses the switch in one piece if
 // the destination port takes it. If it does not, package offload segments the frame and fills in
@@ -12,16 +13,17 @@
 //
 // # Wires
 //
-// A port's frames pass through its wire (wire.go), which is of one of three kinds. A tap is on a
+// A port's frames pass through its wire (wire.go), which is of one of four kinds. A tap is on a
 // tap wire only if the switch itself has the tap's queues. A guest's tap is on a packet wire: QEMU
 // has its queues, and the switch has its kernel side. A lane is a tap beside a packet wire.
 //
-//	attached                     wire    opened by      queue        a received tag is
-//	tap (--tap)                  tap     OpenTap        tapQueue     in the frame
-//	device (--packet)            packet  OpenPacket     packetQueue  beside the frame
-//	  and its lane, on a veth            takeLane       laneQueue    in the frame
-//	guest (--via tap)            packet  OpenPacket     packetQueue  beside the frame
-//	guest (--via socket)         socket  OpenSocket     mmsgQueue    in the frame
+//	attached                     wire        opened by      queue        a received tag is
+//	tap (--tap)                  tap         OpenTap        tapQueue     in the frame
+//	device (--packet)            packet      OpenPacket     packetQueue  beside the frame
+//	  and its lane, on a veth                takeLane       laneQueue    in the frame
+//	guest (--via tap)            packet      OpenPacket     packetQueue  beside the frame
+//	guest (--via socket)         socket      OpenSocket     mmsgQueue    in the frame
+//	guest (--vhost-user)         vhost-user  OpenVhostUser  vhostQueue   in the frame
 //
 // A packetQueue is an mmsgQueue with a second path and a receive ring (arrivals), and a laneQueue
 // is a tapQueue. Package internal/backend decides which wire a guest has (portOf). vmnet's programs
@@ -40,6 +42,7 @@
 //	      by its ring         arrivals.at          arrivals.go        Overrun, Indescribable
 //	      or a socket wire    mmsgQueue.receive    mmsg.go, poll.go   Giant, Unreadable,
 //	                                                                  Indescribable
+//	    from a guest's memory vhostQueue.receive   vhostuser.go       Giant
 //	  handle it               receiver.input       forward.go
 //	    check a frame         receiver.accept      forward.go         Looped, BadSource,
 //	                                                                  Spoofed, LinkLocal
@@ -67,6 +70,7 @@
 //	          or by a lane    lane.send            lane.go
 //	          or, without one oversize.send        oversize.go
 //	        to a socket wire  mmsgQueue.send       mmsg.go
+//	        to its memory     vhostQueue.send      vhostuser.go       Full, TooBig, Down
 //	          note a result   sender.note          sender.go          Full, Down, Gone,
 //	                                                                  Rejected, TooBig
 //
@@ -93,7 +97,9 @@
 // # Around the datapath
 //
 // Package vport has a port's settings and counters as data, with a table of where each setting
-// acts. Package internal/endpoint opens the files of packet ports: the socket, the claim of the
-// device, the lane beside it. Package capture is a capture's reader. Package control asks a switch
-// that runs in another process, whose side of the socket is package control/server.
+// acts. Package internal/vhostuser is the device of a vhost-user port: the frontend's protocol, and
+// the rings in the guest's memory. Package internal/endpoint opens the files of packet ports: the
+// socket, the claim of the device, the lane beside it. Package capture is a capture's reader.
+// Package control asks a switch that runs in another process, whose side of the socket is package
+// control/server.
 package vswitch

@@ -14,6 +14,7 @@ import (
 	"vmnet/bridge/vswitch/offload"
 	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/kernel/tun"
+	"vmnet/internal/vhostuser/frontend"
 )
 
 // A corner is a host on one kind of port, with an MTU, and the offloads that its kernel leaves to
@@ -30,7 +31,7 @@ func (c corner) String() string { return fmt.Sprintf("%s %d %s", c.kind, c.mtu, 
 func corners() []corner {
 	var all []corner
 	for _, mtu := range []int{1500, 9000} {
-		for _, kind := range []string{"tap", "queues", "packet"} {
+		for _, kind := range []string{"tap", "queues", "packet", "vhost-user"} {
 			for _, offloads := range []string{"all", "checksum", "none"} {
 				all = append(all, corner{kind, mtu, offloads})
 			}
@@ -58,6 +59,8 @@ func (c corner) host(t *testing.T, sw *vswitch.Switch, n int) *host {
 		veth(t, h, middle, "eth0", c.mtu)
 		addPort(t, sw, fmt.Sprintf("h%d", n), openPacket(t, middle, "eth0"), vport.Config{})
 		h.up(c.mtu)
+	case "vhost-user":
+		h = vhostHost(t, sw, n, cfg, frontend.Config{Ring: 1024})
 	case "socket":
 		return socketHost(t, sw, n, cfg)
 	}

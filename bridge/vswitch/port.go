@@ -26,7 +26,7 @@ type Port struct {
 	limits   atomic.Pointer[offload.Limits]
 	limiting sync.Mutex                     // held while limits change
 	link     atomic.Pointer[rtnl.LinkState] // state of the device; nil if it is not followed
-	down     atomic.Bool                    // its device is down, or the port has ended
+	down     atomic.Bool                    // its device or guest is down, or the port has ended
 	stop     stop
 
 	rx, tx []counters // one for each queue
@@ -70,6 +70,9 @@ func newPort(sw *Switch, name string, index int, w *Wire, cfg vport.Config) *Por
 		p.link.Store(&s)
 		p.down.Store(isDown(s))
 	}
+	if w.frontends != nil {
+		p.down.Store(true) // until a guest's driver is ready
+	}
 	p.limit()
 	p.path.Store(newPath(p, nil))
 	return p
@@ -108,11 +111,10 @@ func (p *Port) drop(why Reason) { p.drops[why].Add(1) }
 func (p *Port) limit() {
 	p.limiting.Lock()
 	defer p.limiting.Unlock()
-	device := p.wire.mtu
+	limits, device := p.wire.takes()
 	if link := p.link.Load(); link != nil {
 		device = link.MTU
 	}
-	limits := p.wire.limits
 	limits.MTU = cmp.Or(p.set.Load().cfg.MTU, device, defaultMTU)
 	p.limits.Store(&limits)
 }

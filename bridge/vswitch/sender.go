@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/vswitch/offload"
+	"vmnet/internal/vhostuser"
 )
 
 // A sender sends the frames of one goroutine. It has a list of frames for one queue, and the
@@ -34,6 +35,9 @@ type sender struct {
 
 	ring   *ring // for taps; made for the first list that is long enough
 	noRing bool  // do not make a ring
+
+	guests  vhostuser.Sender // for vhost-user wires
+	results [batchSize]vhostuser.Result
 
 	records *recordWriter // made for the first frame that is captured
 }

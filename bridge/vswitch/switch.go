@@ -126,10 +126,14 @@ func (sw *Switch) tick(peers *peers) {
 	}
 }
 
-// forgetDead ends ports whose socket's other end was closed. For ports that are down, it removes
-// addresses that were learned from frames in flight.
+// forgetDead ends ports whose socket's other end was closed, and sessions of frontends that keep the
+// switch waiting. For ports that are down, it removes addresses that were learned from frames in
+// flight.
 func (sw *Switch) forgetDead(peers *peers) {
 	for _, p := range sw.table.Load().ports {
+		if f := p.wire.frontends; f != nil {
+			f.device.Tick()
+		}
 		switch q, ok := p.wire.queues[0].(*mmsgQueue); {
 		case p.down.Load():
 			p.forget()
@@ -183,6 +187,10 @@ func (sw *Switch) addPort(name string, w *Wire, cfg vport.Config) (*Port, error)
 	sw.replace(old, old.with(p), p)
 	if w.link != nil {
 		p.receivers.Go(p.follow)
+	}
+	if w.frontends != nil {
+		w.frontends.port = p
+		p.receivers.Go(p.serveFrontends)
 	}
 	for i := range w.queues {
 		r := newReceiver(sw, p, i)

@@ -17,7 +17,7 @@ import (
 const batchSize = offload.Burst
 
 // A Wire is the link endpoint of a port: it receives and sends the port's frames. OpenTap,
-// OpenPacket and OpenSocket make the three kinds. A Wire owns its fds. AddPort takes ownership of
+// OpenPacket, OpenSocket and OpenVhostUser make the four kinds. A Wire owns its fds. AddPort takes ownership of
 // the Wire.
 type Wire struct {
 	kind   string
@@ -28,9 +28,11 @@ type Wire struct {
 	link   *rtnl.Follower // follows the device; may be nil
 	queues []queue
 	claim  func() error // gives up the claim; called by Close and unclaim; may be nil
+
+	frontends *frontends // of a vhost-user wire, otherwise nil
 }
 
-// Kind returns "tap", "packet" or "socket".
+// Kind returns "tap", "packet", "socket" or "vhost-user".
 func (w *Wire) Kind() string { return w.kind }
 
 // Close closes the wire's fds. A caller of AddPort must not call it.
@@ -44,7 +46,19 @@ func (w *Wire) Close() error {
 			errs = append(errs, err)
 		}
 	}
+	if w.frontends != nil {
+		errs = append(errs, w.frontends.close())
+	}
 	return errors.Join(append(errs, w.unclaim())...)
+}
+
+// takes returns what the wire takes now, and the MTU of its device, or 0 if that is not known.
+func (w *Wire) takes() (limits offload.Limits, mtu int) {
+	if w.frontends != nil {
+		limits = w.frontends.device.State().Limits
+		return limits, limits.MTU
+	}
+	return w.limits, w.mtu
 }
 
 // unclaim gives the device back to the kernel's stack when the wire has ended or is closed. Another

@@ -168,7 +168,7 @@ privileges, and passes them to the switch. To add a port for a guest, use vmnet 
 	outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		if len(ports) == 0 {
-			return usagef("no port given: want --tap or --packet")
+			return usagef("no port given: want --tap, --packet or --vhost-user")
 		}
 		return withSwitch(cmd.Context(), args[0], func(ctx context.Context, c *control.Client) error {
 			return a.addPorts(ctx, c, ports)
@@ -188,14 +188,16 @@ func (a *app) addPorts(ctx context.Context, c *control.Client, wanted []wantedPo
 	if err != nil {
 		return err
 	}
-	defer closePorts(opened) //nolint:errcheck // the switch has its own copies
 	for i, p := range opened {
 		if err := c.AddPort(ctx, p.Port, p.files...); err != nil {
 			for _, added := range opened[:i] {
 				err = errors.Join(err, c.RemovePort(ctx, added.Name))
 			}
-			return err
+			return errors.Join(err, discardPorts(opened))
 		}
+	}
+	if err := closePorts(opened); err != nil { // the switch has its own copies
+		return err
 	}
 	if a.json {
 		return a.printJSON(describePorts(opened))

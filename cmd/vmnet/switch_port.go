@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -30,14 +31,18 @@ import (
 // wantedPort is a switch port as the command line describes it.
 type wantedPort struct {
 	control.Port
-	queues int // of a tap
+	queues  int  // of a tap
+	connect bool // to the socket of a vhost-user frontend, rather than listen
+	listen  bool
 }
 
 // portHelp describes the syntax of ports, for run and add-port.
 const portHelp = `A port is written DEVICE[,OPTION...], with the options
 
     name=NAME              the port's name (default the device's name)
-    queues=N               number of queues of a tap
+    queues=N               number of queues of a tap, or of pairs of queues of a vhost-user guest
+    server, client         of --vhost-user: listen at the path (default), or connect to a frontend
+                           that listens there, again whenever it is gone
     mtu=BYTES              largest frame that leaves by the port (default the device's current MTU)
     vlan=N                 the port is in VLAN N only, untagged
     trunk=LIST             the VLANs that the port carries tagged: 2-5,7; or all
@@ -69,19 +74,24 @@ const portHelp = `A port is written DEVICE[,OPTION...], with the options
 As soon as a port has a VLAN, the switch separates VLANs, and ports without vlan and trunk are in
 VLAN 1, untagged; until then tags pass unchanged, and all ports are in one network.`
 
-// devicePorts adds the flags --tap and --packet, which append to ports in the order given.
+// devicePorts adds the flags --tap, --packet and --vhost-user, which append to ports in the order
+// given.
 func devicePorts(cmd *cobra.Command, a *app, ports *[]wantedPort) {
-	for _, kind := range []struct{ name, usage string }{
+	for _, kind := range []struct{ name, word, usage string }{
 		{
-			control.Tap,
+			control.Tap, "DEVICE",
 			"a port on the queues of a tap, which is created if it is missing and opened if it is persistent (repeatable)",
 		},
 		{
-			control.Packet,
+			control.Packet, "DEVICE",
 			"a port on an existing device, by a packet socket, such as a network card or a QEMU's tap (repeatable)",
 		},
+		{
+			control.VhostUser, "PATH",
+			"a port for a guest that shares its memory, by the socket of its vhost-user frontend (repeatable)",
+		},
 	} {
-		cmd.Flags().Var(nicflags.Value("DEVICE[,OPTION...]", "", func(s string) error {
+		cmd.Flags().Var(nicflags.Value(kind.word+"[,OPTION...]", "", func(s string) error {
 			p, err := parsePort(kind.name, s)
 			if err == nil {
 				err = p.isNew(*ports)
@@ -111,6 +121,9 @@ func (w *wantedPort) isNew(others []wantedPort) error {
 func parsePort(kind, text string) (wantedPort, error) {
 	words := strings.Split(text, ",")
 	w := wantedPort{Port: control.Port{Kind: kind, Name: words[0], Device: words[0]}, queues: 1}
+	if err := w.path(); err != nil {
+		return w, err
+	}
 	options := w.options()
 	seen := map[string]bool{}
 	words = words[1:]
@@ -138,10 +151,27 @@ func parsePort(kind, text string) (wantedPort, error) {
 			return w, fmt.Errorf("option %s: %w", option, err)
 		}
 	}
+	if w.connect && w.listen {
+		return w, errors.New("client and server exclude each other")
+	}
 	if err := w.secure(); err != nil {
 		return w, err
 	}
 	return w, w.Validate()
+}
+
+// path completes the path of a vhost-user socket, which is also its device. Its last part is the
+// port's name.
+func (w *wantedPort) path() (err error) {
+	if w.Kind != control.VhostUser {
+		return nil
+	}
+	if w.Device == "" || strings.HasSuffix(w.Device, "/") {
+		return fmt.Errorf("%q: want the path of a socket", w.Device)
+	}
+	w.Name = filepath.Base(w.Device)
+	w.Device, err = filepath.Abs(w.Device)
+	return err
 }
 
 // repeatable are the options that may be given several times.
@@ -205,15 +235,25 @@ func (w *wantedPort) options() *pflag.FlagSet {
 	}), "mac", "")
 	w.securityOptions(f)
 	nicflags.AddRates(f, &w.Config.Rates)
-	if w.Kind == control.Tap {
-		f.Var(nicflags.Value("N", "", func(s string) (err error) {
-			if w.queues, err = strconv.Atoi(s); err != nil || w.queues < 1 || w.queues > control.MaxQueues {
-				return fmt.Errorf("want 1 to %d", control.MaxQueues)
-			}
-			return nil
-		}), "queues", "")
+	switch w.Kind {
+	case control.Tap:
+		upTo(f, "queues", &w.queues, control.MaxQueues)
+	case control.VhostUser:
+		upTo(f, "queues", &w.Queues, control.MaxPairs)
+		f.BoolVar(&w.connect, "client", false, "")
+		f.BoolVar(&w.listen, "server", false, "")
 	}
 	return f
+}
+
+// upTo adds an option that sets to to a number from 1 to most.
+func upTo(f *pflag.FlagSet, name string, to *int, most int) {
+	f.Var(nicflags.Value("N", "", func(s string) (err error) {
+		if *to, err = strconv.Atoi(s); err != nil || *to < 1 || *to > most {
+			return fmt.Errorf("want 1 to %d", most)
+		}
+		return nil
+	}), name, "")
 }
 
 func (w *wantedPort) securityOptions(f *pflag.FlagSet) {
@@ -253,7 +293,8 @@ type openPort struct {
 	control.Port
 	files []*os.File
 	close func() error
-	how   string // how it was opened, in words
+	undo  func() error // after close, for a port that the switch did not take; may be nil
+	how   string       // how it was opened, in words
 }
 
 // openPorts opens all ports or none. It needs the privileges that their devices need.
@@ -266,13 +307,16 @@ func openPorts(ctx context.Context, ns *netns.NS, wanted []wantedPort) (opened [
 	for i := range wanted {
 		w := &wanted[i]
 		var p openPort
-		if w.Kind == control.Tap {
+		switch w.Kind {
+		case control.Tap:
 			p, err = w.openTap(ns, c)
-		} else {
+		case control.VhostUser:
+			p, err = w.openVhostUser()
+		default:
 			p, err = w.openPacket(ctx, ns, c)
 		}
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("port %s: %w", w.Name, err), closePorts(opened))
+			return nil, errors.Join(fmt.Errorf("port %s: %w", w.Name, err), discardPorts(opened))
 		}
 		opened = append(opened, p)
 	}
@@ -285,6 +329,17 @@ func closePorts(opened []openPort) error {
 		errs = append(errs, p.close())
 	}
 	return errors.Join(errs...)
+}
+
+// discardPorts is closePorts for ports some of which the switch did not take.
+func discardPorts(opened []openPort) error {
+	err := closePorts(opened)
+	for _, p := range opened {
+		if p.undo != nil {
+			_ = p.undo() // fails if the switch has taken this one
+		}
+	}
+	return err
 }
 
 func (w *wantedPort) openTap(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
@@ -395,6 +450,26 @@ func (w *wantedPort) openPacket(ctx context.Context, ns *netns.NS, c *rtnl.Conn)
 		return errors.Join(errs...)
 	}
 	return openPort{Port: w.Port, files: files, close: closeAll, how: how}, nil
+}
+
+// openVhostUser makes the socket to which frontends connect, or opens the directory in which they
+// listen.
+func (w *wantedPort) openVhostUser() (openPort, error) {
+	if w.connect {
+		dir, err := endpoint.VhostUserDirectory(w.Device)
+		if err != nil {
+			return openPort{}, err
+		}
+		return openPort{Port: w.Port, files: []*os.File{dir}, close: dir.Close, how: "connects to it"}, nil
+	}
+	f, err := endpoint.ListenVhostUser(w.Device)
+	if err != nil {
+		return openPort{}, err
+	}
+	return openPort{
+		Port: w.Port, files: []*os.File{f}, close: f.Close, how: "listens",
+		undo: func() error { return endpoint.RemoveSocket(w.Device) },
+	}, nil
 }
 
 // noGuestsOn returns an error if guests have macvtaps or ipvtaps on a device: these may be in

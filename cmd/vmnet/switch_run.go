@@ -166,7 +166,10 @@ func (a *app) plugIn(ctx context.Context, s *server.Server, wanted []wantedPort)
 			err = s.AddPort(p.Port, p.files...)
 		}
 	}
-	return opened, errors.Join(err, closePorts(opened))
+	if err != nil {
+		return nil, errors.Join(err, discardPorts(opened))
+	}
+	return opened, closePorts(opened)
 }
 
 // listenAs drops all privileges, becomes the user to, and then creates the socket.

@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"vmnet/bridge/vswitch/offload"
 	"vmnet/internal/vhostuser/guestmem"
@@ -77,21 +79,26 @@ func (d *Device) State() State {
 	return s
 }
 
-// Close ends the current session, and makes Receive and further calls of Serve fail.
+// Close ends the current session, and makes Receive and further calls of Serve fail. It frees
+// goroutines that a frontend keeps waiting.
 func (d *Device) Close() error {
-	d.mu.Lock()
-	already := d.closed
+	d.fail(errClosed)
+	for !d.mu.TryLock() {
+		d.unblock(math.MaxInt64)
+		time.Sleep(closePoll)
+	}
 	d.closed = true
 	for n := range d.waiting {
 		d.wake(2*n + 1)
 	}
 	d.mu.Unlock()
-	if already {
-		return nil
-	}
-	d.fail(errClosed)
+	d.fail(errClosed) // a session that began meanwhile
 	return nil
 }
+
+// closePoll is how often Close looks whether the last frames have been handled, which takes
+// microseconds.
+const closePoll = 100 * time.Microsecond
 
 var (
 	errClosed = fmt.Errorf("the device is closed: %w", fs.ErrClosed)
@@ -129,7 +136,7 @@ func (d *Device) begin(conn *net.UnixConn) error {
 func (d *Device) reset() error {
 	d.mu.Lock()
 	for i := range d.rings {
-		d.rings[i].reset()
+		d.rings[i].reset(d.mem)
 		d.wake(i)
 	}
 	d.mem.Unmap()
@@ -181,10 +188,11 @@ func (d *Device) running() bool {
 // remember replaces the memory. Rings that are not in the new one are stopped until the frontend
 // sets them up again.
 func (d *Device) remember(next *guestmem.Memory) {
+	old := d.mem
 	d.mem = next
 	for i := range d.rings {
 		if r := &d.rings[i]; r.ring != nil && r.ring.Place(next, r.layout) != nil {
-			r.stop()
+			r.stop(old)
 		}
 		d.wake(i)
 	}

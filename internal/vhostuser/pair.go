@@ -36,8 +36,8 @@ var errAgain = errors.New("look at the device again")
 // Receive waits for frames from the guest and copies up to len(frames) of them into room, one after
 // the other, each at a multiple of 64 bytes. A frame begins with a vnet header of offload.HeaderLen
 // bytes. A nil frame was longer than offload.MaxFrame. room must have at least RoomLen bytes.
-// Receive goes on when the frontend has gone and when another one comes. Its error matches
-// fs.ErrClosed with errors.Is.
+// The caller is done with the frames when it calls Receive again. Receive goes on when the frontend
+// has gone and when another one comes. Its error matches fs.ErrClosed with errors.Is.
 func (p *Pair) Receive(room []byte, frames [][]byte) (int, error) {
 	p.room, p.frames = room, frames
 	for {
@@ -102,6 +102,7 @@ func (p *Pair) take() (n int, err error) {
 		}
 	}()
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	p.publish(r)
 	r.ring.WantKicks(false)
 	have, err := r.ring.Available()
 	if err == nil && have == 0 {
@@ -111,20 +112,24 @@ func (p *Pair) take() (n int, err error) {
 	if err != nil || have == 0 {
 		return 0, err
 	}
-	if n, err = p.copyOut(r, have); err != nil {
-		return 0, err
+	if n, err = p.copyOut(r, have); err == nil && n == 0 {
+		err = errAgain
 	}
-	r.ring.Publish()
-	if r.ring.Interrupts() {
-		r.interrupt(d.ticks.Load())
-	}
-	if n == 0 {
-		return 0, errAgain
-	}
-	return n, nil
+	return n, err
 }
 
-// copyOut copies frames out of the guest's memory and marks their chains as used. It takes at least
+// publish gives the chains of the last batch back to the driver. That is late on purpose: if this
+// process is killed while it forwards the batch, the next one finds the frames in the ring again.
+func (p *Pair) publish(r *vring) {
+	if r.ring.Unpublished() {
+		r.ring.Publish()
+		if r.ring.Interrupts() {
+			r.interrupt(p.dev.ticks.Load())
+		}
+	}
+}
+
+// copyOut copies frames out of the guest's memory and marks their chains as used, for publish. It takes at least
 // one chain of those that it has, and as many as there is room for. While the ring is disabled it
 // drops them.
 func (p *Pair) copyOut(r *vring, have int) (n int, err error) {

@@ -167,10 +167,18 @@ func (s *Sender) scatter(parts ...[]byte) {
 // Tick is called about once a second. It ends sessions whose frontend keeps a goroutine waiting
 // that wakes its guest.
 func (d *Device) Tick() {
-	tick := d.ticks.Add(1)
+	if d.unblock(d.ticks.Add(1) - 1) {
+		d.fail(errHeld)
+	}
+}
+
+// unblock ends writes to eventfds that have been waiting since before the tick, and reports whether
+// there were any.
+func (d *Device) unblock(tick int64) (held bool) {
 	for i := range d.rings {
-		if e := d.rings[i].call.Load(); e != nil && e.unblock(tick-1) {
-			d.fail(errHeld)
+		if e := d.rings[i].call.Load(); e != nil && e.unblock(tick) {
+			held = true
 		}
 	}
+	return held
 }

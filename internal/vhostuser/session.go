@@ -246,7 +246,7 @@ func (s *session) setRing(m *message) (reply []byte, err error) {
 		r.enabled, r.disabled = value == 1, value != 1
 		s.wake(index)
 	case getVringBase:
-		base := uint32(r.stop())
+		base := uint32(r.stop(s.mem))
 		s.wake(index)
 		return binary.NativeEndian.AppendUint32(binary.NativeEndian.AppendUint32(nil, uint32(index)), base), nil
 	}

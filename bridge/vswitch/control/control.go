@@ -31,14 +31,20 @@ const (
 	Tap    = "tap"    // the queues of a tap
 	Packet = "packet" // the files of vswitch.PacketFiles
 	Socket = "socket" // one end of an AF_UNIX datagram socketpair
+
+	// VhostUser is a port for a guest of a vhost-user frontend. Its file is a listening or
+	// connected socket, or the directory of Device, which is then the path at which frontends
+	// listen (vswitch.OpenVhostUser).
+	VhostUser = "vhost-user"
 )
 
 // A Port is a port of a switch, as AddPort takes it and Ports returns it.
 type Port struct {
 	Name string `json:"name"`
-	Kind string `json:"kind"` // Tap, Packet or Socket
+	Kind string `json:"kind"` // Tap, Packet, Socket or VhostUser
 
-	// Device is the interface's name, in replies its current one. It is empty for a socket.
+	// Device is the interface's name, in replies its current one. It is empty for a socket. For
+	// vhost-user it is the path of the socket.
 	Device string `json:"device,omitempty"`
 
 	// Label is a text of at most 255 bytes that the switch keeps and does not read, like the
@@ -57,6 +63,9 @@ type Port struct {
 	// Link says that a file of vswitch.LinkFile follows the queues of a tap.
 	Link bool `json:"link,omitempty"`
 
+	// Queues is the number of pairs of queues that a VhostUser's guest may use; 0 means one.
+	Queues int `json:"queues,omitempty"`
+
 	// Segments are the networks to which the device is connected outside the switch, as
 	// internal/endpoint finds them. Two ports on one of them would make a loop.
 	Segments []vport.Segment `json:"segments,omitempty"`
@@ -67,6 +76,9 @@ type Port struct {
 // MaxQueues is the most queues that a tap may have: a message also has room for a holder's two
 // files and the LinkFile.
 const MaxQueues = fdpass.MaxFiles - 3
+
+// MaxPairs is the most pairs of queues of a vhost-user port, as vhostuser.MaxPairs.
+const MaxPairs = 127
 
 // Limits of a Port.
 const (
@@ -85,14 +97,16 @@ func (p Port) Validate() error {
 
 func (p Port) validate() error {
 	switch {
-	case p.Kind != Tap && p.Kind != Packet && p.Kind != Socket:
-		return fmt.Errorf("kind %q: want %s, %s or %s", p.Kind, Tap, Packet, Socket)
+	case p.Kind != Tap && p.Kind != Packet && p.Kind != Socket && p.Kind != VhostUser:
+		return fmt.Errorf("kind %q: want %s, %s, %s or %s", p.Kind, Tap, Packet, Socket, VhostUser)
 	case p.Holder < 0:
 		return fmt.Errorf("holder %d: want a process id", p.Holder)
 	case p.Holder == 0 && p.Lifeline != 0:
 		return errors.New("lifeline without a holder")
 	case p.Link && p.Kind != Tap:
 		return errors.New("link file without a tap: only ports of kind tap take one")
+	case p.Queues < 0 || p.Queues > MaxPairs || p.Queues > 0 && p.Kind != VhostUser:
+		return fmt.Errorf("%d queues: want 1 to %d, for a port of kind %s only", p.Queues, MaxPairs, VhostUser)
 	case p.Stats != nil:
 		return errors.New("stats are read-only and must not be set in a request")
 	case len(p.Segments) > maxSegments:

@@ -6,7 +6,7 @@ type State string
 // The states of a port.
 const (
 	StateUp      State = "up"
-	StateDown    State = "down"    // its device is down or has no carrier
+	StateDown    State = "down"    // its device is down or has no carrier, or its guest no driver
 	StateStopped State = "stopped" // stopped for a loop
 	StateEnded   State = "ended"   // its other end is gone
 )
@@ -14,7 +14,7 @@ const (
 // Stats has a port's state, and its counters since it was added.
 type Stats struct {
 	Name    string       `json:"name"`
-	Kind    string       `json:"kind"` // kind of its wire: "tap", "packet" or "socket"
+	Kind    string       `json:"kind"` // kind of its wire: "tap", "packet", "socket", "vhost-user"
 	MTU     int          `json:"mtu"`  // in bytes, for frames that leave by it
 	State   State        `json:"state"`
 	Ended   string       `json:"ended,omitempty"`   // why it has ended

@@ -56,6 +56,7 @@ type Ring struct {
 	next  uint16 // index of the next available entry
 	seen  uint16 // avail.idx, as it was last read
 	done  uint16 // used.idx, possibly not published yet
+	shown uint16 // used.idx, as it was last published
 	told  uint16 // used.idx when Interrupts was last called
 	flags uint16 // used.flags
 }
@@ -67,7 +68,7 @@ func New(mem *guestmem.Memory, l Layout, next uint16) (*Ring, error) {
 		return nil, err
 	}
 	r.done = load16(unsafe.Add(r.used, 2))
-	r.told = r.done
+	r.shown, r.told = r.done, r.done
 	r.flags = noNotify
 	return r, nil
 }
@@ -200,9 +201,13 @@ func (r *Ring) Use(head uint16, written uint32) {
 	r.next++
 }
 
+// Unpublished reports whether chains were used since Publish was last called.
+func (r *Ring) Unpublished() bool { return r.done != r.shown }
+
 // Publish makes the used chains known to the driver. Interrupts says whether it wants an interrupt.
 func (r *Ring) Publish() {
-	atomic.StoreUint32((*uint32)(r.used), uint32(r.flags)|uint32(r.done)<<16)
+	r.shown = r.done
+	atomic.StoreUint32((*uint32)(r.used), uint32(r.flags)|uint32(r.shown)<<16)
 }
 
 // Interrupts reports whether the driver wants an interrupt for what was published since the last
@@ -228,12 +233,15 @@ func (r *Ring) WantKicks(want bool) {
 		store16(unsafe.Add(r.used, 4+8*uintptr(r.size)), r.next)
 	case r.EventIndex: // the driver reports no more until avail.idx passes the event again
 	case want:
-		r.flags = 0
-		r.Publish()
+		r.setFlags(0)
 	default:
-		r.flags = noNotify
-		r.Publish()
+		r.setFlags(noNotify)
 	}
+}
+
+func (r *Ring) setFlags(flags uint16) {
+	r.flags = flags
+	atomic.StoreUint32((*uint32)(r.used), uint32(flags)|uint32(r.shown)<<16)
 }
 
 // load16 reads an aligned 16-bit word, as a part of the aligned 32-bit word that it is in.

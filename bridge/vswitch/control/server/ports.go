@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -72,6 +73,8 @@ func open(p *control.Port, files []*os.File) (*vswitch.Wire, error) {
 		w, err = openTap(p, files)
 	case control.Packet:
 		w, err = vswitch.OpenPacketFiles(files)
+	case control.VhostUser:
+		w, err = vswitch.OpenVhostUser(files[0], filepath.Base(p.Device), max(p.Queues, 1))
 	default:
 		mtu := p.Config.MTU
 		if mtu == 0 {

@@ -1,0 +1,87 @@
+package endpoint
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/internal/kernel/sockopt"
+)
+
+// frontendsWaiting is the queue of a listening socket: further frontends than the one that is
+// served wait there.
+const frontendsWaiting = 16
+
+// maxSocketPath is the longest path of a socket in bytes (unix(7)).
+const maxSocketPath = 107
+
+// ListenVhostUser makes a socket at path to which vhost-user frontends connect. Only this user may
+// connect, until somebody changes the mode or the owner of its file. It replaces the file of a
+// socket on which no process listens. The caller closes the socket, and removes its file with
+// RemoveSocket.
+func ListenVhostUser(path string) (*os.File, error) {
+	if len(path) > maxSocketPath {
+		return nil, fmt.Errorf("socket path of %d bytes: want at most %d", len(path), maxSocketPath)
+	}
+	if err := RemoveSocket(path); err != nil {
+		return nil, err
+	}
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("socket: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), path)
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		return nil, errors.Join(fmt.Errorf("bind to %s: %w", path, err), f.Close())
+	}
+	if err = os.Chmod(path, 0o600); err == nil { // before anybody can connect
+		err = unix.Listen(fd, frontendsWaiting)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("listen on %s: %w", path, err), f.Close(), os.Remove(path))
+	}
+	return f, nil
+}
+
+// RemoveSocket removes the file of a socket on which no process listens. It is no error if there is
+// no file.
+func RemoveSocket(path string) error {
+	st, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case st.Mode().Type() != fs.ModeSocket:
+		return fmt.Errorf("%s exists and is not a socket", path)
+	}
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return fmt.Errorf("socket: %w", err)
+	}
+	err = unix.Connect(fd, &unix.SockaddrUnix{Name: path})
+	_ = unix.Close(fd)
+	if !errors.Is(err, unix.ECONNREFUSED) {
+		return fmt.Errorf("%s is the socket of another process that runs (%v when connecting to it)", path, err)
+	}
+	return os.Remove(path)
+}
+
+// VhostUserDirectory opens the directory in which a frontend listens, for a switch that connects to
+// it. The frontend need not listen yet. The caller closes the file.
+func VhostUserDirectory(path string) (*os.File, error) {
+	return os.OpenFile(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+}
+
+// CheckVhostUser returns an error unless an fd is a stream socket, and reports whether it listens.
+func CheckVhostUser(fd int) (listens bool, err error) {
+	if err := sockopt.CheckKind(fd, unix.AF_UNIX, unix.SOCK_STREAM, "an AF_UNIX stream socket"); err != nil {
+		return false, err
+	}
+	v, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	return v != 0, err
+}
