@@ -163,6 +163,11 @@ func (m *Maker) MendStep(v *inventory.View, f inventory.Finding) step.Step {
 func (m *Maker) mend(ctx context.Context, v *inventory.View, f inventory.Fix) error {
 	switch f.Kind {
 	case inventory.FixLink:
+		if v.Tun != nil && v.Want.LinkDown && !v.Up { // before it is up: the kernel shows no carrier of it yet
+			if err := m.Set(v.Device, rtnl.Carrier(false)); err != nil {
+				return err
+			}
+		}
 		return m.Set(v.Device, f.Attrs...)
 	case inventory.FixMTU: // the kernel enables IPv6 on a link again whose MTU was below 1280 bytes
 		return m.On(v.Device, func(nl *rtnl.Conn) error {

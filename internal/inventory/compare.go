@@ -148,10 +148,12 @@ var properties = []property{
 		return settingsText(v.Want.SwitchPortConfig())
 	}, func(v *View) string { return settingsText(v.SwitchPort.Port.Config) }, mendSettings},
 	{"switch port", func(v *View) bool { return v.SwitchPort.Port != nil }, is("no loop"), foundLoop, mendLoop},
-	{"carrier", (*View).hasCarrier, wantCarrier, func(v *View) string { return nic.OnOff(v.Carrier) }, mendCarrier},
 	{"link", func(v *View) bool {
 		return v.HasLink()
 	}, wantLink, func(v *View) string { return upDown(v.Up) }, mendLink},
+	{"carrier", func(v *View) bool {
+		return v.isTap() && v.Up && !v.IsPlain()
+	}, wantCarrier, func(v *View) string { return nic.OnOff(v.Carrier) }, mendCarrier},
 	{"routing", func(v *View) bool {
 		return v.IsRouted() && v.HasLink()
 	}, is("complete"), foundRouting, mendRouting},
@@ -182,12 +184,6 @@ func is(text string) func(*View) string { return func(*View) string { return tex
 // wantLink returns whether the device should be up: not before a commit. A macvtap or ipvtap has
 // the carrier of its parent device, so it is down while its guest's link is.
 func wantLink(v *View) string { return upDown(v.Want.IsUp() || v.isTap() && !v.Want.Prepared) }
-
-// hasCarrier reports whether the device has a carrier of its own that is to be as recorded: also
-// before the device is up, if the guest's link is down.
-func (v *View) hasCarrier() bool {
-	return v.isTap() && !v.IsPlain() && (v.Up || v.Want.LinkDown)
-}
 
 func wantCarrier(v *View) string { return nic.OnOff(!v.Want.LinkDown) }
 
