@@ -140,7 +140,7 @@ func unwantedIn(text string) map[string]string {
 	found := map[string]string{}
 	lower := strings.ToLower(text)
 	for i, u := range unwanted {
-		if needs[i] != nil && !slices.ContainsFunc(needs[i], func(n string) bool { return strings.Contains(lower, n) }) {
+		if needs[i] != nil && !containsAny(lower, needs[i]) {
 			continue
 		}
 		if m := patterns[i].FindStringSubmatch(text); m != nil {
@@ -148,6 +148,10 @@ func unwantedIn(text string) map[string]string {
 		}
 	}
 	return found
+}
+
+func containsAny(text string, parts []string) bool {
+	return slices.ContainsFunc(parts, func(p string) bool { return strings.Contains(text, p) })
 }
 
 func TestUnwantedIn(t *testing.T) {

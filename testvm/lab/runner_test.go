@@ -29,6 +29,10 @@ const packageLimit = 15 * time.Minute
 // than this machine has processors would wait for each other.
 const hosts = 2
 
+// allPackages begins with those that take longest, so that no host waits for another one at the
+// end.
+const allPackages = "./tapmgr ./cmd/qemu-netup-full ./testvm/lab ./bridge/vswitch ./internal/network ./..."
+
 // TestLabHost runs the tests TestLab* of all packages in lab hosts, as subtests. A test that skips
 // there fails here. The environment selects tests: VMNET_LAB_PKG has patterns of packages and
 // VMNET_LAB_RUN a pattern of tests, as for go test; VMNET_LAB_RACE builds them with the race
@@ -46,9 +50,8 @@ func TestLabHost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The packages that take longest begin, so that no host waits for another one at the end.
 	packages, err := labPackages(ctx, root,
-		strings.Fields(cmp.Or(os.Getenv("VMNET_LAB_PKG"), "./tapmgr ./cmd/qemu-netup-full ./testvm/lab ./bridge/vswitch ./internal/network ./..."))...)
+		strings.Fields(cmp.Or(os.Getenv("VMNET_LAB_PKG"), allPackages))...)
 	if err != nil {
 		t.Fatal(err)
 	}
