@@ -54,6 +54,7 @@ func (m Machine) Look(ctx context.Context) []Check {
 		m.qemu(ctx), m.hook(ctx),
 		m.netfilter(), m.networkManager(), m.networkd(), m.udev(),
 		m.machineID(), m.watch(), m.bridges(), m.segments(ctx), m.networks(ctx), m.userNetworks(ctx), m.routed(ctx),
+		m.openVSwitch(ctx),
 		m.rates(ctx),
 	)
 }

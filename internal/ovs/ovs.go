@@ -4,6 +4,7 @@
 package ovs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -115,19 +116,50 @@ func (c *Conn) Bridge(ctx context.Context, name string) (*Bridge, error) {
 
 func (r bridgeRow) bridge(root rootRow) Bridge {
 	b := Bridge{ID: r.ID, Name: r.Name, Datapath: r.Datapath, IsOVNs: isOVNs(root, r.Name)}
-	if b.Datapath == "" {
-		b.Datapath = "system"
-	}
+	b.Datapath = cmp.Or(b.Datapath, "system")
 	return b
 }
 
+// A Chassis is what the database says of this host's part in OVN (ovn-controller(8)).
+type Chassis struct {
+	Remote             string // where OVN's southbound database is; empty if the host is no chassis
+	ID                 string // system-id
+	EncapType, EncapIP string
+	Bridge             string // name of the integration bridge
+	HasBridge          bool   // which is there
+}
+
+// Chassis reads it.
+func (c *Conn) Chassis(ctx context.Context) (*Chassis, error) {
+	rs, err := c.Transact(ctx, selectRoot, ovsdb.Select("Bridge", bridgeColumns))
+	if err != nil {
+		return nil, err
+	}
+	root, err := rootOf(rs[0])
+	if err != nil {
+		return nil, err
+	}
+	bridges, err := ovsdb.Into[bridgeRow](rs[1])
+	if err != nil {
+		return nil, err
+	}
+	ids := root.ExternalIDs
+	found := &Chassis{
+		Remote: ids["ovn-remote"], ID: ids["system-id"], EncapType: ids["ovn-encap-type"], EncapIP: ids["ovn-encap-ip"],
+		Bridge: integrationBridge(root),
+	}
+	for _, b := range bridges {
+		found.HasBridge = found.HasBridge || b.Name == found.Bridge
+	}
+	return found, nil
+}
+
+// integrationBridge returns the name of the bridge that ovn-controller(8) takes as its own.
+func integrationBridge(root rootRow) string { return cmp.Or(root.ExternalIDs["ovn-bridge"], "br-int") }
+
 // isOVNs reports whether ovn-controller(8) of this database takes the bridge as its own.
 func isOVNs(root rootRow, bridge string) bool {
-	own := root.ExternalIDs["ovn-bridge"]
-	if own == "" {
-		own = "br-int"
-	}
-	return root.ExternalIDs["ovn-remote"] != "" && bridge == own
+	return root.ExternalIDs["ovn-remote"] != "" && bridge == integrationBridge(root)
 }
 
 func rootOf(r ovsdb.Result) (rootRow, error) {

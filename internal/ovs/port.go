@@ -14,6 +14,7 @@ import (
 // A Port is a port with its only interface, as the database has them.
 type Port struct {
 	Name     string
+	Type     string // of the interface: empty for a device, "internal", "geneve"
 	Bridge   string // name; empty for a port of none
 	Datapath string // of the bridge
 	Settings brport.Settings
@@ -44,6 +45,7 @@ type portRow struct {
 
 type ifaceRow struct {
 	ID          ovsdb.UUID        `json:"_uuid"`
+	Type        string            `json:"type"`
 	OFPort      ovsdb.Set[int]    `json:"ofport"`
 	Error       ovsdb.Set[string] `json:"error"`
 	LinkState   ovsdb.Set[string] `json:"link_state"`
@@ -54,7 +56,7 @@ var (
 	portColumns = []string{
 		"_uuid", "name", "interfaces", "tag", "trunks", "vlan_mode", "protected", "external_ids",
 	}
-	ifaceColumns = []string{"_uuid", "ofport", "error", "link_state", "external_ids"}
+	ifaceColumns = []string{"_uuid", "type", "ofport", "error", "link_state", "external_ids"}
 )
 
 // Ports reads all ports, of all bridges.
@@ -117,7 +119,7 @@ func (c *Conn) read(ctx context.Context, ops ...ovsdb.Op) ([]Port, error) {
 
 func (r portRow) port(b Bridge, i ifaceRow) Port {
 	p := Port{
-		Name: r.Name, Bridge: b.Name, Datapath: b.Datapath, IsOVNs: b.IsOVNs, Settings: r.settings(),
+		Name: r.Name, Type: i.Type, Bridge: b.Name, Datapath: b.Datapath, IsOVNs: b.IsOVNs, Settings: r.settings(),
 		IfaceID: i.ExternalIDs["iface-id"], MAC: i.ExternalIDs["attached-mac"],
 		Installed: i.ExternalIDs["ovn-installed"] == "true",
 		id:        r.ID, iface: r.Interfaces[0], owner: r.ExternalIDs[ownerKey],
