@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -112,7 +113,10 @@ func TestScreen(t *testing.T) {
 	reads := make(chan Reading, 2)
 	reads <- old
 	reads <- now
+	begun := make(chan struct{})
+	begin := sync.OnceFunc(func() { close(begun) })
 	s := &Screen{Interval: time.Millisecond, SortBy: "rate", Read: func(context.Context) (Reading, error) {
+		begin()
 		select {
 		case r := <-reads:
 			return r, nil
@@ -124,6 +128,7 @@ func TestScreen(t *testing.T) {
 	terminal.SetSize(80, 10)
 	done := make(chan error, 1)
 	go func() { done <- s.run(t.Context(), terminal) }()
+	<-begun // the terminal is initialised
 	for _, r := range "s/p4" {
 		for terminal.PostEvent(tcell.NewEventKey(tcell.KeyRune, r, tcell.ModNone)) != nil {
 		}
