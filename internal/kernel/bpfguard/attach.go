@@ -162,7 +162,8 @@ func find(c *rtnl.Conn, l *rtnl.Link) (*loaded, error) {
 	if err != nil {
 		return nil, err
 	}
-	return security.find(c, l.Index, hookOf(l), ours, spec, guardProgVmnetGuard, configMap, dropsMap)
+	return security.find(c, l.Index, hookOf(l), ours, spec, guardProgVmnetGuard, configMap, dropsMap,
+		guardMapCaptures)
 }
 
 // find opens the program of the filter of a hook for which is returns true, as open does.

@@ -5,3 +5,4 @@ package bpfguard
 //
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang -cflags "-O2 -Wall -Wextra -Werror -mcpu=v2 $BPF_CFLAGS" -output-stem guard guard guard.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang -cflags "-O2 -Wall -Wextra -Werror -mcpu=v2 $BPF_CFLAGS" -output-stem inbound inbound inbound.c
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang -cflags "-O2 -Wall -Wextra -Werror -mcpu=v2 $BPF_CFLAGS" -output-stem capture capture capture.c

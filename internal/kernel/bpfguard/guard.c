@@ -26,6 +26,8 @@ typedef __u64 u64;
 static void *(*map_lookup)(void *map, const void *key) = (void *)BPF_FUNC_map_lookup_elem;
 static long (*load_bytes)(const void *skb, u32 offset, void *to, u32 len) = (void *)BPF_FUNC_skb_load_bytes;
 
+#include "dropped.h"
+
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 #define be16(x) __builtin_bswap16(x)
 #else
@@ -398,6 +400,7 @@ SEC("tc") int vmnet_guard(struct __sk_buff *skb)
 	count = map_lookup(&drops, &why);
 	if (count)
 		(*count)++;
+	captured(skb, why, 0);
 	return TC_ACT_SHOT;
 }
 

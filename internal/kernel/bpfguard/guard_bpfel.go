@@ -41,6 +41,7 @@ type guardSettings struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	guardMapCaptures    = "captures"
 	guardMapDrops       = "drops"
 	guardProgVmnetGuard = "vmnet_guard"
 	guardVarConfig      = "config"
@@ -95,7 +96,8 @@ type guardProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type guardMapSpecs struct {
-	Drops *ebpf.MapSpec `ebpf:"drops"`
+	Captures *ebpf.MapSpec `ebpf:"captures"`
+	Drops    *ebpf.MapSpec `ebpf:"drops"`
 }
 
 // guardVariableSpecs contains global variables before they are loaded into the kernel.
@@ -125,11 +127,13 @@ func (o *guardObjects) Close() error {
 //
 // It can be passed to loadGuardObjects or ebpf.CollectionSpec.LoadAndAssign.
 type guardMaps struct {
-	Drops *ebpf.Map `ebpf:"drops"`
+	Captures *ebpf.Map `ebpf:"captures"`
+	Drops    *ebpf.Map `ebpf:"drops"`
 }
 
 func (m *guardMaps) Close() error {
 	return _GuardClose(
+		m.Captures,
 		m.Drops,
 	)
 }

@@ -28,6 +28,8 @@ static long (*map_update)(void *map, const void *key, const void *value, u64 fla
 static long (*load_bytes)(const void *skb, u32 offset, void *to, u32 len) = (void *)BPF_FUNC_skb_load_bytes;
 static u64 (*now)(void) = (void *)BPF_FUNC_ktime_get_ns;
 
+#include "dropped.h"
+
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 #define be16(x) __builtin_bswap16(x)
 #define be32(x) __builtin_bswap32(x)
@@ -414,6 +416,7 @@ SEC("tc") int vmnet_inbound(struct __sk_buff *skb)
 	count = map_lookup(&refused, &zero);
 	if (count)
 		(*count)++;
+	captured(skb, 0, 0);
 	return TC_ACT_SHOT;
 }
 

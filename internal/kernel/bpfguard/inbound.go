@@ -30,7 +30,7 @@ var (
 var inboundObject = sync.OnceValues(loadInbound)
 
 // inboundKept are the maps with which a new program continues.
-var inboundKept = []string{inboundMapFlows, inboundMapFragments, inboundMapRefused}
+var inboundKept = []string{inboundMapFlows, inboundMapFragments, inboundMapRefused, inboundMapCaptures}
 
 // opposite returns where frames for the guest pass.
 func opposite(h rtnl.Hook) rtnl.Hook {

@@ -53,6 +53,7 @@ type inboundWaiting struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	inboundMapCaptures      = "captures"
 	inboundMapFlows         = "flows"
 	inboundMapFragments     = "fragments"
 	inboundMapRefused       = "refused"
@@ -111,6 +112,7 @@ type inboundProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type inboundMapSpecs struct {
+	Captures  *ebpf.MapSpec `ebpf:"captures"`
 	Flows     *ebpf.MapSpec `ebpf:"flows"`
 	Fragments *ebpf.MapSpec `ebpf:"fragments"`
 	Refused   *ebpf.MapSpec `ebpf:"refused"`
@@ -143,6 +145,7 @@ func (o *inboundObjects) Close() error {
 //
 // It can be passed to loadInboundObjects or ebpf.CollectionSpec.LoadAndAssign.
 type inboundMaps struct {
+	Captures  *ebpf.Map `ebpf:"captures"`
 	Flows     *ebpf.Map `ebpf:"flows"`
 	Fragments *ebpf.Map `ebpf:"fragments"`
 	Refused   *ebpf.Map `ebpf:"refused"`
@@ -150,6 +153,7 @@ type inboundMaps struct {
 
 func (m *inboundMaps) Close() error {
 	return _InboundClose(
+		m.Captures,
 		m.Flows,
 		m.Fragments,
 		m.Refused,

@@ -27,7 +27,7 @@ var object = sync.OnceValues(loadGuard)
 // The caller closes the program.
 func load(cfg portsec.Config, old *loaded) (*ebpf.Program, error) {
 	var objects guardPrograms
-	if err := security.load(object, guardVarConfig, settingsOf(cfg), old.replacements(dropsMap), &objects); err != nil {
+	if err := security.load(object, guardVarConfig, settingsOf(cfg), old.replacements(dropsMap, guardMapCaptures), &objects); err != nil {
 		return nil, err
 	}
 	return objects.VmnetGuard, nil
