@@ -26,11 +26,18 @@ the frames are captured at its tap, at its macvtap or ipvtap in the namespace th
 its userspace switch. A guest's only NIC need not be named. Frames are captured as they
 pass: super-frames in one piece, and without checksums that are left to the receiver. In is what comes from the guest.
 
+With --drops: the frames that are dropped, with the reason. At a tap, macvtap or ipvtap these are
+what --port-security drops of the guest's frames, and what --allow-in drops of those for it. The
+kernel copies the first 256 bytes of each, only while somebody captures; frames that pass cost
+nothing more. Frames for which its buffer of 1 MiB has no room are lost and counted. At most four
+such captures of one NIC run at a time. They take root of the host.
+
 FILTER is a part of pcap-filter(7): arp, ip, ip6, icmp, icmp6, tcp, udp, sctp, dhcp, dns, broadcast,
 multicast, vlan [ID], [src|dst] host ADDRESS, [src|dst] net CIDR, [src|dst] port NUMBER and
 ether [src|dst] host MAC, joined by and, or, not and parentheses.`,
 		Example: `  vmnet capture P2/net0
   vmnet capture P2/net0 dhcp or arp
+  vmnet capture P2/net0 --drops
   vmnet capture P2/net0 -w net0.pcapng --duration 10s
   vmnet capture P2/net0 -w - not port 22 | wireshark -k -i -`,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -102,8 +109,7 @@ func (a *app) captureNIC(ctx context.Context, name string, o *captureVerb) error
 	}
 	defer place.Socket.Close()
 	if o.cfg.Drops {
-		return errors.New("--drops: only a userspace switch shows the frames that it drops " +
-			"(vmnet show counts those of port security)")
+		return a.captureDrops(ctx, place.NIC.VM, place.NIC.ID, o)
 	}
 	o.place, o.cfg.Ports = place.NIC.Type+" "+place.NIC.Interface, []string{place.NIC.Interface}
 	r, err := sniff.NewReader(place.Socket)

@@ -79,7 +79,7 @@ func captureFlags(cmd *cobra.Command, o *captureVerb) {
 	f.Lookup("duration").DefValue = ""
 	choice(cmd, f, &o.direction, "direction", "", "frames that come in by the port, leave by it, or both", "in", "out",
 		"both")
-	f.BoolVar(&o.cfg.Drops, "drops", false, "only frames that the switch has dropped, with the reason")
+	f.BoolVar(&o.cfg.Drops, "drops", false, "only frames that are dropped, with the reason")
 }
 
 func (a *app) checkCapture(o *captureVerb) error {

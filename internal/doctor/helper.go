@@ -109,8 +109,8 @@ func unixMode(m fs.FileMode) uint32 {
 	return mode
 }
 
-// helperCaps are the capabilities with which the helper makes taps, and has their frames checked and
-// limited.
+// helperCaps are the capabilities with which the helper makes taps, and has their frames checked
+// and limited.
 const helperCaps = "cap_net_admin,cap_bpf,cap_perfmon+ep"
 
 // right checks the privilege that the helper has and its user has not.

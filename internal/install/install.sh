@@ -46,8 +46,8 @@ check() {
 	[ "$PRIVILEGE" != setcap ] || command -v setcap >/dev/null || die "there is no setcap (apt install libcap2-bin)"
 }
 
-# The capabilities of PRIVILEGE=setcap. cap_bpf and cap_perfmon load the programs of port security and
-# rates; qemu-netup gives them up where nobody asks for those.
+# The capabilities of PRIVILEGE=setcap. cap_bpf and cap_perfmon load the programs of port security
+# and rates; qemu-netup gives them up where nobody asks for those.
 caps=cap_net_admin,cap_bpf,cap_perfmon+ep
 
 # netup installs the helper last, and gives it its privilege once it is complete. The program that

@@ -222,7 +222,8 @@ func (h *Host) PolicedDevices() (found []Device, err error) {
 	links, err := h.ownLinks()
 	for _, dev := range h.records(links) {
 		r := dev.Want
-		if r.Phase == nic.PhasePlugged && !r.Switch && !(r.Security.IsZero() && r.AllowIn.IsZero() && r.Rates.IsZero()) {
+		policed := !r.Security.IsZero() || !r.AllowIn.IsZero() || !r.Rates.IsZero()
+		if policed && r.Phase == nic.PhasePlugged && !r.Switch {
 			found = append(found, dev)
 		}
 	}

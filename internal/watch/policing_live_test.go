@@ -56,7 +56,8 @@ func TestLivePolicing(t *testing.T) {
 	}
 	nstest.Eventually(t, patience, "one of the two is there again", complete)
 
-	// A verb at work says so first. That another NIC is mended later shows that this one was looked at.
+	// A verb at work says so first. That another NIC is mended later shows that this one was looked
+	// at.
 	r.Phase = nic.PhaseChanging
 	if err := h.nl.Set(l.Index, rtnl.Alias(alias())); err != nil {
 		t.Fatal(err)

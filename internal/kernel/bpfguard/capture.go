@@ -181,9 +181,9 @@ const (
 	recordData   = 24
 )
 
-// Next waits for a frame, whose Data is valid until the next call. If the deadline passes, the error
-// matches os.ErrDeadlineExceeded with errors.Is; a deadline of at most a second keeps the capture
-// complete.
+// Next waits for a frame, whose Data is valid until the next call. If the deadline passes, the
+// error matches os.ErrDeadlineExceeded with errors.Is; a deadline of at most a second keeps the
+// capture complete.
 func (k *Capture) Next() (Dropped, error) {
 	if err := k.keep(); err != nil {
 		return Dropped{}, err

@@ -133,6 +133,19 @@ func newFilters(t testing.TB, cfg inbound.Config) *filters {
 	return &filters{t, all.inboundPrograms, all.inboundMaps}
 }
 
+// forget removes all flows.
+func (f *filters) forget() {
+	f.t.Helper()
+	for _, m := range []*ebpf.Map{f.maps.Flows, f.maps.Fragments} {
+		var key inboundFlow
+		for m.NextKey(nil, &key) == nil {
+			if err := m.Delete(key); err != nil {
+				f.t.Fatal(err)
+			}
+		}
+	}
+}
+
 // sends runs the program for a frame from the guest.
 func (f *filters) sends(frame []byte) {
 	f.t.Helper()
@@ -422,8 +435,14 @@ func TestLabInbound(t *testing.T) {
 }
 
 func runInboundTable(t *testing.T) {
+	byRules := map[string]*filters{} // to load programs takes longest
 	for _, tc := range inboundTable {
-		f := newFilters(t, inboundOf(t, tc.rules))
+		f := byRules[tc.rules]
+		if f == nil {
+			f = newFilters(t, inboundOf(t, tc.rules))
+			byRules[tc.rules] = f
+		}
+		f.forget()
 		for _, sent := range tc.sent {
 			f.sends(sent)
 		}

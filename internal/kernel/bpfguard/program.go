@@ -27,7 +27,8 @@ var object = sync.OnceValues(loadGuard)
 // The caller closes the program.
 func load(cfg portsec.Config, old *loaded) (*ebpf.Program, error) {
 	var objects guardPrograms
-	if err := security.load(object, guardVarConfig, settingsOf(cfg), old.replacements(dropsMap, guardMapCaptures), &objects); err != nil {
+	kept := old.replacements(dropsMap, guardMapCaptures)
+	if err := security.load(object, guardVarConfig, settingsOf(cfg), kept, &objects); err != nil {
 		return nil, err
 	}
 	return objects.VmnetGuard, nil
