@@ -38,7 +38,8 @@ type Dropped struct {
 func (m *Manager) OpenDrops(ctx context.Context, vm, id string) (*Drops, error) {
 	dev, err := m.onlyDevice(ctx, vm, id)
 	if err == nil && (dev.Want.Switch || !dev.HasLink()) {
-		err = errors.New("the kernel checks no frame of it (vmnet switch capture SWITCH --drops, if it is on a switch)")
+		err = errors.New("the kernel checks no frame of it (if it is on a switch: " +
+			"vmnet switch capture SWITCH --drops)")
 	}
 	d := &Drops{NIC: dev.NIC(), m: m, dev: dev}
 	if err == nil {
@@ -87,8 +88,8 @@ func (m *Manager) onlyDevice(ctx context.Context, vm, id string) (inventory.Devi
 // SetDeadline bounds the waits of Next. A deadline of at most a second keeps the capture complete.
 func (d *Drops) SetDeadline(t time.Time) { d.capture.SetDeadline(t) }
 
-// Next waits for a frame, whose Data is valid until the next call. If the deadline passes, the error
-// matches os.ErrDeadlineExceeded with errors.Is.
+// Next waits for a frame, whose Data is valid until the next call. If the deadline passes, the
+// error matches os.ErrDeadlineExceeded with errors.Is.
 func (d *Drops) Next() (Dropped, error) {
 	f, err := d.capture.Next()
 	return Dropped(f), err
