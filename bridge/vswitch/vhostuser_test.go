@@ -332,7 +332,8 @@ func holdUp(t *testing.T, d driven) {
 	}
 }
 
-// TestRemoveVhostUserThatWaits removes a port whose frontend keeps another port's goroutine waiting.
+// TestRemoveVhostUserThatWaits removes a port whose frontend keeps another port's goroutine
+// waiting.
 func TestRemoveVhostUserThatWaits(t *testing.T) {
 	l := newLAN(t, nil)
 	a := l.guest("a", vport.Config{}, frontend.Config{})

@@ -130,8 +130,8 @@ func (p *Pair) publish(r *vring) {
 }
 
 // copyOut copies frames out of the guest's memory and marks their chains as used, for publish. It
-// takes at least one chain of those that it has, and as many as there is room for. While the ring is
-// disabled it drops them.
+// takes at least one chain of those that it has, and as many as there is room for. While the ring
+// is disabled it drops them.
 func (p *Pair) copyOut(r *vring, have int) (n int, err error) {
 	header := headerOf(p.dev.features)
 	room := p.room
