@@ -64,7 +64,8 @@ vmnet network confirm comes in time, also if you cannot reach the host any more.
 		return err
 	}), "host", "a guest that always has this name and address (repeatable)")
 	f.BoolVar(&o.n.Isolated, "isolated", false, "keep guests from reaching each other")
-	nicflags.MTU(f, &o.n.MTU, fmt.Sprintf("MTU of the network, 1280 to %d (default that for users other than root)", config.MaxMTU))
+	nicflags.MTU(f, &o.n.MTU,
+		fmt.Sprintf("MTU of the network, 1280 to %d (default that for users other than root)", config.MaxMTU))
 	f.BoolVar(&o.n.Integrate, "integrate", false, "have Docker, firewalld and ufw let the network's traffic pass")
 	complete(cmd, "ipv6", cobra.FixedCompletions([]string{"auto", "none"}, noFiles))
 	o.up.add(a, cmd)

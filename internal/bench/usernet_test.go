@@ -40,7 +40,10 @@ func BenchmarkUserNetwork(b *testing.B) {
 			}
 			what := fmt.Sprintf(", MTU %d, guest %s %d MiB", mtu, c.what, c.mib)
 			ways := []*Way{
-				{Name: "vmnet network --user" + what, Do: func(int) (time.Duration, error) { return c.do(network, c.mib) }},
+				{
+					Name: "vmnet network --user" + what,
+					Do:   func(int) (time.Duration, error) { return c.do(network, c.mib) },
+				},
 				{Name: "passt alone" + what, Do: func(int) (time.Duration, error) { return c.do(passt, c.mib) }},
 			}
 			WarmUp(b, 0, ways...)
@@ -176,7 +179,8 @@ func (l *userLab) receive(mib int) (time.Duration, error) {
 }
 
 // exchange has the guest connect to a machine outside, run a script with the connection, and
-// measures how long talk takes there. Copies by nc itself, of a KiB each, would be what is measured.
+// measures how long talk takes there. Copies by nc itself, of a KiB each, would be what is
+// measured.
 func (l *userLab) exchange(script string, talk func(net.Conn) error) (time.Duration, error) {
 	var listener net.Listener
 	err := l.outside.Do(func() (err error) {

@@ -51,8 +51,8 @@ const (
 	leaseStart = 4    // the dynamic addresses begin after this fraction of the subnet
 )
 
-// MaxMTU is the largest MTU of a network, in bytes. passt(1) has the same; a tap takes one byte more
-// (MAX_MTU of drivers/net/tun.c less an Ethernet header).
+// MaxMTU is the largest MTU of a network, in bytes. passt(1) has the same; a tap takes one byte
+// more (MAX_MTU of drivers/net/tun.c less an Ethernet header).
 const MaxMTU = 65520
 
 // DefaultDomain returns the domain of a network whose file names none.
