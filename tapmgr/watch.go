@@ -46,7 +46,8 @@ func (m *Manager) KeepRouted(ctx context.Context) ([]nic.Action, error) {
 }
 
 // KeepPoliced restores port security, the filters of --allow-in and rates that somebody has removed
-// from the device of a NIC, unless it is in a netns of its own. Failures of a NIC are in its action.
+// from the device of a NIC, unless it is in a netns of its own. Failures of a NIC are in its
+// action.
 func (m *Manager) KeepPoliced(ctx context.Context) ([]nic.Action, error) {
 	return m.host.KeepPoliced(ctx)
 }

@@ -46,7 +46,8 @@ func (m *meter) take(now int64, data []byte) bool {
 	return m.limit.IsZero() || m.pass(now, data)
 }
 
-// pass is take for a meter that limits anything: take is inlined where frames are forwarded.
+// pass is take for a meter that limits anything, and reports whether the frame may pass: take is
+// inlined where frames are forwarded.
 func (m *meter) pass(now int64, data []byte) bool {
 	bits, frames := m.costs(data)
 	return (frames == 0 || m.byUnit.pass(now, frames)) && (bits == 0 || m.byBits.pass(now, bits))

@@ -126,9 +126,9 @@ func (sw *Switch) tick(peers *peers) {
 	}
 }
 
-// forgetDead ends ports whose socket's other end was closed, and sessions of frontends that keep the
-// switch waiting. For ports that are down, it removes addresses that were learned from frames in
-// flight.
+// forgetDead ends ports whose socket's other end was closed, and sessions of frontends that keep
+// the switch waiting. For ports that are down, it removes addresses that were learned from frames
+// in flight.
 func (sw *Switch) forgetDead(peers *peers) {
 	for _, p := range sw.table.Load().ports {
 		if f := p.wire.frontends; f != nil {

@@ -164,7 +164,7 @@ func between(err error) time.Duration {
 	return afterEnd
 }
 
-// pause waits, and returns false if the wire is closed.
+// pause waits, and reports whether the wire is still open.
 func (v *frontends) pause(d time.Duration) bool {
 	select {
 	case <-time.After(d):
@@ -225,7 +225,7 @@ const gatherTime = 3 * time.Second
 // gathered waits until the guests of all vhost-user ports are ready, at most until gatherTime after
 // the switch's start. Frames wait in the guests' rings meanwhile. So a switch that was killed and
 // started again loses none: the guest that comes back first may have a frame for one that comes
-// later. It returns false if the wire is closed.
+// later. It reports whether the wire is still open.
 func (v *frontends) gathered() bool {
 	sw := v.port.sw
 	for time.Since(sw.start) < gatherTime && slices.ContainsFunc(sw.table.Load().ports, (*Port).isComing) {

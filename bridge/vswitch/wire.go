@@ -17,8 +17,8 @@ import (
 const batchSize = offload.Burst
 
 // A Wire is the link endpoint of a port: it receives and sends the port's frames. OpenTap,
-// OpenPacket, OpenSocket and OpenVhostUser make the four kinds. A Wire owns its fds. AddPort takes ownership of
-// the Wire.
+// OpenPacket, OpenSocket and OpenVhostUser make the four kinds. A Wire owns its fds. AddPort takes
+// ownership of the Wire.
 type Wire struct {
 	kind   string
 	device string         // name of the device; empty if it has none

@@ -20,7 +20,7 @@ func (a *app) mapCommand() *cobra.Command {
 		Short: "Draw what is connected to what",
 		Long: `Draw the networks of guests: bridges, userspace switches and parent devices, and what is
 connected to each: uplinks, VLANs of the host, guests with their addresses, and network namespaces.
-What vmnet has not made is grey, and has a ~; where no frames pass, the line is red and has a ✗ and
+What vmnet has not made is grey, and has a ~; where no frames pass, the line is red and has a cross and
 the reason. A place with more than 24 guests shows only those with a fault, and how many others
 there are.
 

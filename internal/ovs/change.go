@@ -33,7 +33,7 @@ func (cfg Config) ids() ovsdb.Map {
 }
 
 // ErrTaken is returned if the database has a port of that name that is not vmnet's to remove.
-var ErrTaken = errors.New("Open vSwitch has a port of that name")
+var ErrTaken = errors.New("a port of that name exists in Open vSwitch")
 
 // CheckName returns an error that matches ErrTaken if a port has that name which vmnet has not made
 // on this machine. One that vmnet has made is of a device that has gone, if none has that name.
