@@ -69,7 +69,7 @@ func TestLivePortSecurityRequired(t *testing.T) {
 	h.ok(h.attach("N2", "net1", append([]string{"--bridge", "br0"}, all...)...), "security:all")
 	h.guarded("N2-net1", "10.7.0.65")
 	h.reconfigure(0o755, fileCaps(cap.NET_ADMIN))
-	h.fails(launch(all...), exitFailure, "--port-security needs CAP_BPF and CAP_PERFMON")
+	h.fails(launch(all...), exitFailure, "--port-security and --allow-in need CAP_BPF and CAP_PERFMON")
 	h.fails(h.attach("N2", "net2", append([]string{"--bridge", "br0"}, all...)...), exitFailure,
 		"setcap cap_net_admin,cap_bpf,cap_perfmon+ep")
 	h.gone("N2-net2")
