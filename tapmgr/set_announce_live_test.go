@@ -31,6 +31,10 @@ func (h *host) peer(br string) *peer {
 	}
 	h.ip("link", "set", "port0", "master", br, "up")
 	h.ipIn(ns, "link", "set", "peer0", "up")
+	nstest.Eventually(h, 20*time.Second, "the peer's link", func() bool { // or it hears nothing
+		l, err := h.nl.Link("port0")
+		return err == nil && l.OperUp
+	})
 	return &peer{host: h, socket: nstest.PacketSocket(h, ns, 0)}
 }
 

@@ -263,7 +263,7 @@ func TestPlanDevice(t *testing.T) {
 		},
 		{
 			"names that no alias has room for", 1500, func(s *nic.Spec) { s.VM = strings.Repeat("g", 250) }, nil,
-			"use a guest name that is shorter",
+			"shorten the guest's name",
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -68,6 +68,8 @@ func Dial(ctx context.Context, path, database string) (*Client, error) {
 	case errors.Is(err, syscall.EAGAIN):
 		return nil, fmt.Errorf(
 			"connect to %s: %w (its queue of connections is full: check whether ovsdb-server is stopped)", path, err)
+	case err != nil && ctx.Err() != nil:
+		return nil, fmt.Errorf("connect to the database of Open vSwitch: %w", context.Cause(ctx))
 	case err != nil:
 		return nil, fmt.Errorf("connect to the database of Open vSwitch: %w", err)
 	}
