@@ -23,7 +23,7 @@ func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // packageLimit bounds the tests of one package. A guest takes over a minute to boot in a lab host,
 // and longer under load.
-const packageLimit = 15 * time.Minute
+const packageLimit = 25 * time.Minute
 
 // hosts is the number of lab hosts, each for one package at a time and with one processor. More
 // than this machine has processors would wait for each other.
