@@ -425,7 +425,10 @@ var inboundTable = []struct {
 	{"TCP without ports", "any", nil, to(tcp, be(5)), false},
 }
 
-func TestLiveInboundTable(t *testing.T) { runInboundTable(t) }
+func TestLiveInboundTable(t *testing.T) {
+	nstest.RequireRoot(t)
+	runInboundTable(t)
+}
 
 // TestLabInbound has the verifier, and the maps, of another kernel.
 func TestLabInbound(t *testing.T) {
@@ -454,6 +457,7 @@ func runInboundTable(t *testing.T) {
 
 // TestLiveInboundFragments: later fragments follow the first one, and only those of its packet.
 func TestLiveInboundFragments(t *testing.T) {
+	nstest.RequireRoot(t)
 	f := newFilters(t, inboundOf(t, "udp:4"))
 	first, later := fragment4(to(udp, udpDatagram(5, 4)), 0, true), fragment4(to(udp, udpDatagram(5, 6)), 2, false)
 	other := slices.Clone(later)
@@ -474,6 +478,7 @@ func TestLiveInboundFragments(t *testing.T) {
 // TestLiveInboundTimes: how long an answer is waited for depends on what the guest has sent, and
 // nothing else makes or prolongs a flow.
 func TestLiveInboundTimes(t *testing.T) {
+	nstest.RequireRoot(t)
 	f := newFilters(t, inboundOf(t, "tcp:22"))
 	wait := func() time.Duration {
 		t.Helper()
@@ -524,6 +529,7 @@ func TestLiveInboundTimes(t *testing.T) {
 
 // TestLiveInboundSettings: what the programs have is read back.
 func TestLiveInboundSettings(t *testing.T) {
+	nstest.RequireRoot(t)
 	for _, text := range []string{
 		"answers", "tcp:22",
 		"icmp any,from=2001:db8::/33 udp:1-65535,from=10.0.0.0/9 tcp:80,from=::/0",
