@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -138,6 +139,35 @@ func TestRingStops(t *testing.T) {
 		t.Errorf("a frame to a stopped ring: %d", r)
 	}
 	_ = b.hangup(f)
+}
+
+// TestKickReplaced: a ring goes on where it is when its kick file is replaced.
+func TestKickReplaced(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	f := b.guest(frontend.Config{})
+	p := f.Pair[0]
+	send := func(seed int) {
+		t.Helper()
+		frame := ether(60, seed)
+		p.Send(append(make([]byte, frontend.Header), frame...))
+		if got := b.receive(); !bytes.Equal(got[offload.HeaderLen:], frame) {
+			t.Fatal("a frame came again")
+		}
+	}
+	for seed := range 3 {
+		send(seed)
+	}
+	if err := p.Rekick(); err != nil {
+		t.Fatal(err)
+	}
+	send(3)
+	if base, err := p.Base(true); base != 4 || err != nil {
+		t.Errorf("the ring from the guest stops at %d: %v", base, err)
+	}
+	if err := b.hangup(f); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestDisabledRing drops the guest's frames, and uses them up.
@@ -278,6 +308,45 @@ func TestClose(t *testing.T) {
 }
 
 // TestNoAllocation measures the way of a frame in both directions.
+// A ring stops while its kicks arrive: neither waits for the other.
+func TestStopsWhileKicked(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, 1)
+	f := b.guest(frontend.Config{})
+	done := make(chan struct{})
+	var kicking sync.WaitGroup
+	kicking.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			default:
+				f.Pair[0].Kick(true)
+			}
+		}
+	})
+	stop := sync.OnceFunc(func() { close(done); kicking.Wait() })
+	defer stop()
+	for range 300 {
+		if err := f.Hangup(); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.end(); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Reconnect(b.serve()); err != nil {
+			t.Fatal(err)
+		}
+		b.ready(true)
+	}
+	stop()
+	f.Pair[0].Send(append(make([]byte, frontend.Header), ether(60, 1)...))
+	b.receive()
+	if err := b.hangup(f); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestNoAllocation(t *testing.T) {
 	near, far := connected(t)
 	dev, err := New(1, func() {})

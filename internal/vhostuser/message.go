@@ -193,9 +193,9 @@ func (m *message) state() (index int, value uint32, err error) {
 }
 
 // vringAddr is struct vhost_vring_addr in include/uapi/linux/vhost_types.h without the log, which
-// this backend does not offer.
+// this backend does not offer, and without the flags, which say whether there is one.
 type vringAddr struct {
-	index, flags      uint32
+	index             uint32
 	desc, used, avail uint64
 }
 
@@ -205,7 +205,7 @@ func (m *message) addr() (a vringAddr, err error) {
 	}
 	n := binary.NativeEndian
 	return vringAddr{
-		n.Uint32(m.body), n.Uint32(m.body[4:]),
+		n.Uint32(m.body),
 		n.Uint64(m.body[8:]), n.Uint64(m.body[16:]), n.Uint64(m.body[24:]),
 	}, nil
 }

@@ -20,7 +20,6 @@ type Pair struct {
 	room   []byte
 	frames [][]byte
 	n      int
-	err    error
 	pieces [][]byte
 }
 
@@ -49,7 +48,7 @@ func (p *Pair) Receive(room []byte, frames [][]byte) (int, error) {
 			<-p.woken
 			continue
 		}
-		p.n, p.err = 0, nil
+		p.n = 0
 		err = kick.conn.Read(p.turn)
 		switch {
 		case p.n > 0:
@@ -79,15 +78,19 @@ func (p *Pair) kick() (*event, error) {
 
 // takeTurn reports whether the caller need not wait for a kick.
 func (p *Pair) takeTurn(uintptr) bool {
-	p.n, p.err = p.take()
-	return p.n > 0 || p.err != nil
+	n, err := p.take()
+	p.n = n
+	return n > 0 || err != nil
 }
 
 // take takes frames, or asks for a kick if there are none. It returns errAgain if it has only
-// dropped frames.
+// dropped frames. It does not wait for the device's lock: whoever has it may close the kick file,
+// and that waits until the poller's callback has returned.
 func (p *Pair) take() (n int, err error) {
 	d := p.dev
-	d.mu.RLock()
+	if !d.mu.TryRLock() {
+		return 0, errAgain
+	}
 	defer d.mu.RUnlock()
 	r := &d.rings[p.from]
 	if !r.served() || d.ending.Load() {

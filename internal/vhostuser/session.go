@@ -302,11 +302,11 @@ func (s *session) setFile(m *message) error {
 	case f == nil:
 		return errors.New("a ring without a kick file: this backend does not poll")
 	}
-	err = r.kick.close()
+	r.stop(s.mem) // a ring in use goes on where it is
 	r.kick = f
 	if s.features&featureProtocol == 0 {
 		r.enabled = true
 	}
 	s.wake(index)
-	return errors.Join(err, r.start(s.mem, s.features))
+	return r.start(s.mem, s.features)
 }

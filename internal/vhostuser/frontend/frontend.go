@@ -262,12 +262,6 @@ func (f *Frontend) Send(request, flags uint32, body []byte, fds ...int) error {
 	return err
 }
 
-// Raw sends bytes.
-func (f *Frontend) Raw(b []byte) error {
-	_, err := f.conn.Write(b)
-	return err
-}
-
 func (f *Frontend) reply(request uint32) (uint64, error) {
 	_ = f.conn.SetReadDeadline(time.Now().Add(answerTime))
 	var b [20]byte

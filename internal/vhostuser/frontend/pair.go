@@ -109,6 +109,11 @@ func (p *Pair) start() error {
 	return nil
 }
 
+// Rekick gives the ring from the driver its kick file again, while the ring is in use.
+func (p *Pair) Rekick() error {
+	return p.f.Tell(SetVringKick, Words(uint64(p.tx.index)), p.tx.kick)
+}
+
 // Base stops a ring and returns its next available entry: the ring to the driver, or from it.
 func (p *Pair) Base(from bool) (uint16, error) {
 	index := p.rx.index
