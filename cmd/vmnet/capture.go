@@ -123,7 +123,11 @@ func (a *app) captureNIC(ctx context.Context, name string, o *captureVerb) error
 	})
 }
 
-// sniffed writes the frames of a socket until o's count is reached or ctx ends.
+// errGone ends a capture at a device that is deleted, as the end of its guest does.
+var errGone = errors.New("the capture has ended: the NIC's device has gone")
+
+// sniffed writes the frames of a socket until o's count is reached, ctx ends or the NIC's device
+// has gone.
 func sniffed(ctx context.Context, r *sniff.Reader, sink frameSink, o *captureVerb, reversed bool) (
 	n int, totals []capture.Totals, err error,
 ) {
@@ -137,15 +141,19 @@ func sniffed(ctx context.Context, r *sniff.Reader, sink frameSink, o *captureVer
 		totals[0].Lost = r.Dropped() // of both directions
 		totals[0].Seen += totals[0].Lost
 	}()
+	var flush time.Time // when next
 	for ctx.Err() == nil && (o.count == 0 || n < o.count) {
-		if err := r.SetDeadline(time.Now().Add(flushEvery)); err != nil {
-			return n, nil, err
+		if now := time.Now(); !now.Before(flush) {
+			flush = now.Add(flushEvery)
+			if err := errors.Join(sink.Flush(), r.SetDeadline(flush)); err != nil {
+				return n, nil, err
+			}
+			if r.Gone() {
+				return n, nil, errGone
+			}
 		}
 		f, err := r.Next()
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			if err := sink.Flush(); err != nil {
-				return n, nil, err
-			}
 			continue
 		}
 		if err != nil {

@@ -63,7 +63,7 @@ func followDrops(ctx context.Context, d *tapmgr.Drops, sink frameSink, o *captur
 				return n, err
 			}
 			if d.Gone(ctx) && ctx.Err() == nil {
-				return n, errors.New("the capture has ended: the NIC's device has gone")
+				return n, errGone
 			}
 		}
 	}

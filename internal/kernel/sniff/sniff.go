@@ -152,6 +152,16 @@ func (r *Reader) restoreTag(f *Frame, aux []byte) {
 	f.Data = r.data[:min(f.Length, len(r.data))]
 }
 
+// Gone reports whether the link has been deleted or has moved to another namespace: no frame follows.
+func (r *Reader) Gone() (gone bool) {
+	_ = r.conn.Control(func(fd uintptr) {
+		sa, err := unix.Getsockname(int(fd))
+		at, ok := sa.(*unix.SockaddrLinklayer)
+		gone = err == nil && ok && at.Ifindex <= 0 // packet_notifier() in net/packet/af_packet.c
+	})
+	return gone
+}
+
 // Dropped returns how many frames had no room in the socket's buffer (PACKET_STATISTICS).
 func (r *Reader) Dropped() uint64 {
 	_ = r.conn.Control(func(fd uintptr) {

@@ -91,4 +91,11 @@ func TestLiveFrames(t *testing.T) {
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Error(err)
 	}
+	if r.Gone() {
+		t.Error("the link is there")
+	}
+	if l, err := h.LinkByName("a0"); err != nil || h.LinkSetDown(l) != nil || r.Gone() || h.LinkDel(l) != nil {
+		t.Error("a link that is down is no deleted one", err)
+	}
+	nstest.Eventually(t, 20*time.Second, "the link has gone", r.Gone)
 }
