@@ -104,18 +104,25 @@ func (b *builder) place(kind, name string) *Place {
 	case kind != "bridge" && kind != "device":
 	case l == nil:
 		p.Broken = "it does not exist"
-	case !l.Up:
+	case !l.Up && !isOVS(l, kind): // whose ports pass frames without the host's own
 		p.Broken = "it is down"
 	case kind == "device" && !l.Carrier:
 		p.Broken = "no carrier"
 	}
-	if l != nil && l.Bridge != nil {
+	switch {
+	case l == nil:
+	case l.Bridge != nil:
 		p.Text = bridgeText(l.Bridge)
-	} else if l != nil && kind == "device" {
+	case isOVS(l, kind):
+		p.Text = "Open vSwitch"
+	case kind == "device":
 		p.Text = l.Kind
 	}
 	return p
 }
+
+// isOVS reports whether the link of a place is a bridge of Open vSwitch.
+func isOVS(l *rtnl.Link, kind string) bool { return kind == "bridge" && l.Bridge == nil }
 
 func bridgeText(br *rtnl.Bridge) string {
 	var texts []string
@@ -131,6 +138,9 @@ func bridgeText(br *rtnl.Bridge) string {
 // reasons say why no frames pass a NIC in a state; other states have none.
 var reasons = map[nic.State]string{
 	nic.NoBridge:    "it is on no bridge (vmnet reconcile)",
+	nic.PortError:   "Open vSwitch cannot use its port (vmnet show)",
+	nic.NoFlows:     "OVN has not installed its flows (vmnet doctor)",
+	nic.Prepared:    "its guest is expected from another QEMU (vmnet commit)",
 	nic.OtherBridge: "it is on another bridge than it should be (vmnet check)",
 	nic.Incomplete:  "an attach was cut short (vmnet reconcile)",
 	nic.Changing:    "a set works on it or was cut short (vmnet reconcile)",

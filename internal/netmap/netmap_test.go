@@ -68,6 +68,7 @@ func example() Input {
 			link(9, "tap7", "tun", func(l *rtnl.Link) { l.Master, l.Carrier = 2, false }),
 			link(10, "vb0", "veth", on(2)),
 			link(11, "P6-net0", "tun", on(5)),
+			link(12, "br-int", "openvswitch", func(l *rtnl.Link) { l.Up = false }),
 		},
 		NICs: []tapmgr.Sighting{
 			guest("P2", "net0", nic.TypeTap, "br0", "forwarding", "10.0.0.2", "fe80::2", "fd00::2"),
@@ -77,6 +78,8 @@ func example() Input {
 			guest("P5", "net0", nic.TypeRouted, "eth0", nic.Up, "192.0.2.7"),
 			guest("P6", "net0", nic.TypeTap, "br0", nic.OtherBridge),
 			guest(hostile, "net0", nic.TypeTap, "br0", "forwarding"),
+			guest("P7", "net0", nic.TypeOVS, "br-int", nic.Up),
+			guest("P7", "net1", nic.TypeOVS, "br-int", nic.PortError),
 			{NIC: nic.NIC{
 				Interface: "lan0", Type: nic.TypeMacvlan, Source: "eth1", Mode: "host access", State: nic.Up,
 			}},
