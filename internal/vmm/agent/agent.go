@@ -14,22 +14,21 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"path/filepath"
 	"strings"
 
 	"vmnet/internal/kernel/fdpass"
+	"vmnet/internal/kernel/procview"
 	"vmnet/internal/vmm/qemu"
 )
 
 // Bounds of what an agent may say.
 const (
 	maxAnswer    = 256 << 10 // bytes of all that the guest sends
-	MaxAddresses = 16        // of one interface; further ones are left out
+	maxAddresses = 16        // of one interface; further ones are left out
 )
 
 // An Interface is a network interface of the guest, as its agent describes it.
 type Interface struct {
-	Name  string
 	MAC   string // in the form of net.HardwareAddr
 	Addrs []netip.Addr
 }
@@ -43,7 +42,7 @@ func Interfaces(ctx context.Context, p qemu.Process) ([]Interface, error) {
 	if p.Agent == "" {
 		return nil, ErrNone
 	}
-	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", pathOf(p))
+	conn, err := connect(ctx, p)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the guest agent: %w", err)
 	}
@@ -64,12 +63,23 @@ func Interfaces(ctx context.Context, p qemu.Process) ([]Interface, error) {
 	return all, nil
 }
 
-// pathOf returns the socket's address for connect(2).
-func pathOf(p qemu.Process) string {
-	if filepath.IsAbs(p.Agent) || strings.HasPrefix(p.Agent, "@") {
-		return p.Agent
+// connect connects to the socket that the VMM means, as far as it is there.
+func connect(ctx context.Context, p qemu.Process) (conn net.Conn, err error) {
+	var d net.Dialer
+	if strings.HasPrefix(p.Agent, "@") {
+		return d.DialContext(ctx, "unix", p.Agent)
 	}
-	return filepath.Join("/proc", fmt.Sprint(p.PID), "cwd", p.Agent)
+	files, err := procview.Locate(ctx, p.PID, p.Agent)
+	if err != nil {
+		return nil, err
+	}
+	defer fdpass.CloseAll(files)
+	for _, f := range files {
+		if conn, err = d.DialContext(ctx, "unix", procview.Address(f)); err == nil {
+			break
+		}
+	}
+	return conn, err
 }
 
 // delimiter precedes the answer to guest-sync-delimited. No JSON text contains that byte.
@@ -110,9 +120,8 @@ func ask(conn io.ReadWriter) ([]Interface, error) {
 func parse(line []byte) (all []Interface, err error) {
 	var answer struct {
 		Return []struct {
-			Name string
-			MAC  string `json:"hardware-address"`
-			IPs  []struct {
+			MAC string `json:"hardware-address"`
+			IPs []struct {
 				IP string `json:"ip-address"`
 			} `json:"ip-addresses"`
 		}
@@ -129,11 +138,11 @@ func parse(line []byte) (all []Interface, err error) {
 		if err != nil {
 			continue
 		}
-		found := Interface{Name: i.Name, MAC: mac.String()}
+		found := Interface{MAC: mac.String()}
 		for _, a := range i.IPs {
 			ip, err := netip.ParseAddr(a.IP)
 			if err == nil && ip.Zone() == "" && !ip.IsUnspecified() && !ip.IsMulticast() &&
-				len(found.Addrs) < MaxAddresses {
+				len(found.Addrs) < maxAddresses {
 				found.Addrs = append(found.Addrs, ip)
 			}
 		}

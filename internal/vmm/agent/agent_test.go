@@ -56,7 +56,7 @@ func TestInterfaces(t *testing.T) {
 	})
 	all, err := Interfaces(t.Context(), p)
 	got := fmt.Sprint(all, err)
-	if want := "[{eth0 52:54:00:aa:bb:cc [10.0.0.2 fe80::1]}] <nil>"; got != want {
+	if want := "[{52:54:00:aa:bb:cc [10.0.0.2 fe80::1]}] <nil>"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
@@ -107,6 +107,16 @@ func TestSilentAgent(t *testing.T) {
 	}
 }
 
+// TestRelativePath finds a socket by a path that is relative to the VMM's working directory.
+func TestRelativePath(t *testing.T) {
+	p := served(t, func(c net.Conn, id string) { fmt.Fprintf(c, "\xff{\"return\":%s}\n%s", id, answer) })
+	t.Chdir(filepath.Dir(p.Agent))
+	p.Agent = filepath.Base(p.Agent)
+	if all, err := Interfaces(t.Context(), p); len(all) != 1 || err != nil {
+		t.Errorf("%v, %v", all, err)
+	}
+}
+
 // TestOtherListener: nothing is sent to a process that is not the VMM.
 func TestOtherListener(t *testing.T) {
 	sent := make(chan string, 1)
@@ -147,7 +157,7 @@ func FuzzParse(f *testing.F) {
 			t.Error(all, err)
 		}
 		for _, i := range all {
-			if len(i.Addrs) > MaxAddresses || i.MAC == "" {
+			if len(i.Addrs) > maxAddresses || i.MAC == "" {
 				t.Error(i)
 			}
 		}
