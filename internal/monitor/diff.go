@@ -103,22 +103,29 @@ func diffNICs(old, now []nic.NIC) (events []Event) {
 	for _, k := range keys {
 		was, had := before[k]
 		is, has := after[k]
-		e := Event{Kind: KindNIC, Name: k.vm + "/" + k.id, Guest: k.vm, PID: is.PID}
+		add := func(change, format string, args ...any) {
+			events = append(events, Event{
+				Kind: KindNIC, Change: change, Name: k.vm + "/" + k.id, Guest: k.vm, PID: cmp.Or(is.PID, was.PID),
+				Text: fmt.Sprintf(format, args...),
+			})
+		}
 		switch {
 		case !had:
-			e.Change, e.Text = "added", fmt.Sprintf("%s %s on %s, %s", is.Type, is.Interface, is.Source, is.State)
+			add("added", "%s %s on %s, %s", is.Type, is.Interface, is.Source, is.State)
+			continue
 		case !has:
-			e.Change, e.Text, e.PID = "removed", fmt.Sprintf("%s %s", was.Type, was.Interface), was.PID
-		case was.State != is.State:
-			e.Change, e.Text = string(is.State), fmt.Sprintf("was %s", was.State)
-		case was.Source != is.Source:
-			e.Change, e.Text = "moved", fmt.Sprintf("to %s, from %s", is.Source, was.Source)
-		case was.Port != is.Port:
-			e.Change, e.Text = "port", fmt.Sprintf("%q, was %q", is.Port, was.Port)
-		default:
+			add("removed", "%s %s", was.Type, was.Interface)
 			continue
 		}
-		events = append(events, e)
+		if was.State != is.State {
+			add(string(is.State), "was %s", was.State)
+		}
+		if was.Source != is.Source {
+			add("moved", "to %s, from %s", is.Source, was.Source)
+		}
+		if was.Port != is.Port {
+			add("port", "%q, was %q", is.Port, was.Port)
+		}
 	}
 	return events
 }

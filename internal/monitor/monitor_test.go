@@ -36,10 +36,11 @@ func TestDiffNICs(t *testing.T) {
 	}
 	now := []nic.NIC{
 		n("4", "br0", "listening", ""), n("3", "br0", "forwarding", "vlan:7"), n("2", "br1", "forwarding", ""),
-		n("1", "br0", nic.NoBridge, ""),
+		n("1", "br2", nic.NoBridge, ""),
 	}
 	want := []string{
-		"nic P2/0 removed tap t0", "nic P2/1 no-bridge was forwarding", "nic P2/2 moved to br1, from br0",
+		"nic P2/0 removed tap t0", "nic P2/1 no-bridge was forwarding", "nic P2/1 moved to br2, from br0",
+		"nic P2/2 moved to br1, from br0",
 		`nic P2/3 port "vlan:7", was ""`, "nic P2/4 added tap t4 on br0, listening",
 	}
 	if diff := cmp.Diff(want, texts(diffNICs(old, now))); diff != "" {
