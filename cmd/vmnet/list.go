@@ -79,7 +79,7 @@ is hidden if no process is seen to hold it: its files are somewhere that /proc d
 			case "yaml":
 				return outputError(console.WriteYAML(a.out, nics))
 			case "prometheus":
-				return outputError(metrics.Write(a.out, metrics.NICs(nics, nil)))
+				return outputError(metrics.Write(a.out, nicMetrics(nics)))
 			case "name":
 				return a.printNames(nics)
 			}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -63,19 +62,24 @@ processes claim is left out.`,
 func collectMetrics(ctx context.Context, m *tapmgr.Manager) ([]metrics.Family, error) {
 	start := time.Now()
 	nics, err := m.Survey(ctx, "", tapmgr.Look{Addresses: true, Drops: true})
+	return append(metrics.About(version.Get().Version, time.Since(start), err != nil), nicMetrics(nics)...), err
+}
+
+// nicMetrics returns the metrics of NICs, with the CPU time of their vhost threads.
+func nicMetrics(nics []tapmgr.Sighting) []metrics.Family {
 	var pids []int
 	for i := range nics {
 		if pid := nics[i].PID; pid != 0 && nics[i].Vhost == "on" && !slices.Contains(pids, pid) {
 			pids = append(pids, pid)
 		}
 	}
-	all := metrics.NICs(nics, procview.VhostTimes(pids))
-	return append(metrics.About(version.Get().Version, time.Since(start), err != nil), all...), err
+	return metrics.NICs(nics, procview.VhostTimes(pids))
 }
 
 // metricsNow is collectMetrics of a Manager of its own, which asks the switches that run now, and
 // says nothing on stderr.
 func (a *app) metricsNow(ctx context.Context) (all []metrics.Family, err error) {
+	start := time.Now()
 	err = tapmgr.In(a.netns, func(m *tapmgr.Manager) error {
 		m.AskSwitches, m.Libvirt = true, a.libvirt
 		var unseen error
@@ -86,6 +90,9 @@ func (a *app) metricsNow(ctx context.Context) (all []metrics.Family, err error) 
 		all, err = collectMetrics(ctx, m)
 		return err
 	})
+	if all == nil {
+		all = metrics.About(version.Get().Version, time.Since(start), true)
+	}
 	return all, err
 }
 
@@ -100,12 +107,7 @@ func writeMetrics(path string, all []metrics.Family) (err error) {
 			err = errors.Join(err, os.Remove(f.Name()))
 		}
 	}()
-	var b bytes.Buffer
-	err = metrics.Write(&b, all)
-	if err == nil {
-		_, err = f.Write(b.Bytes())
-	}
-	if err == nil {
+	if err = metrics.Write(f, all); err == nil {
 		err = f.Chmod(0o644)
 	}
 	if err = errors.Join(err, f.Close()); err != nil {

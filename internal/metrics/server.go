@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/http"
 	"net/netip"
@@ -14,6 +13,10 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/internal/endpoint"
 )
 
 // Bounds of what clients can ask for. Any local user may connect to a port.
@@ -57,8 +60,8 @@ func (a Address) String() string { return a.at }
 // socket on which nobody listens any longer. Close the Listener, which removes the socket.
 func (a Address) Listen() (net.Listener, error) {
 	l, err := net.Listen(a.network, a.at)
-	if err != nil && a.network == "unix" && a.isStale() {
-		if err = os.Remove(a.at); err == nil {
+	if errors.Is(err, unix.EADDRINUSE) && a.network == "unix" {
+		if err = endpoint.RemoveSocket(a.at); err == nil {
 			l, err = net.Listen(a.network, a.at)
 		}
 	}
@@ -71,19 +74,6 @@ func (a Address) Listen() (net.Listener, error) {
 		return nil, fmt.Errorf("serve metrics at %s: %w", a, err)
 	}
 	return l, nil
-}
-
-// isStale reports whether there is a socket on which nobody listens.
-func (a Address) isStale() bool {
-	st, err := os.Lstat(a.at)
-	if err != nil || st.Mode()&fs.ModeSocket == 0 {
-		return false
-	}
-	c, err := net.Dial("unix", a.at)
-	if err == nil {
-		_ = c.Close()
-	}
-	return err != nil
 }
 
 // Serve answers GET /metrics on l until ctx ends, and closes l. Collections do not overlap, and
