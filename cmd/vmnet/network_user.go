@@ -158,14 +158,3 @@ func (a *app) startOwn(ctx context.Context, name string) error {
 		return err
 	})
 }
-
-// userLeases returns the directory of the lease files of this user's networks, if the user has any.
-func userLeases() []string {
-	if os.Geteuid() == 0 {
-		return nil
-	}
-	if _, state, err := userdirs.Of(os.Getenv); err == nil {
-		return []string{state}
-	}
-	return nil
-}

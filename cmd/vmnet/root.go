@@ -21,6 +21,7 @@ import (
 	"vmnet/internal/cli/version"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/network/userdirs"
 	"vmnet/libvirt"
 	"vmnet/step"
 	"vmnet/tapmgr"
@@ -211,7 +212,7 @@ func (a *app) withManager(f func(*tapmgr.Manager) error) error {
 	return tapmgr.In(a.netns, func(m *tapmgr.Manager) error {
 		m.Progress = a.progress()
 		m.AskSwitches, m.Switches = true, a.runningSwitches()
-		m.LeaseStates = userLeases()
+		m.LeaseStates = userdirs.Leases(os.Getenv)
 		m.UseHelper(helperPath())
 		m.Libvirt = a.libvirt
 		m.AskLibvirt()

@@ -22,26 +22,13 @@ type ovsPlace struct {
 	cfg  ovs.Config // but for the tap, which is not there yet
 }
 
-// placeOf returns the place that a Spec names as a bridge: the bridge decides. One that is not
-// there is left to the plan of a Linux bridge.
-func (m *Maker) placeOf(ctx context.Context, spec nic.Spec) (place, error) {
-	l, err := m.NL.Link(spec.Bridge)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return &bridgePlace{}, nil
-	case err != nil:
-		return nil, err
-	case l.Bridge != nil || !ovs.MayBeBridge(l):
-		if spec.OVSDB != "" || spec.IfaceID != "" {
-			return nil, fmt.Errorf("%s is no bridge of Open vSwitch, so --ovsdb and --iface-id do not concern it",
-				l.Name)
-		}
-		return &bridgePlace{}, nil
-	case m.HelperPath != "" || m.Owner != 0:
+// ovsPlaceOf returns the bridge of Open vSwitch whose local port is l.
+func (m *Maker) ovsPlaceOf(ctx context.Context, spec nic.Spec, l *rtnl.Link) (place, error) {
+	if m.HelperPath != "" || m.Owner != 0 {
 		return nil, fmt.Errorf("%s is no Linux bridge, and only root puts a NIC on a bridge of Open vSwitch", l.Name)
 	}
 	p := &ovsPlace{link: l}
-	err = ovs.With(ctx, spec.OVSDB, func(c *ovs.Conn) (err error) {
+	err := ovs.With(ctx, spec.OVSDB, func(c *ovs.Conn) (err error) {
 		p.br, err = c.Bridge(ctx, l.Name)
 		return err
 	})

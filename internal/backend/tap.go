@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
 	"vmnet/bridge/brport"
@@ -14,6 +15,7 @@ import (
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/network/roster"
+	"vmnet/internal/ovs"
 	"vmnet/internal/policing"
 	"vmnet/internal/routed"
 	"vmnet/internal/stablemac"
@@ -71,6 +73,23 @@ func newPlacedTap(s hostTap) placedTap {
 		return placedTap{s, &networkPlace{}}
 	}
 	return placedTap{s, &bridgePlace{}}
+}
+
+// placeOf returns the place that a Spec names as a bridge: the bridge decides. One that is not
+// there is left to the plan of a Linux bridge.
+func (m *Maker) placeOf(ctx context.Context, spec nic.Spec) (place, error) {
+	l, err := m.NL.Link(spec.Bridge)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return &bridgePlace{}, nil
+	case err != nil:
+		return nil, err
+	case l.Bridge == nil && ovs.MayBeBridge(l):
+		return m.ovsPlaceOf(ctx, spec, l)
+	case spec.OVSDB != "" || spec.IfaceID != "":
+		return nil, fmt.Errorf("%s is no bridge of Open vSwitch, so --ovsdb and --iface-id do not concern it", l.Name)
+	}
+	return &bridgePlace{}, nil
 }
 
 func (s *placedTap) plan(ctx context.Context, r *nic.Record) (i Interface, err error) {

@@ -108,3 +108,15 @@ func portsOf(ctx context.Context, name string) ([]control.Port, error) {
 	defer c.Close()
 	return c.Ports(ctx)
 }
+
+// Leases returns the directories of the lease files of this user's networks: none for root, whose
+// networks are the machine's.
+func Leases(getenv func(string) string) []string {
+	if os.Geteuid() == 0 {
+		return nil
+	}
+	if _, state, err := Of(getenv); err == nil {
+		return []string{state}
+	}
+	return nil
+}
