@@ -50,3 +50,12 @@ func (c GuestConfig) String() string {
 func indent(text string) string {
 	return "  " + strings.ReplaceAll(strings.TrimSuffix(text, "\n"), "\n", "\n  ")
 }
+
+// GuestConfig returns what the guest must be configured with for a routed NIC; nil for others.
+func (n NIC) GuestConfig() *GuestConfig {
+	if n.Type != TypeRouted {
+		return nil
+	}
+	c := configOf(n.MAC, n.IP)
+	return &c
+}

@@ -152,3 +152,19 @@ var (
 	// ErrInUse is returned if a running process still holds the device.
 	ErrInUse = errors.New("in use")
 )
+
+// SecurityText returns the NIC's port security for a person; empty for none.
+func (n NIC) SecurityText() string {
+	text := n.PortSecurity
+	if len(n.Nets) > 0 {
+		text += ", addresses of " + portsec.FormatNets(n.Nets)
+	}
+	if len(n.EtherTypes) > 0 {
+		text += ", also EtherType " + portsec.FormatEtherTypes(n.EtherTypes)
+	}
+	return text
+}
+
+// TypeRouted is the type of a NIC by whose tap the host routes the guest's addresses. An older
+// vmnet does not know it, and so leaves such a tap alone.
+const TypeRouted = "routed"

@@ -2,20 +2,18 @@ package nic
 
 import (
 	"cmp"
-	"fmt"
-	"maps"
+	"crypto/sha256"
+	"encoding/base32"
 	"net"
 	"net/netip"
-	"slices"
 	"strings"
-	"unicode"
-	"unicode/utf8"
 
 	"vmnet/bridge/brport"
 	"vmnet/bridge/inbound"
 	"vmnet/bridge/portrate"
+	"vmnet/bridge/portsec"
+	"vmnet/internal/stablemac"
 	"vmnet/macvtap/vtap"
-	"vmnet/step"
 )
 
 // Target names the guest that a NIC belongs to, and how to reach its VMM.
@@ -203,151 +201,6 @@ func (s Spec) Source() string {
 	return cmp.Or(s.Bridge, s.Network, s.Routed) // a network's bridge has its name
 }
 
-// Validate checks the Spec alone; it uses neither kernel nor VMM. Its error matches ErrInvalid.
-func (s Spec) Validate() error {
-	d := s.WithDefaults()
-	return step.WithStage(ErrInvalid,
-		cmp.Or(ValidVM(d.VM), ValidNIC(d.NIC), s.validatePrepared(), d.validateHost(), d.validateDevice()))
-}
-
-// CheckLinkUp returns an error that matches ErrInvalid if the link should be down from the start,
-// for a guest that is yet to start: QEMU's command line has nothing for that.
-func (s Spec) CheckLinkUp() error {
-	if s.LinkDown {
-		return step.WithStage(ErrInvalid, fmt.Errorf("a guest starts with its link up (vmnet set --link down then)"))
-	}
-	return nil
-}
-
-// validatePrepared checks what a NIC must be whose guest comes from another QEMU: its address is in
-// the guest's state, and its device can be made without traffic, and goes up by itself.
-func (s Spec) validatePrepared() error {
-	switch {
-	case !s.Prepared:
-		return nil
-	case s.Lower.isIPVtap():
-		return fmt.Errorf("an ipvtap cannot be prepared: its guest has the address of the parent device, " +
-			"which is another one where the guest comes from (--macvtap, --bridge or --network)")
-	case s.Routed != "":
-		return fmt.Errorf("a routed NIC cannot be prepared: the host that the guest comes from answers " +
-			"for its addresses until it ends (--bridge or --network)")
-	case s.Switch != nil && s.Switch.By == BySocket:
-		return fmt.Errorf("a socket to a switch cannot be prepared: it has no device that could be down " +
-			"(vmnet prepare --via tap)")
-	case s.Via != "" || s.Persistent:
-		return fmt.Errorf("a NIC of a libvirt guest cannot be prepared: libvirt migrates its guests itself, " +
-			"and vmnet's hook makes their NICs (vmnet hook install)")
-	case s.MAC == nil:
-		return fmt.Errorf("a prepared NIC needs the address that the guest has where it comes from: --mac " +
-			"(vmnet list shows it there)")
-	}
-	return nil
-}
-
-// ValidVM checks a guest's name.
-func ValidVM(name string) error {
-	bad := func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }
-	switch {
-	case name == "":
-		return fmt.Errorf("no guest is named (--vm)")
-	case len(name) > MaxVMName:
-		return fmt.Errorf("guest name of %d bytes: at most %d fit", len(name), MaxVMName)
-	case strings.ContainsFunc(name, bad):
-		return fmt.Errorf("guest name %q: want printable UTF-8 text", name)
-	}
-	return nil
-}
-
-// ValidNIC checks a NIC's id.
-func ValidNIC(id string) error {
-	if !formed(id, 12, lowerCase+digits+"_", "") {
-		return fmt.Errorf("NIC id %q: want 1 to 12 of a-z, 0-9 and _", id)
-	}
-	return nil
-}
-
-func (s Spec) validateHost() error {
-	switch {
-	case s.places() == 0:
-		return fmt.Errorf("neither bridge nor network nor lower nor switch nor uplink is named " +
-			"(--bridge, --network, --macvtap, --ipvtap, --switch or --routed)")
-	case s.places() > 1:
-		return fmt.Errorf("a NIC is either on a bridge, on a network, on a lower, on a switch or routed")
-	case s.Bridge != "" && !brport.ValidName(s.Bridge):
-		return fmt.Errorf("bridge name %q: want 1 to 15 bytes without spaces, '/', ':' or '%%'", s.Bridge)
-	case s.MTU != 0 && (s.MTU < minMTU || s.MTU > maxMTU):
-		return fmt.Errorf("MTU %d: want %d to %d bytes", s.MTU, minMTU, maxMTU)
-	case s.Vhost != VhostAuto && s.Vhost != VhostOn && s.Vhost != VhostOff:
-		return fmt.Errorf("vhost %q: want auto, on or off", s.Vhost)
-	case s.Via != "" && s.Via != ViaLibvirt && s.Via != ViaMonitor:
-		return fmt.Errorf("via %q: want %s or %s", s.Via, ViaLibvirt, ViaMonitor)
-	case s.Device != "" && !brport.ValidName(s.Device):
-		return fmt.Errorf("interface name %q: want 1 to 15 bytes without spaces, '/', ':' or '%%'", s.Device)
-	case s.Via == ViaMonitor && s.Persistent:
-		return fmt.Errorf("libvirt cannot store a NIC that it does not know (--persistent without --via monitor)")
-	case s.Queues != QueuesAuto && (s.Queues < 1 || s.Queues > MaxQueues):
-		return fmt.Errorf("%d queues: want 1 to %d, or auto", s.Queues, MaxQueues)
-	}
-	if s.MAC != nil {
-		if err := s.validateMAC(); err != nil {
-			return err
-		}
-	}
-	if (s.Lower != nil || s.Routed != "") && !s.Port.IsZero() {
-		return fmt.Errorf("VLANs, isolation, hairpin, learning and flooding are settings of a port of a bridge or " +
-			"switch: a NIC on a parent device or a routed one has none")
-	}
-	if s.Network != "" || s.Routed != "" || len(s.IP) > 0 {
-		if err := s.validateNetwork(); err != nil {
-			return err
-		}
-	}
-	if s.Switch != nil {
-		if s.Rates.Shape {
-			return fmt.Errorf("a switch shapes what a guest sends by itself, and cannot shape what the guest " +
-				"receives (without --shape; or --bridge)")
-		}
-		if err := s.Switch.validate(s); err != nil {
-			return err
-		}
-	}
-	return cmp.Or(s.validateOVS(), s.Port.Validate(), s.Lower.validate(s.MAC), s.validateSecurity(),
-		s.validateInbound(), s.Rates.Validate())
-}
-
-// places returns how many of the places in which a NIC can be are named.
-func (s Spec) places() (n int) {
-	for _, named := range []bool{s.Bridge != "", s.Network != "", s.Routed != "", s.Lower != nil, s.Switch != nil} {
-		if named {
-			n++
-		}
-	}
-	return n
-}
-
-func (s Spec) validateMAC() error {
-	switch {
-	case len(s.MAC) != 6 || s.MAC[0]&1 != 0 || s.MAC.String() == "00:00:00:00:00:00":
-		return fmt.Errorf("MAC %s: want 6 bytes, neither multicast nor zero", s.MAC)
-	case s.MAC[0] == hostMACByte && s.Lower == nil:
-		return fmt.Errorf("MAC %s: addresses that begin with fe are those of the host's side", s.MAC)
-	}
-	return nil
-}
-
-// validate checks what needs no kernel; a nil Lower is valid.
-func (l *Lower) validate(mac net.HardwareAddr) error {
-	switch {
-	case l == nil:
-		return nil
-	case !brport.ValidName(l.Device):
-		return fmt.Errorf("lower name %q: want 1 to 15 bytes without spaces, '/', ':' or '%%'", l.Device)
-	case !slices.Contains([]string{RxAllMulti, RxNone, RxMirror}, l.RxFilter):
-		return fmt.Errorf("rx filter %q: want %s, %s or %s", l.RxFilter, RxAllMulti, RxNone, RxMirror)
-	}
-	return l.Config("x", mac).Validate()
-}
-
 // Config returns the settings of the device that the NIC gets.
 func (l *Lower) Config(name string, mac net.HardwareAddr) vtap.Config {
 	return vtap.Config{
@@ -365,39 +218,6 @@ func (l *Lower) ownsMAC() bool {
 }
 
 func (l *Lower) isIPVtap() bool { return l != nil && l.Kind == vtap.IPVtap }
-
-func (s Spec) validateDevice() error {
-	if !formed(s.Model, 64, letters+digits, "._-") {
-		return fmt.Errorf("model %q: want the name of a QEMU device such as %s", s.Model, DefaultModel)
-	}
-	if !s.IsVirtio() {
-		switch {
-		case s.Queues != 1 && s.Queues != QueuesAuto:
-			return fmt.Errorf("model %s has one queue: %d need a virtio model", s.Model, s.Queues)
-		case s.Vhost == VhostOn:
-			return fmt.Errorf("model %s cannot use vhost-net: only virtio models can", s.Model)
-		case s.MTU != 0:
-			return fmt.Errorf("model %s cannot announce an MTU: only virtio models can", s.Model)
-		}
-	}
-	if len(s.DeviceOptions) > maxOptions {
-		return fmt.Errorf("%d device options: at most %d", len(s.DeviceOptions), maxOptions)
-	}
-	for _, k := range slices.Sorted(maps.Keys(s.DeviceOptions)) {
-		flag, own := ownOptions[k]
-		switch {
-		case own && flag != "":
-			return fmt.Errorf("device option %q is set by %s", k, flag)
-		case own:
-			return fmt.Errorf("device option %q is set by vmnet", k)
-		case !formed(k, 64, letters, digits+"._-"):
-			return fmt.Errorf("device option %q: want the name of a property", k)
-		case len(s.DeviceOptions[k]) > 255:
-			return fmt.Errorf("device option %s: a value of %d bytes", k, len(s.DeviceOptions[k]))
-		}
-	}
-	return nil
-}
 
 // IsVirtio reports whether the model is one of virtio's, which alone have queues,
 // vhost and an MTU.
@@ -425,18 +245,97 @@ func (l *Lower) FlagName() string {
 	return l.Flag
 }
 
-// CheckLibvirt returns an error where libvirt has no words for a part of the Spec.
-func (s Spec) CheckLibvirt() error {
-	const cure = "(--via monitor can, of which libvirt then knows nothing)"
-	switch {
-	case s.Lower.isIPVtap():
-		return fmt.Errorf(
-			"libvirt cannot be given an ipvtap by name: in the host's netns its guest's address would be "+
-				"the host's own %s", cure)
-	case len(s.DeviceOptions) > 0:
-		return fmt.Errorf("libvirt decides the further options of a device %s", cure)
-	case s.IsVirtio() && libvirtModels[s.Model] == "":
-		return fmt.Errorf("libvirt has no model %s %s", s.Model, cure)
+// OwnIPs returns the guest's own addresses, as its record has them. Those of an ipvtap are in its
+// record only for port security.
+func (s Spec) OwnIPs() []netip.Addr {
+	if !s.Lower.isIPVtap() || s.Security.IsZero() {
+		return s.IP
 	}
-	return nil
+	var own []netip.Addr
+	for _, p := range s.Lower.Addrs {
+		own = append(own, p.Addr())
+	}
+	return own
 }
+
+// Security says which of the guest's frames are dropped.
+type Security = portsec.Settings
+
+// InterfaceName returns the name of a NIC's interface: <vm>-<nic> if the kernel accepts that, else
+// a cleaned and shortened form with a hash of both. altName is then the full name, if it fits, and
+// empty otherwise.
+func InterfaceName(vm, nic string) (name, altName string) {
+	full := vm + "-" + nic
+	if formed(vm, maxName, letters+digits+"_", "-") && len(full) <= maxName {
+		return full, ""
+	}
+	clean := strings.Trim(strings.Map(plainRune, vm), "-")
+	clean = clean[:min(len(clean), maxName-1-hashLen)]
+	name = strings.TrimLeft(strings.TrimRight(clean, "-")+"-"+shortHash(vm, nic), "-")
+	if len(full) <= maxAltName && full != name {
+		altName = full
+	}
+	return name, altName
+}
+
+// plainRune keeps what is safe in an interface name everywhere.
+func plainRune(r rune) rune {
+	switch {
+	case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9', r == '_':
+		return r
+	}
+	return '-'
+}
+
+// formed reports whether s has 1 to most bytes, the first one from first and the others from first
+// or more, which are ASCII. A regexp would cost time at every start of the program.
+func formed(s string, most int, first, more string) bool {
+	return s != "" && len(s) <= most && strings.Contains(first, s[:1]) && strings.Trim(s, first+more) == ""
+}
+
+const (
+	digits    = "0123456789"
+	lowerCase = "abcdefghijklmnopqrstuvwxyz"
+	letters   = lowerCase + "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+)
+
+// shortHash hashes a list of texts; texts that only join alike give another hash.
+func shortHash(texts ...string) string {
+	h := sha256.New()
+	for _, t := range texts {
+		h.Write([]byte(t))
+		h.Write([]byte{0})
+	}
+	return strings.ToLower(base32.StdEncoding.EncodeToString(h.Sum(nil)))[:hashLen]
+}
+
+// DefaultMAC returns the guest's address if the Spec has none: always the same on one machine, in
+// the range that QEMU uses, 52:54:00.
+func DefaultMAC(vm, nic string) net.HardwareAddr {
+	return stablemac.New([]byte{0x52, 0x54, 0x00}, vm, nic)
+}
+
+// DeviceID returns the id of a NIC's QEMU device. The netdev's id and the getfd names derive from
+// it (package qmp), since QMP lists neither.
+func DeviceID(nic string) string { return "vmnet-" + nic }
+
+// LibvirtAlias returns libvirt's alias, and so QEMU's id, of a NIC that was handed over by name.
+// Libvirt accepts only aliases that begin with "ua-" (virDomainDeviceAliasIsUserAlias in
+// src/conf/domain_conf.c).
+func LibvirtAlias(nic string) string { return "ua-" + DeviceID(nic) }
+
+// DeviceOf returns the id of the QEMU device of a NIC that was handed over in that way.
+func DeviceOf(nic string, via Via) string {
+	if via == ViaLibvirt {
+		return LibvirtAlias(nic)
+	}
+	return DeviceID(nic)
+}
+
+const (
+	hostMACByte = stablemac.HostMACByte
+
+	maxName    = 15  // IFNAMSIZ less its NUL
+	maxAltName = 127 // ALTIFNAMSIZ less its NUL
+	hashLen    = 6
+)

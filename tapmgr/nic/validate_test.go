@@ -49,9 +49,13 @@ func TestValidateSecurity(t *testing.T) {
 		"": func(*Spec) {},
 		"need a network, an uplink or port security": func(s *Spec) { s.Security = Security{} },
 		"need port security, which drops others":     func(s *Spec) { s.IP, s.Security.Checks = nil, 0 },
-		"drops the tagged frames":                    func(s *Spec) { s.Port.Trunk = []brport.VLANRange{{First: 2, Last: 3}} },
-		"ip needs the NIC's own addresses":           func(s *Spec) { s.IP, s.Security.Nets = nil, nil },
-		"is no host's own":                           func(s *Spec) { s.Security.Nets = []netip.Prefix{netip.MustParsePrefix("224.0.0.0/4")} },
+		"drops the tagged frames": func(s *Spec) {
+			s.Port.Trunk = []brport.VLANRange{{First: 2, Last: 3}}
+		},
+		"ip needs the NIC's own addresses": func(s *Spec) { s.IP, s.Security.Nets = nil, nil },
+		"is no host's own": func(s *Spec) {
+			s.Security.Nets = []netip.Prefix{netip.MustParsePrefix("224.0.0.0/4")}
+		},
 	} {
 		s := secured()
 		change(&s)
