@@ -79,7 +79,8 @@ Exit status: 0 for success, 1 for a failure or a difference found, 2 for wrong u
 	root.PersistentFlags().StringVar(&a.netns, "netns", "",
 		"network namespace of bridges and taps: a `NAME` of ip-netns(8), or a path with a slash (default the current one)")
 	root.PersistentFlags().StringVar(&a.libvirt, "libvirt", os.Getenv("LIBVIRT_DEFAULT_URI"),
-		"`URI` or socket of the libvirt that manages guests: qemu:///system, qemu:///session (default $LIBVIRT_DEFAULT_URI, else your own libvirt for your guests and the system's for others)")
+		"`URI` or socket of the libvirt that manages guests: qemu:///system, qemu:///session "+
+			"(default $LIBVIRT_DEFAULT_URI, else your own libvirt for your guests and the system's for others)")
 	root.PersistentFlags().Lookup("libvirt").DefValue = ""
 	root.AddCommand(
 		a.attachCommand(), a.applyCommand(), a.macCommand(), a.detachCommand(), a.setCommand(),
