@@ -110,12 +110,16 @@ func recordOf(vm string, def *domainxml.Definition, x domainxml.Interface) (r ni
 	spec = spec.WithDefaults()
 	r = nic.Record{
 		VM: spec.VM, NIC: spec.NIC, Type: nic.TypeTap, Source: spec.Source(), Network: spec.Network, IP: spec.OwnIPs(),
+		IfaceID: spec.IfaceID, OVSDB: spec.OVSDB,
 		Port: spec.Port.String(), Security: spec.Security, AllowIn: spec.AllowIn, Rates: spec.Rates,
 		MAC: spec.MAC, Model: spec.Model,
 		Options: spec.OptionsHash(), Queues: max(x.Queues, 1), Vhost: x.Driver == "vhost", MTU: x.MTU, Via: spec.Via,
 	}
-	if spec.Routed != "" {
+	switch {
+	case spec.Routed != "":
 		r.Type = nic.TypeRouted
+	case spec.IfaceID != "" || spec.OVSDB != "":
+		r.Type = nic.TypeOVS
 	}
 	if l := spec.Lower; l != nil {
 		r.Type, r.Source, r.Mode, r.RxFilter = string(l.Kind), l.Device, l.Mode, l.RxFilter

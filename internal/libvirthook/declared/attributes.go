@@ -28,11 +28,12 @@ var (
 	lowerNames = []string{"mode", "source-mac", "nopromisc", "rx-filter"} // need macvtap
 	portNames  = []string{"vlan", "trunk", "native", "isolated", "hairpin", "no-learning", "no-flood", "forward"}
 	placeNames = []string{"bridge", "network", "routed", "macvtap"} // at most one of them
+	ovsNames   = []string{"iface-id", "ovsdb"}                      // need bridge
 	// of a device that vmnet makes
 	securityNames = []string{"port-security", "allow-ethertype", "allow-in"}
 	rateNames     = []string{"rate-up", "rate-down", "burst", "shape"}
-	allNames      = slices.Concat([]string{"id", "mac"}, placeNames, []string{"ip"}, lowerNames, securityNames,
-		rateNames, portNames)
+	allNames      = slices.Concat([]string{"id", "mac"}, placeNames, []string{"ip"}, ovsNames, lowerNames,
+		securityNames, rateNames, portNames)
 )
 
 // refused are the flags of vmnet attach that a libvirt NIC cannot have.
@@ -186,7 +187,8 @@ func (a attributes) check() error {
 		switch {
 		case slices.Contains(refused, x.name):
 			return fmt.Errorf(
-				"attribute %q: libvirt cannot take an %s by name: in the host's netns the guest's address would be the host's (vmnet attach --via monitor)",
+				"attribute %q: libvirt cannot take an %s by name: in the host's netns the guest's address would be "+
+					"the host's (vmnet attach --via monitor)",
 				x.name, vtap.IPVtap)
 		case !slices.Contains(allNames, x.name):
 			return fmt.Errorf("attribute %q is not known: want %s", x.name, names(allNames))
@@ -194,6 +196,8 @@ func (a attributes) check() error {
 			return fmt.Errorf("attribute %q is empty", x.name)
 		case slices.Contains(lowerNames, x.name) && !a.has("macvtap"):
 			return fmt.Errorf("attribute %q needs macvtap", x.name)
+		case slices.Contains(ovsNames, x.name) && !a.has("bridge"):
+			return fmt.Errorf("attribute %q needs bridge, one of Open vSwitch", x.name)
 		case x.name == "ip" && !a.has("network", "routed", "port-security"):
 			return fmt.Errorf("attribute %q needs network, routed or port-security", x.name)
 		case slices.Contains(securityNames, x.name) && !a.has(placeNames...):
@@ -235,7 +239,9 @@ func (n *NIC) take(fs *pflag.FlagSet, x attribute) (err error) {
 			err = errors.New("want 6 bytes")
 		}
 		return err
-	case "source-mac", "ip", "allow-ethertype", "allow-in":
+	}
+	flag := fs.Lookup(x.name)
+	if nicflags.Repeatable(flag) {
 		for _, item := range strings.Fields(x.value) {
 			if err := fs.Set(x.name, item); err != nil {
 				return err
@@ -243,15 +249,14 @@ func (n *NIC) take(fs *pflag.FlagSet, x attribute) (err error) {
 		}
 		return nil
 	}
-	flag := fs.Lookup(x.name).Value
-	if flag.Type() != "bool" {
-		return flag.Set(x.value)
+	if flag.Value.Type() != "bool" {
+		return flag.Value.Set(x.value)
 	}
 	switch x.value {
 	case "yes":
-		return flag.Set("true")
+		return flag.Value.Set("true")
 	case "no":
-		return flag.Set("false")
+		return flag.Value.Set("false")
 	}
 	return errors.New("want yes or no")
 }

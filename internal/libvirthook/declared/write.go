@@ -103,9 +103,13 @@ func (n NIC) attributes() (attributes, error) {
 	return a, nil
 }
 
-// addPolicy adds the guest's addresses, what its frames are checked by, and their rates.
+// addPolicy adds its port of Open vSwitch, the guest's addresses, what its frames are checked by, and
+// their rates.
 func (n NIC) addPolicy(add func(name, value string)) {
-	policy := nic.Spec{IP: n.Spec.IP, Security: n.Spec.Security, AllowIn: n.Spec.AllowIn, Rates: n.Spec.Rates}
+	policy := nic.Spec{
+		IfaceID: n.Spec.IfaceID, OVSDB: n.Spec.OVSDB, IP: n.Spec.IP,
+		Security: n.Spec.Security, AllowIn: n.Spec.AllowIn, Rates: n.Spec.Rates,
+	}
 	for _, w := range nicflags.Words(policy) {
 		value := strings.Join(w.Values, " ")
 		if w.Flag == "shape" {
