@@ -53,6 +53,10 @@ type Config struct {
 	// NoWait makes Start return once QEMU runs, while the guest is still booting; see
 	// agent.Guest.WaitReady.
 	NoWait bool
+	// Cold makes the guest boot. Otherwise a guest without NICs and ExtraArgs that Start waits for
+	// begins in the state of one like it that has booted before, where that is known: the cache
+	// directory has such states.
+	Cold bool
 	// BootTimeout bounds the wait for the guest; 0 means 60 s, or 4 minutes in a lab host.
 	BootTimeout time.Duration
 	// Kernel is what the guest boots; the zero value means the one that FindKernel finds.
@@ -75,6 +79,8 @@ type Config struct {
 	QEMU string
 	// Logf logs the command line and the boot time; nil means no log.
 	Logf func(format string, args ...any)
+
+	program string // the QEMU that the program QEMU executes with its own arguments; empty if unknown
 }
 
 // NIC is a network device that the guest boots with.
@@ -104,7 +110,9 @@ func (c Config) withDefaults() Config {
 	c.CPUs = cmp.Or(c.CPUs, 1)
 	c.Accel = cmp.Or(c.Accel, "auto")
 	c.BootTimeout = cmp.Or(c.BootTimeout, bootTimeout())
-	c.QEMU = cmp.Or(c.QEMU, "qemu-system-x86_64")
+	if c.QEMU == "" {
+		c.QEMU, c.program = "qemu-system-x86_64", "qemu-system-x86_64"
+	}
 	c.NoWait = c.NoWait || c.Paused
 	if c.Logf == nil {
 		c.Logf = func(string, ...any) {}

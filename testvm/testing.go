@@ -64,6 +64,7 @@ func (c Config) OwnedBy(tb testing.TB, uid int) Config {
 		tb.Fatal(err)
 	}
 	kernel.Image = parts.Kernel
+	program := c.withDefaults().QEMU
 	// The script runs in place of QEMU, and gives the machine's directory to the user.
 	starter := filepath.Join(dir, "start")
 	script := fmt.Sprintf(`#!/bin/bash
@@ -73,10 +74,10 @@ for arg; do
 done
 cd /
 exec setpriv %[2]s -- %[3]s "$@"
-`, uid, strings.Join(nstest.Unprivileged(uid), " "), c.withDefaults().QEMU)
+`, uid, strings.Join(nstest.Unprivileged(uid), " "), program)
 	if err := os.WriteFile(starter, []byte(script), 0o755); err != nil {
 		tb.Fatal(err)
 	}
-	c.Kernel, c.QEMU = kernel, starter
+	c.Kernel, c.QEMU, c.program = kernel, starter, program
 	return c
 }

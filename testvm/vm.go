@@ -4,13 +4,9 @@
 package testvm
 
 import (
-	"bufio"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -33,7 +29,8 @@ type VM struct {
 	Agent string
 
 	config  Config
-	dir     string // holds the initramfs, logs and sockets
+	dir     string   // holds the initramfs, logs and sockets
+	state   *os.File // of a guest that has booted; nil if this one boots; owned
 	process process
 }
 
@@ -53,6 +50,9 @@ func Start(ctx context.Context, c Config) (*VM, error) {
 	c.Logf("guest %s: %s", c.Name, console.Quote(vm.Argv))
 	start := time.Now()
 	vm.process.start(ctx, vm)
+	if vm.state != nil {
+		_ = vm.state.Close() // QEMU has its own
+	}
 	info, err := vm.boot(ctx)
 	if err != nil {
 		return nil, vm.failed(err)
@@ -89,8 +89,12 @@ func (vm *VM) prepare(ctx context.Context) error {
 		vm.QMP = c.QMP
 	}
 	vm.Agent = c.Agent
-	vm.Argv, err = CommandLine(c, f)
-	return err
+	if vm.Argv, err = CommandLine(c, f); err != nil {
+		return err
+	}
+	vm.config = c
+	vm.warm(ctx, parts)
+	return nil
 }
 
 func (vm *VM) path(name string) string { return filepath.Join(vm.dir, name) }
@@ -107,7 +111,11 @@ func (vm *VM) boot(ctx context.Context) (agent.Info, error) {
 	if vm.config.NoWait {
 		return agent.Info{}, vm.monitored(ctx)
 	}
-	return vm.Guest.WaitReady(ctx)
+	info, err := vm.Guest.WaitReady(ctx)
+	if err == nil {
+		err = vm.resume(ctx)
+	}
+	return info, err
 }
 
 // connect opens the agent's socket once QEMU has created it.
@@ -125,30 +133,6 @@ func (vm *VM) connect(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 	}
-}
-
-// monitored waits until the monitor answers a command: unlike the greeting, QEMU answers only once
-// all devices exist. The monitor is free again afterwards.
-func (vm *VM) monitored(ctx context.Context) error {
-	if vm.QMP == "" {
-		return nil
-	}
-	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", vm.QMP)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
-	_, err = conn.Write([]byte(`{"execute": "qmp_capabilities"}`))
-	for s := bufio.NewScanner(conn); err == nil && s.Scan(); err = s.Err() {
-		if strings.HasPrefix(s.Text(), `{"return"`) {
-			return nil
-		}
-	}
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return fmt.Errorf("wait for the monitor's answer: %w", cmp.Or(err, io.ErrUnexpectedEOF))
 }
 
 // failed ends the machine and adds what is known about the reason to err.

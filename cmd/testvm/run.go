@@ -71,6 +71,7 @@ func run(ctx context.Context, out io.Writer, c testvm.Config) (err error) {
 	if c.Terminal {
 		defer keepTerminal()()
 	}
+	c.Cold = true // its console shows how it boots, and its command line says no more than it must
 	vm, err := testvm.Start(ctx, c)
 	if err != nil {
 		return err

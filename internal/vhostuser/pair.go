@@ -84,7 +84,7 @@ func (p *Pair) takeTurn(uintptr) bool {
 }
 
 // take takes frames, or asks for a kick if there are none. It returns errAgain if it has only
-// dropped frames. It does not wait for the device's lock: whoever has it may close the kick file,
+// dropped frames. It does not wait for the device's lock: its holder may close the kick file,
 // and that waits until the poller's callback has returned.
 func (p *Pair) take() (n int, err error) {
 	d := p.dev

@@ -5,6 +5,7 @@ import "time"
 // The methods that the guest serves.
 const (
 	MethodHello    = "hello"
+	MethodResume   = "resume"
 	MethodExec     = "exec"
 	MethodStream   = "stream"
 	MethodLinks    = "links"
@@ -24,6 +25,13 @@ const (
 type Info struct {
 	Kernel string        `json:"kernel"`
 	Uptime time.Duration `json:"uptime"`
+}
+
+// Resume makes a guest that begins in the state of another one differ from it.
+type Resume struct {
+	Hostname string    `json:"hostname,omitempty"`
+	Now      time.Time `json:"now"`
+	Seed     []byte    `json:"seed"` // of its random numbers
 }
 
 // Command is a program to run in the guest.

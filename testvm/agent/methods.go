@@ -3,6 +3,7 @@ package agent
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -25,6 +26,14 @@ func (g *Guest) WaitReady(ctx context.Context) (Info, error) {
 			return info, err
 		}
 	}
+}
+
+// Resume makes a guest that begins in the state of another one differ from it: in its name, its
+// random numbers, and the time.
+func (g *Guest) Resume(ctx context.Context, r Resume) error {
+	r.Seed = make([]byte, 32)
+	_, _ = rand.Read(r.Seed)
+	return g.call(ctx, MethodResume, r, nil)
 }
 
 // Run runs a command to its end and returns its outcome. A nonzero status is not an error.

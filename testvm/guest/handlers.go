@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"time"
 
@@ -18,7 +19,10 @@ type none struct{}
 func handlers() map[string]agent.Handler {
 	s := &services{running: map[agent.Service]*traffic.Server{}}
 	return map[string]agent.Handler{
-		agent.MethodHello:  agent.Method(func(context.Context, none) (agent.Info, error) { return hello() }),
+		agent.MethodHello: agent.Method(func(context.Context, none) (agent.Info, error) { return hello() }),
+		agent.MethodResume: agent.Method(func(_ context.Context, r agent.Resume) (none, error) {
+			return none{}, resume(r)
+		}),
 		agent.MethodExec:   agent.Method(run),
 		agent.MethodStream: agent.Streaming(stream),
 		agent.MethodLinks:  agent.Method(func(context.Context, none) ([]agent.Link, error) { return links() }),
@@ -51,6 +55,31 @@ func hello() (agent.Info, error) {
 		return agent.Info{}, err
 	}
 	return agent.Info{Kernel: unix.ByteSliceToString(name.Release[:]), Uptime: time.Duration(up.Nano())}, nil
+}
+
+func resume(r agent.Resume) error {
+	now := unix.NsecToTimeval(r.Now.UnixNano())
+	return errors.Join(unix.Sethostname([]byte(r.Hostname)), unix.Settimeofday(&now), reseed(r.Seed))
+}
+
+// reseedRNG is RNDRESEEDCRNG in include/uapi/linux/random.h.
+const reseedRNG = 0x5207
+
+// reseed makes the kernel's random numbers depend on a seed from now on.
+func reseed(seed []byte) error {
+	f, err := os.OpenFile("/dev/urandom", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.Write(seed); err != nil {
+		return err
+	}
+	_, err = unix.IoctlRetInt(int(f.Fd()), reseedRNG)
+	if err == unix.ENODATA {
+		return nil // there are none yet: the first ones will depend on it
+	}
+	return os.NewSyscallError("RNDRESEEDCRNG", err)
 }
 
 // services are the running traffic servers, by protocol and address.

@@ -1,0 +1,197 @@
+package testvm
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"vmnet/internal/filelock"
+	"vmnet/testvm/agent"
+)
+
+// A guest that has booted waits for requests in the same state each time. Booting takes an emulated
+// processor seconds, and minutes within a lab host. So the first guest of its kind is booted, its
+// state is written to a file by a migration, and guests like it begin there: they are warm.
+
+// warmDir holds the states in the cache directory.
+const warmDir = "booted"
+
+// warmKept is how many states stay in the cache directory. Each has about 90 MiB.
+const warmKept = 16
+
+// canBeWarm reports whether nothing but what warmKey knows determines the guest's state.
+func (c Config) canBeWarm() bool {
+	return !c.Cold && !c.NoWait && !c.Terminal && c.Root == "" && c.program != "" && c.Accel == "tcg" &&
+		len(c.NICs) == 0 && len(c.ExtraArgs) == 0
+}
+
+// warmKey names the state of a guest that boots from parts.
+func (c Config) warmKey(parts Parts) (string, error) {
+	program, err := exec.LookPath(c.program)
+	if err != nil {
+		return "", err
+	}
+	info, err := os.Stat(program)
+	if err != nil {
+		return "", err
+	}
+	h := sha256.New()
+	fmt.Fprintf(h, "%s %d %d %q %d %d %d %q\n", program, info.Size(), info.ModTime().UnixNano(),
+		c.Machine, c.SparePorts, c.MemoryMiB, c.CPUs, kernelArgs(c.twin()))
+	for _, path := range []string{parts.Kernel, parts.Initramfs} {
+		if err := hashFile(h, path); err != nil {
+			return "", err
+		}
+	}
+	return fmt.Sprintf("%x", h.Sum(nil)[:16]), nil
+}
+
+func hashFile(w io.Writer, path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = io.Copy(w, f)
+	return err
+}
+
+// twin describes the guest that is booted in place of those like c. That it was stopped when its
+// state was written is not part of the state, so that those begin to run.
+func (c Config) twin() Config {
+	return Config{
+		Name: "booted", Machine: c.Machine, SparePorts: c.SparePorts, MemoryMiB: c.MemoryMiB, CPUs: c.CPUs,
+		KernelArgs: c.KernelArgs, Modules: c.Modules, Kernel: c.Kernel, Init: c.Init, QEMU: c.program,
+		Accel: c.Accel, BootTimeout: c.BootTimeout, Logf: c.Logf, Cold: true,
+		ExtraArgs: []string{"-global", "migration.store-global-state=off"},
+	}.withDefaults()
+}
+
+// openState opens the state of a guest that boots from parts. If there is none yet, one process
+// makes it while others wait. The caller closes the file.
+func (c Config) openState(ctx context.Context, parts Parts) (*os.File, error) {
+	key, err := c.warmKey(parts)
+	if err != nil {
+		return nil, err
+	}
+	cache, err := CacheDir()
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(cache, warmDir)
+	path := filepath.Join(dir, key)
+	if f, err := os.Open(path); err == nil {
+		now := time.Now()
+		_ = os.Chtimes(path, now, now) // it is in use: see prune
+		return f, nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	unlock, err := filelock.Take(ctx, path+".lock", "another process boots such a guest")
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		prune(dir)
+		f, err = c.twin().writeState(ctx, dir, key)
+	}
+	return f, err
+}
+
+// writeState boots a guest, writes its state to dir/key and opens that.
+func (c Config) writeState(ctx context.Context, dir, key string) (*os.File, error) {
+	vm, err := Start(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	defer vm.Stop()
+	if err := vm.Guest.Close(); err != nil {
+		return nil, err
+	}
+	f, err := os.CreateTemp(dir, ".new-*")
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(c.BootTimeout, bootTimeout()))
+	defer cancel()
+	if err = vm.migrate(ctx, f); err == nil {
+		_, err = f.Seek(0, io.SeekStart)
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), filepath.Join(dir, key))
+	}
+	if err != nil {
+		err = fmt.Errorf("write the state of a guest that has booted: %w", err)
+		return nil, errors.Join(err, f.Close(), os.Remove(f.Name()))
+	}
+	return f, nil
+}
+
+// prune removes the states that have not been used for longest, and what cut-off processes have
+// left.
+func prune(dir string) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	type file struct {
+		name string
+		used time.Time
+	}
+	var states []file
+	for _, e := range entries {
+		info, err := e.Info()
+		switch name := e.Name(); {
+		case err != nil:
+		case filepath.Ext(name) == ".lock":
+		case name[0] == '.' && time.Since(info.ModTime()) > time.Hour:
+			_ = os.Remove(filepath.Join(dir, name))
+		case name[0] != '.':
+			states = append(states, file{name, info.ModTime()})
+		}
+	}
+	slices.SortFunc(states, func(a, b file) int { return b.used.Compare(a.used) })
+	for _, f := range states[min(warmKept-1, len(states)):] {
+		_ = errors.Join(os.Remove(filepath.Join(dir, f.name)), os.Remove(filepath.Join(dir, f.name+".lock")))
+	}
+}
+
+// warm makes vm begin with the state of a guest that has booted. If there is none, vm boots.
+func (vm *VM) warm(ctx context.Context, parts Parts) {
+	c := &vm.config
+	if !c.canBeWarm() {
+		return
+	}
+	f, err := c.openState(ctx, parts)
+	if err != nil {
+		c.Logf("guest %s boots: %v", c.Name, err)
+		return
+	}
+	vm.state = f
+	vm.Argv = append(vm.Argv, "-incoming", fmt.Sprintf("fd:%d", 3+len(c.ExtraFiles)))
+	c.ExtraFiles = append(slices.Clone(c.ExtraFiles), f)
+}
+
+// resume makes a warm guest differ from others like it.
+func (vm *VM) resume(ctx context.Context) error {
+	if vm.state == nil {
+		return nil
+	}
+	r := agent.Resume{Now: time.Now()}
+	if plainID.MatchString(vm.config.Name) {
+		r.Hostname = vm.config.Name
+	}
+	return vm.Guest.Resume(ctx, r)
+}
