@@ -12,9 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"vmnet/internal/endpoint"
 )
@@ -60,7 +59,7 @@ func (a Address) String() string { return a.at }
 // socket on which nobody listens any longer. Close the Listener, which removes the socket.
 func (a Address) Listen() (net.Listener, error) {
 	l, err := net.Listen(a.network, a.at)
-	if errors.Is(err, unix.EADDRINUSE) && a.network == "unix" {
+	if errors.Is(err, syscall.EADDRINUSE) && a.network == "unix" {
 		if err = endpoint.RemoveSocket(a.at); err == nil {
 			l, err = net.Listen(a.network, a.at)
 		}

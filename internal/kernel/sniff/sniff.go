@@ -152,7 +152,8 @@ func (r *Reader) restoreTag(f *Frame, aux []byte) {
 	f.Data = r.data[:min(f.Length, len(r.data))]
 }
 
-// Gone reports whether the link has been deleted or has moved to another namespace: no frame follows.
+// Gone reports whether the link has been deleted or has moved to another namespace: no frame
+// follows.
 func (r *Reader) Gone() (gone bool) {
 	_ = r.conn.Control(func(fd uintptr) {
 		sa, err := unix.Getsockname(int(fd))
