@@ -103,8 +103,8 @@ func (n NIC) attributes() (attributes, error) {
 	return a, nil
 }
 
-// addPolicy adds its port of Open vSwitch, the guest's addresses, what its frames are checked by, and
-// their rates.
+// addPolicy adds its port of Open vSwitch, the guest's addresses, what its frames are checked by,
+// and their rates.
 func (n NIC) addPolicy(add func(name, value string)) {
 	policy := nic.Spec{
 		IfaceID: n.Spec.IfaceID, OVSDB: n.Spec.OVSDB, IP: n.Spec.IP,
