@@ -28,8 +28,9 @@ const (
 	// Dgram is one end of an AF_UNIX datagram socketpair, one frame in each datagram, without a
 	// vnet header. QEMU has it since 7.2.
 	Dgram Backend = "dgram"
-	// Socket is the same for any QEMU: it sees by the fd what socket it is (net_socket_fd_init in
-	// net/socket.c).
+	// Socket is the same for any QEMU, or one end of an AF_UNIX stream socketpair, on which each
+	// frame follows its length: QEMU sees by the fd what socket it is (net_socket_fd_init in
+	// net/socket.c). The netdev "stream" of QEMU 7.2 does not connect a stream by an fd.
 	Socket Backend = "socket"
 )
 

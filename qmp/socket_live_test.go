@@ -1,6 +1,7 @@
 package qmp
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"strings"
@@ -10,10 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// socketPair is two ends of a datagram socketpair. A read waits for a second at most.
-func socketPair(t *testing.T) (near, far *os.File) {
+// socketPair is two ends of a socketpair of that type. A read waits for a second at most.
+func socketPair(t *testing.T, kind int) (near, far *os.File) {
 	t.Helper()
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	fds, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -25,14 +26,20 @@ func socketPair(t *testing.T) (near, far *os.File) {
 	return near, far
 }
 
-// TestLivePlugASocket: both backends take a datagram socket by its getfd name. What QEMU itself
-// sends shows that frames cross: its announcement of a NIC (announce-self), one in each datagram.
+// TestLivePlugASocket: the backends take a socket by its getfd name. What QEMU itself sends shows
+// that frames cross: its announcement of a NIC (announce-self), one in each datagram, or after its
+// length in a stream.
 func TestLivePlugASocket(t *testing.T) {
-	for _, backend := range []Backend{Dgram, Socket} {
-		t.Run(string(backend), func(t *testing.T) {
+	for _, tt := range []struct {
+		backend Backend
+		kind    int
+		before  int // bytes before a frame
+	}{{Dgram, unix.SOCK_DGRAM, 0}, {Socket, unix.SOCK_DGRAM, 0}, {Socket, unix.SOCK_STREAM, 4}} {
+		backend := tt.backend
+		t.Run(fmt.Sprint(backend, tt.before), func(t *testing.T) {
 			c := startQEMU(t, "pc").dial(t)
 			ctx := within(t, 30*time.Second)
-			near, far := socketPair(t)
+			near, far := socketPair(t, tt.kind)
 			label, err := os.CreateTemp(t.TempDir(), "label")
 			if err != nil {
 				t.Fatal(err)
@@ -56,7 +63,7 @@ func TestLivePlugASocket(t *testing.T) {
 				t.Fatal(err)
 			}
 			frame := make([]byte, 2048)
-			if k, err := near.Read(frame); err != nil || k < 14 || string(frame[6:12]) != string(mac) {
+			if k, err := near.Read(frame); err != nil || k < 18 || string(frame[tt.before+6:tt.before+12]) != string(mac) {
 				t.Errorf("read %x, %v: want a frame of %s", frame[:max(k, 0)], err, mac)
 			}
 			if err := c.Rollback(ctx, n.ID, 1); err != nil {

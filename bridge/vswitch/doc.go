@@ -2,7 +2,7 @@
 // cannot be used. A goroutine receives a frame from a queue, learns its source, and writes it to
 // the queues of the destination ports. It neither allocates frames, nor passes them to another
 // goroutine, nor takes a lock that another port's goroutine holds, but that of a ring in a guest's
-// memory.
+// memory, or of a stream's end.
 //
 // A frame keeps its vnet header, so that a super-frame of 64 KiB crosses the switch in one piece if
 // the destination port takes it. If it does not, package offload segments the frame and fills in
@@ -13,7 +13,7 @@
 //
 // # Wires
 //
-// A port's frames pass through its wire (wire.go), which is of one of four kinds. A tap is on a
+// A port's frames pass through its wire (wire.go), which is of one of five kinds. A tap is on a
 // tap wire only if the switch itself has the tap's queues. A guest's tap is on a packet wire: QEMU
 // has its queues, and the switch has its kernel side. A lane is a tap beside a packet wire.
 //
@@ -22,7 +22,9 @@
 //	device (--packet)            packet      OpenPacket     packetQueue  beside the frame
 //	  and its lane, on a veth                takeLane       laneQueue    in the frame
 //	guest (--via tap)            packet      OpenPacket     packetQueue  beside the frame
-//	guest (--via socket)         socket      OpenSocket     mmsgQueue    in the frame
+//	guest (--via socket), or
+//	  another program (--stream) stream      OpenStream     streamQueue  in the frame
+//	other programs               socket      OpenSocket     mmsgQueue    in the frame
 //	guest (--vhost-user)         vhost-user  OpenVhostUser  vhostQueue   in the frame
 //
 // A packetQueue is an mmsgQueue with a second path and a receive ring (arrivals), and a laneQueue
@@ -42,6 +44,8 @@
 //	      by its ring         arrivals.at          arrivals.go        Overrun, Indescribable
 //	      or a socket wire    mmsgQueue.receive    mmsg.go, poll.go   Giant, Unreadable,
 //	                                                                  Indescribable
+//	      or a stream         streamQueue.receive  stream.go          Giant
+//	        find the frames   unframer.take        unframe.go
 //	    from a guest's memory vhostQueue.receive   vhostuser.go       Giant
 //	  handle it               receiver.input       forward.go
 //	    check a frame         receiver.accept      forward.go         Looped, BadSource,
@@ -70,6 +74,8 @@
 //	          or by a lane    lane.send            lane.go
 //	          or, without one oversize.send        oversize.go
 //	        to a socket wire  mmsgQueue.send       mmsg.go
+//	        to a stream       streamQueue.send     stream.go          Full, Down
+//	          or its backlog  streamSender.queue   stream_send.go
 //	        to its memory     vhostQueue.send      vhostuser.go       Full, TooBig, Down
 //	          note a result   sender.note          sender.go          Full, Down, Gone,
 //	                                                                  Rejected, TooBig

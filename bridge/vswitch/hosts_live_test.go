@@ -2,6 +2,7 @@ package vswitch_test
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"os"
@@ -124,6 +125,27 @@ func tapHost(t testing.TB, sw *vswitch.Switch, n, queues int, cfg vport.Config) 
 // frames are copied to and from the socket one by one.
 func socketHost(t *testing.T, sw *vswitch.Switch, n int, cfg vport.Config) *host {
 	t.Helper()
+	w, far, err := vswitch.SocketPair(max(cfg.MTU, 1500))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return carriedHost(t, sw, n, cfg, w, far, plain{})
+}
+
+// streamHost is socketHost with a stream.
+func streamHost(t *testing.T, sw *vswitch.Switch, n int, cfg vport.Config) *host {
+	t.Helper()
+	w, far, err := vswitch.StreamPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return carriedHost(t, sw, n, cfg, w, far, framed{})
+}
+
+// carriedHost is a host whose frames cross w, whose other end is far, in that form.
+func carriedHost(t *testing.T, sw *vswitch.Switch, n int, cfg vport.Config, w *vswitch.Wire, far *os.File,
+	has form) *host {
+	t.Helper()
 	ns := nstest.New(t)
 	tap, err := tun.CreateNumbered(ns, false)
 	if err != nil {
@@ -131,36 +153,67 @@ func socketHost(t *testing.T, sw *vswitch.Switch, n int, cfg vport.Config) *host
 	}
 	h := newHost(t, n, tap.Name)
 	h.ns, h.nl = ns, nstest.Handle(t, ns)
-	w, far, err := vswitch.SocketPair(max(cfg.MTU, 1500))
-	if err != nil {
-		t.Fatal(err)
-	}
 	addPort(t, sw, fmt.Sprintf("h%d", n), w, cfg)
 	h.up(max(cfg.MTU, 1500))
-	carry(t, pollable(t, tap.Queues()[0]), pollable(t, far))
+	carry(t, pollable(t, tap.Queues()[0]), pollable(t, far), has)
 	_ = tap.Close()
 	_ = far.Close()
 	return h
 }
 
-// carry copies frames between two files until the test ends.
-func carry(t *testing.T, a, b *os.File) {
+// A form is how frames are in a file.
+type form interface {
+	read(from io.Reader, room []byte) (n int, err error)
+	write(to io.Writer, frame []byte) error
+}
+
+// plain is a frame in each read and write.
+type plain struct{}
+
+func (plain) read(from io.Reader, room []byte) (int, error) { return from.Read(room) }
+
+func (plain) write(to io.Writer, frame []byte) error {
+	_, err := to.Write(frame)
+	return err
+}
+
+// framed is each frame after its length.
+type framed struct{}
+
+func (framed) read(from io.Reader, room []byte) (int, error) {
+	if _, err := io.ReadFull(from, room[:4]); err != nil {
+		return 0, err
+	}
+	n := binary.BigEndian.Uint32(room)
+	if int(n) > len(room) {
+		return 0, fmt.Errorf("a frame of %d bytes", n)
+	}
+	return io.ReadFull(from, room[:n])
+}
+
+func (framed) write(to io.Writer, frame []byte) error {
+	_, err := to.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(frame))), frame...))
+	return err
+}
+
+// carry copies frames between a tap and a file, which has them in that form, until the test ends.
+func carry(t *testing.T, tap, far *os.File, has form) {
 	var wg sync.WaitGroup
-	one := func(dst io.Writer, src io.Reader) {
+	one := func(dst io.Writer, out form, src io.Reader, in form) {
 		buf := make([]byte, 1<<17)
 		for {
-			n, err := src.Read(buf)
+			n, err := in.read(src, buf)
 			if err != nil {
 				return
 			}
-			_, _ = dst.Write(buf[:n])
+			_ = out.write(dst, buf[:n]) // the kernel refuses some frames
 		}
 	}
-	wg.Go(func() { one(a, b) })
-	wg.Go(func() { one(b, a) })
+	wg.Go(func() { one(tap, plain{}, far, has) })
+	wg.Go(func() { one(far, has, tap, plain{}) })
 	t.Cleanup(func() {
-		_ = a.Close()
-		_ = b.Close()
+		_ = tap.Close()
+		_ = far.Close()
 		wg.Wait()
 	})
 }

@@ -27,7 +27,8 @@ type corner struct {
 
 func (c corner) String() string { return fmt.Sprintf("%s %d %s", c.kind, c.mtu, c.offloads) }
 
-// corners are all combinations. A tap without vnet headers and a socket have no offloads.
+// corners are all combinations. A tap without vnet headers, a socket and a
+// stream have no offloads.
 func corners() []corner {
 	var all []corner
 	for _, mtu := range []int{1500, 9000} {
@@ -36,7 +37,8 @@ func corners() []corner {
 				all = append(all, corner{kind, mtu, offloads})
 			}
 		}
-		all = append(all, corner{"plain tap", mtu, "none"}, corner{"socket", mtu, "none"})
+		all = append(all, corner{"plain tap", mtu, "none"}, corner{"socket", mtu, "none"},
+			corner{"stream", mtu, "none"})
 	}
 	return all
 }
@@ -63,6 +65,8 @@ func (c corner) host(t *testing.T, sw *vswitch.Switch, n int) *host {
 		h = vhostHost(t, sw, n, cfg, frontend.Config{Ring: 1024})
 	case "socket":
 		return socketHost(t, sw, n, cfg)
+	case "stream":
+		return streamHost(t, sw, n, cfg)
 	}
 	switch c.offloads {
 	case "none":

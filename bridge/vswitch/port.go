@@ -70,8 +70,8 @@ func newPort(sw *Switch, name string, index int, w *Wire, cfg vport.Config) *Por
 		p.link.Store(&s)
 		p.down.Store(isDown(s))
 	}
-	if w.frontends != nil {
-		p.down.Store(true) // until a guest's driver is ready
+	if w.frontends != nil || w.stream != nil && !w.stream.once {
+		p.down.Store(true) // until a guest's driver is ready, or somebody is connected
 	}
 	p.limit()
 	p.path.Store(newPath(p, nil))

@@ -192,6 +192,9 @@ func (sw *Switch) addPort(name string, w *Wire, cfg vport.Config) (*Port, error)
 		w.frontends.port = p
 		p.receivers.Go(p.serveFrontends)
 	}
+	if w.stream != nil {
+		w.stream.port = p
+	}
 	for i := range w.queues {
 		r := newReceiver(sw, p, i)
 		p.receivers.Go(r.run)

@@ -3,18 +3,15 @@ package vswitch
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net"
 	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/vswitch/offload"
-	"vmnet/internal/endpoint"
 	"vmnet/internal/vhostuser"
 )
 
@@ -39,13 +36,13 @@ func OpenVhostUser(f *os.File, name string, pairs int) (*Wire, error) {
 }
 
 func openVhostUser(f *os.File, name string, pairs int) (*Wire, error) {
-	v := &frontends{stop: make(chan struct{})}
+	v := &frontends{}
 	w := &Wire{kind: "vhost-user", limits: offload.Limits{VnetHdr: vhostuser.VnetHdr}, frontends: v}
 	var err error
 	if v.device, err = vhostuser.New(pairs, func() { v.port.frontendChanged() }); err != nil {
 		return nil, err
 	}
-	if err := v.open(f, name); err != nil {
+	if v.source, err = openSource(f, name); err != nil {
 		return nil, errors.Join(err, v.device.Close())
 	}
 	for n := range pairs {
@@ -59,136 +56,9 @@ func openVhostUser(f *os.File, name string, pairs int) (*Wire, error) {
 
 // frontends is where the frontends of a port come from.
 type frontends struct {
+	*source
 	device *vhostuser.Device
 	port   *Port // set before the first one is served
-	stop   chan struct{}
-
-	source io.Closer                     // what next uses
-	next   func() (*net.UnixConn, error) // waits for the next frontend
-	once   bool                          // there is only one
-	remove func()                        // removes the socket's file; may be nil
-}
-
-// open makes the source from a copy of f.
-func (v *frontends) open(f *os.File, name string) error {
-	if st, err := f.Stat(); err != nil || st.IsDir() {
-		return errors.Join(err, v.connectIn(f, name))
-	}
-	listens := false
-	own, err := duplicate(f, func(fd int) (err error) {
-		listens, err = endpoint.CheckVhostUser(fd)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	if listens {
-		err = v.listen(own.os)
-	} else {
-		err = v.use(own.os)
-	}
-	return errors.Join(err, own.close())
-}
-
-func (v *frontends) listen(f *os.File) error {
-	any, err := net.FileListener(f)
-	if err != nil {
-		return err
-	}
-	l := any.(*net.UnixListener)
-	v.source, v.next = l, l.AcceptUnix
-	path := l.Addr().String()
-	if was, err := os.Lstat(path); err == nil {
-		v.remove = func() {
-			if is, err := os.Lstat(path); err == nil && os.SameFile(is, was) {
-				_ = os.Remove(path) // the next switch replaces a file that this one may not remove
-			}
-		}
-	}
-	return nil
-}
-
-func (v *frontends) use(f *os.File) error {
-	any, err := net.FileConn(f)
-	if err != nil {
-		return err
-	}
-	c := any.(*net.UnixConn)
-	v.source, v.once = c, true
-	v.next = func() (*net.UnixConn, error) { return c, nil }
-	return nil
-}
-
-// connectIn makes a source that connects to a socket by its name in a directory.
-func (v *frontends) connectIn(f *os.File, name string) error {
-	if name == "" || name == "." || name == ".." || strings.Contains(name, "/") {
-		return fmt.Errorf("%q is not the name of a socket in a directory", name)
-	}
-	own, err := duplicateAs(f, func(int) error { return nil }, newFile)
-	if err != nil {
-		return err
-	}
-	v.source = own.os
-	v.next = func() (*net.UnixConn, error) {
-		for {
-			var c *net.UnixConn
-			err := own.control(func(fd int) (err error) {
-				path := fmt.Sprintf("/proc/self/fd/%d/%s", fd, name)
-				c, err = net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
-				return err
-			})
-			if err == nil {
-				return c, nil
-			}
-			if !v.pause(redial) {
-				return nil, errClosed
-			}
-		}
-	}
-	return nil
-}
-
-// How long a switch waits for a frontend to listen, and between sessions. So frontends that hang up
-// at once do not keep a processor busy.
-const (
-	redial    = 200 * time.Millisecond
-	afterEnd  = 10 * time.Millisecond
-	afterFail = time.Second
-)
-
-// between returns how long to wait after a session that has ended with err.
-func between(err error) time.Duration {
-	if err != nil {
-		return afterFail
-	}
-	return afterEnd
-}
-
-// pause waits, and reports whether the wire is still open.
-func (v *frontends) pause(d time.Duration) bool {
-	select {
-	case <-time.After(d):
-		return true
-	case <-v.stop:
-		return false
-	}
-}
-
-func (v *frontends) close() error {
-	select {
-	case <-v.stop:
-		return nil
-	default:
-	}
-	close(v.stop)
-	err := v.source.Close()
-	if errors.Is(err, net.ErrClosed) {
-		err = nil // the session has closed it
-	}
-	if v.remove != nil {
-		v.remove()
-	}
-	return err
 }
 
 // errFrontendGone ends a port that was given a connected frontend.

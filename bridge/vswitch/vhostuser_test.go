@@ -34,7 +34,7 @@ type driven struct {
 func (l *lan) listening(name string, cfg vport.Config, pairs int) (*Port, string) {
 	l.tb.Helper()
 	path := filepath.Join(l.tb.TempDir(), name)
-	f, err := endpoint.ListenVhostUser(path)
+	f, err := endpoint.ListenStream(path)
 	if err != nil {
 		l.tb.Fatal(err)
 	}
@@ -200,7 +200,7 @@ func TestVhostUserFrontendsComeAndGo(t *testing.T) {
 func TestVhostUserConnects(t *testing.T) {
 	l := newLAN(t, nil)
 	path := filepath.Join(t.TempDir(), "frontend")
-	dir, err := endpoint.VhostUserDirectory(path)
+	dir, err := endpoint.StreamDirectory(path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,8 +17,8 @@ import (
 const batchSize = offload.Burst
 
 // A Wire is the link endpoint of a port: it receives and sends the port's frames. OpenTap,
-// OpenPacket, OpenSocket and OpenVhostUser make the four kinds. A Wire owns its fds. AddPort takes
-// ownership of the Wire.
+// OpenPacket, OpenSocket, OpenStream and OpenVhostUser make the five kinds. A Wire owns its fds.
+// AddPort takes ownership of the Wire.
 type Wire struct {
 	kind   string
 	device string         // name of the device; empty if it has none
@@ -29,10 +29,11 @@ type Wire struct {
 	queues []queue
 	claim  func() error // gives up the claim; called by Close and unclaim; may be nil
 
-	frontends *frontends // of a vhost-user wire, otherwise nil
+	frontends *frontends   // of a vhost-user wire, otherwise nil
+	stream    *streamQueue // of a stream wire, otherwise nil
 }
 
-// Kind returns "tap", "packet", "socket" or "vhost-user".
+// Kind returns "tap", "packet", "socket", "stream" or "vhost-user".
 func (w *Wire) Kind() string { return w.kind }
 
 // Close closes the wire's fds. A caller of AddPort must not call it.

@@ -64,7 +64,7 @@ With --ip the network's server gives the guest that IPv4 address; one that is no
 attach waits until the server knows the guest. An IPv6 address is known by name on a network of
 root, and the guest sets it itself.
 
-On a userspace switch (vmnet switch run), --via socket gives QEMU one end of a datagram socketpair
+On a userspace switch (vmnet switch run), --via socket gives QEMU one end of a stream socketpair
 and the switch the other: that needs no privilege and makes no device. --via tap gives QEMU a tap
 whose kernel side the switch takes: it has queues, offloads and vhost, and needs CAP_NET_ADMIN and
 CAP_NET_RAW. The port is removed when QEMU exits, however it exits. --storm limits the frames of the

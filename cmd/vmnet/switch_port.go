@@ -32,7 +32,7 @@ import (
 type wantedPort struct {
 	control.Port
 	queues  int  // of a tap
-	connect bool // to the socket of a vhost-user frontend, rather than listen
+	connect bool // to a socket, rather than listen at it
 	listen  bool
 }
 
@@ -41,8 +41,8 @@ const portHelp = `A port is written DEVICE[,OPTION...], with the options
 
     name=NAME              the port's name (default the device's name)
     queues=N               number of queues of a tap, or of pairs of queues of a vhost-user guest
-    server, client         of --vhost-user: listen at the path (default), or connect to a frontend
-                           that listens there, again whenever it is gone
+    server, client         of --vhost-user and --stream: listen at the path (default), or connect
+                           to who listens there, again whenever it is gone
     mtu=BYTES              largest frame that leaves by the port (default the device's current MTU)
     vlan=N                 the port is in VLAN N only, untagged
     trunk=LIST             the VLANs that the port carries tagged: 2-5,7; or all
@@ -74,8 +74,8 @@ const portHelp = `A port is written DEVICE[,OPTION...], with the options
 As soon as a port has a VLAN, the switch separates VLANs, and ports without vlan and trunk are in
 VLAN 1, untagged; until then tags pass unchanged, and all ports are in one network.`
 
-// devicePorts adds the flags --tap, --packet and --vhost-user, which append to ports in the order
-// given.
+// devicePorts adds the flags --tap, --packet, --vhost-user and --stream, which append to ports in the
+// order given.
 func devicePorts(cmd *cobra.Command, a *app, ports *[]wantedPort) {
 	for _, kind := range []struct{ name, word, usage string }{
 		{
@@ -89,6 +89,10 @@ func devicePorts(cmd *cobra.Command, a *app, ports *[]wantedPort) {
 		{
 			control.VhostUser, "PATH",
 			"a port for a guest that shares its memory, by the socket of its vhost-user frontend (repeatable)",
+		},
+		{
+			control.Stream, "PATH",
+			"a port for frames over a stream socket, as of QEMU's -netdev stream or of passt (repeatable)",
 		},
 	} {
 		cmd.Flags().Var(nicflags.Value(kind.word+"[,OPTION...]", "", func(s string) error {
@@ -160,10 +164,12 @@ func parsePort(kind, text string) (wantedPort, error) {
 	return w, w.Validate()
 }
 
-// path completes the path of a vhost-user socket, which is also its device. Its last part is the
-// port's name.
+// atPath reports whether the port's device is the path of a socket.
+func (w *wantedPort) atPath() bool { return w.Kind == control.VhostUser || w.Kind == control.Stream }
+
+// path completes the path of a socket, which is also its device. Its last part is the port's name.
 func (w *wantedPort) path() (err error) {
-	if w.Kind != control.VhostUser {
+	if !w.atPath() {
 		return nil
 	}
 	if w.Device == "" || strings.HasSuffix(w.Device, "/") {
@@ -240,6 +246,8 @@ func (w *wantedPort) options() *pflag.FlagSet {
 		upTo(f, "queues", &w.queues, control.MaxQueues)
 	case control.VhostUser:
 		upTo(f, "queues", &w.Queues, control.MaxPairs)
+	}
+	if w.atPath() {
 		f.BoolVar(&w.connect, "client", false, "")
 		f.BoolVar(&w.listen, "server", false, "")
 	}
@@ -310,8 +318,8 @@ func openPorts(ctx context.Context, ns *netns.NS, wanted []wantedPort) (opened [
 		switch w.Kind {
 		case control.Tap:
 			p, err = w.openTap(ns, c)
-		case control.VhostUser:
-			p, err = w.openVhostUser()
+		case control.VhostUser, control.Stream:
+			p, err = w.openSocket()
 		default:
 			p, err = w.openPacket(ctx, ns, c)
 		}
@@ -452,17 +460,16 @@ func (w *wantedPort) openPacket(ctx context.Context, ns *netns.NS, c *rtnl.Conn)
 	return openPort{Port: w.Port, files: files, close: closeAll, how: how}, nil
 }
 
-// openVhostUser makes the socket to which frontends connect, or opens the directory in which they
-// listen.
-func (w *wantedPort) openVhostUser() (openPort, error) {
+// openSocket makes the socket to which others connect, or opens the directory in which they listen.
+func (w *wantedPort) openSocket() (openPort, error) {
 	if w.connect {
-		dir, err := endpoint.VhostUserDirectory(w.Device)
+		dir, err := endpoint.StreamDirectory(w.Device)
 		if err != nil {
 			return openPort{}, err
 		}
 		return openPort{Port: w.Port, files: []*os.File{dir}, close: dir.Close, how: "connects to it"}, nil
 	}
-	f, err := endpoint.ListenVhostUser(w.Device)
+	f, err := endpoint.ListenStream(w.Device)
 	if err != nil {
 		return openPort{}, err
 	}

@@ -20,8 +20,9 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// switchSocket is a port of a userspace switch over a datagram socketpair: QEMU gets one end, the
-// switch the other one.
+// switchSocket is a port of a userspace switch over a stream socketpair: QEMU gets one end, the
+// switch the other one. QEMU reads many frames of a stream in one system call, and waits when it is
+// full.
 type switchSocket struct {
 	m        *Maker
 	spec     nic.Spec
@@ -74,9 +75,9 @@ func switchMTU(s nic.Spec) int { return cmp.Or(s.MTU, nic.EthernetMTU) }
 func (s *switchSocket) steps(w making) []step.Step {
 	list := []step.Step{{
 		Name: "socket",
-		Text: "socketpair AF_UNIX SOCK_DGRAM",
+		Text: "socketpair AF_UNIX SOCK_STREAM",
 		Do: func(context.Context) error {
-			near, far, err := endpoint.SocketFiles()
+			near, far, err := endpoint.StreamFiles()
 			if err != nil {
 				return err
 			}
@@ -225,10 +226,10 @@ func (m *Maker) packetFiles(ctx context.Context, device string) ([]*os.File, err
 
 // portOf returns a NIC's port as a switch is asked for it. A guest's port is never of kind
 // control.Tap, for which the switch has the queues of a tap. A NIC of type socket has a port of
-// kind control.Socket. A NIC of type tap has one of kind control.Packet: QEMU has the tap's queues,
+// kind control.Stream. A NIC of type tap has one of kind control.Packet: QEMU has the tap's queues,
 // and the switch has a packet socket on the tap's kernel side.
 func portOf(r nic.Record, name, label string, pid int) control.Port {
-	p := control.Port{Name: name, Kind: control.Socket, Label: label, Holder: pid, Config: r.SwitchPortConfig()}
+	p := control.Port{Name: name, Kind: control.Stream, Label: label, Holder: pid, Config: r.SwitchPortConfig()}
 	if r.Type != nic.TypeSocket {
 		p.Kind, p.Device = control.Packet, name
 	}

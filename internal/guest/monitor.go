@@ -58,9 +58,6 @@ func (m *Monitor) Plan(ctx context.Context, n *backend.NIC) (Handover, error) {
 	if err := m.choosePlace(ctx, n); err != nil {
 		return Handover{}, err
 	}
-	if major, minor, _ := m.conn.Version(); n.Device.Backend == qmp.Socket && (major > 7 || major == 7 && minor >= 2) {
-		n.Device.Backend = qmp.Dgram
-	}
 	var err error
 	if n.Device, err = m.conn.TypeOptions(ctx, n.Device); err != nil {
 		return Handover{}, err

@@ -33,7 +33,7 @@ type Switch struct {
 type By string
 
 const (
-	// BySocket is a datagram socketpair: no privilege, no device on the host, one queue, no
+	// BySocket is a stream socketpair: no privilege, no device on the host, one queue, no
 	// offloads.
 	BySocket By = "socket"
 	// ByTap is a tap whose kernel side the switch takes by a packet socket: queues, offloads and

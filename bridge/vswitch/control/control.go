@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -32,19 +33,26 @@ const (
 	Packet = "packet" // the files of vswitch.PacketFiles
 	Socket = "socket" // one end of an AF_UNIX datagram socketpair
 
+	// Stream is a port on AF_UNIX stream sockets, for one process after the other. Its file is a
+	// listening or connected socket, or the directory of Device, which is then the path at which
+	// others listen (vswitch.OpenStream).
+	Stream = "stream"
+
 	// VhostUser is a port for a guest of a vhost-user frontend. Its file is a listening or
 	// connected socket, or the directory of Device, which is then the path at which frontends
 	// listen (vswitch.OpenVhostUser).
 	VhostUser = "vhost-user"
 )
 
+var kinds = []string{Tap, Packet, Socket, Stream, VhostUser}
+
 // A Port is a port of a switch, as AddPort takes it and Ports returns it.
 type Port struct {
 	Name string `json:"name"`
-	Kind string `json:"kind"` // Tap, Packet, Socket or VhostUser
+	Kind string `json:"kind"` // Tap, Packet, Socket, Stream or VhostUser
 
 	// Device is the interface's name, in replies its current one. It is empty for a socket. For
-	// vhost-user it is the path of the socket.
+	// vhost-user and stream it is the path of the socket.
 	Device string `json:"device,omitempty"`
 
 	// Label is a text of at most 255 bytes that the switch keeps and does not read, like the
@@ -97,8 +105,8 @@ func (p Port) Validate() error {
 
 func (p Port) validate() error {
 	switch {
-	case p.Kind != Tap && p.Kind != Packet && p.Kind != Socket && p.Kind != VhostUser:
-		return fmt.Errorf("kind %q: want %s, %s, %s or %s", p.Kind, Tap, Packet, Socket, VhostUser)
+	case !slices.Contains(kinds, p.Kind):
+		return fmt.Errorf("kind %q: want %s", p.Kind, strings.Join(kinds, ", "))
 	case p.Holder < 0:
 		return fmt.Errorf("holder %d: want a process id", p.Holder)
 	case p.Holder == 0 && p.Lifeline != 0:

@@ -73,6 +73,8 @@ func open(p *control.Port, files []*os.File) (*vswitch.Wire, error) {
 		w, err = openTap(p, files)
 	case control.Packet:
 		w, err = vswitch.OpenPacketFiles(files)
+	case control.Stream:
+		w, err = vswitch.OpenStream(files[0], filepath.Base(p.Device))
 	case control.VhostUser:
 		w, err = vswitch.OpenVhostUser(files[0], filepath.Base(p.Device), max(p.Queues, 1))
 	default:

@@ -12,18 +12,18 @@ import (
 	"vmnet/internal/kernel/sockopt"
 )
 
-// frontendsWaiting is the queue of a listening socket: further frontends than the one that is
+// waiting is the queue of a listening socket: further processes than the one that is
 // served wait there.
-const frontendsWaiting = 16
+const waiting = 16
 
 // maxSocketPath is the longest path of a socket in bytes (unix(7)).
 const maxSocketPath = 107
 
-// ListenVhostUser makes a socket at path to which vhost-user frontends connect. Only this user may
+// ListenStream makes a socket at path to which others connect. Only this user may
 // connect, until somebody changes the mode or the owner of its file. It replaces the file of a
 // socket on which no process listens. The caller closes the socket, and removes its file with
 // RemoveSocket.
-func ListenVhostUser(path string) (*os.File, error) {
+func ListenStream(path string) (*os.File, error) {
 	if len(path) > maxSocketPath {
 		return nil, fmt.Errorf("socket path of %d bytes: want at most %d", len(path), maxSocketPath)
 	}
@@ -39,7 +39,7 @@ func ListenVhostUser(path string) (*os.File, error) {
 		return nil, errors.Join(fmt.Errorf("bind to %s: %w", path, err), f.Close())
 	}
 	if err = os.Chmod(path, 0o600); err == nil { // before anybody can connect
-		err = unix.Listen(fd, frontendsWaiting)
+		err = unix.Listen(fd, waiting)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("listen on %s: %w", path, err), f.Close(), os.Remove(path))
@@ -71,14 +71,14 @@ func RemoveSocket(path string) error {
 	return os.Remove(path)
 }
 
-// VhostUserDirectory opens the directory in which a frontend listens, for a switch that connects to
-// it. The frontend need not listen yet. The caller closes the file.
-func VhostUserDirectory(path string) (*os.File, error) {
+// StreamDirectory opens the directory in which another process listens, for a switch that connects to
+// it. The process need not listen yet. The caller closes the file.
+func StreamDirectory(path string) (*os.File, error) {
 	return os.OpenFile(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 }
 
-// CheckVhostUser returns an error unless an fd is a stream socket, and reports whether it listens.
-func CheckVhostUser(fd int) (listens bool, err error) {
+// CheckStream returns an error unless an fd is a stream socket, and reports whether it listens.
+func CheckStream(fd int) (listens bool, err error) {
 	if err := sockopt.CheckKind(fd, unix.AF_UNIX, unix.SOCK_STREAM, "an AF_UNIX stream socket"); err != nil {
 		return false, err
 	}
