@@ -263,11 +263,15 @@ func TestVhostUserConnected(t *testing.T) {
 }
 
 func TestVhostUserRefusesOtherFiles(t *testing.T) {
-	_, far, err := SocketPair(1500)
+	w, far, err := SocketPair(1500)
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer w.Close()
 	defer far.Close()
+	if _, err := OpenStream(far, ""); err == nil || !strings.Contains(err.Error(), "stream socket") {
+		t.Errorf("a datagram socket as a stream: %v", err)
+	}
 	if _, err := OpenVhostUser(far, "", 1); err == nil || !strings.Contains(err.Error(), "stream socket") {
 		t.Errorf("a datagram socket: %v", err)
 	}
