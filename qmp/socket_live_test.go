@@ -63,7 +63,8 @@ func TestLivePlugASocket(t *testing.T) {
 				t.Fatal(err)
 			}
 			frame := make([]byte, 2048)
-			if k, err := near.Read(frame); err != nil || k < 18 || string(frame[tt.before+6:tt.before+12]) != string(mac) {
+			k, err := near.Read(frame)
+			if err != nil || k < 18 || string(frame[tt.before+6:tt.before+12]) != string(mac) {
 				t.Errorf("read %x, %v: want a frame of %s", frame[:max(k, 0)], err, mac)
 			}
 			if err := c.Rollback(ctx, n.ID, 1); err != nil {

@@ -144,7 +144,8 @@ func streamHost(t *testing.T, sw *vswitch.Switch, n int, cfg vport.Config) *host
 
 // carriedHost is a host whose frames cross w, whose other end is far, in that form.
 func carriedHost(t *testing.T, sw *vswitch.Switch, n int, cfg vport.Config, w *vswitch.Wire, far *os.File,
-	has form) *host {
+	has form,
+) *host {
 	t.Helper()
 	ns := nstest.New(t)
 	tap, err := tun.CreateNumbered(ns, false)

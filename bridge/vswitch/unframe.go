@@ -62,8 +62,8 @@ func (u *unframer) take(frames []frame) (n int, err error) {
 		case size > maxSkip && n > 0:
 			return n, nil // the next call returns the error
 		case size > maxSkip:
-			return 0, fmt.Errorf("a frame of %d bytes: want at most %d (does the other end speak as QEMU's netdev stream?)",
-				size, maxFrame)
+			return 0, fmt.Errorf("a frame of %d bytes: want at most %d (does the other end send frames as QEMU's "+
+				"netdev stream?)", size, maxFrame)
 		case size > maxFrame:
 			u.start, u.skip = u.start+prefixLen, int(size)
 			frames[n] = frame{lost: Giant}

@@ -65,7 +65,8 @@ func TestUnframe(t *testing.T) {
 			t.Errorf("in parts of %d: %d of %d frames, %d too long, %v", part, len(got), len(want), giants, err)
 		}
 	}
-	if got, _, err := unframed(t, prefixed(want[:20]...), 1); err != nil || !slices.EqualFunc(got, want[:20], bytes.Equal) {
+	got, _, err := unframed(t, prefixed(want[:20]...), 1)
+	if err != nil || !slices.EqualFunc(got, want[:20], bytes.Equal) {
 		t.Errorf("byte by byte: %d frames, %v", len(got), err)
 	}
 }

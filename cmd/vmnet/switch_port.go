@@ -74,8 +74,8 @@ const portHelp = `A port is written DEVICE[,OPTION...], with the options
 As soon as a port has a VLAN, the switch separates VLANs, and ports without vlan and trunk are in
 VLAN 1, untagged; until then tags pass unchanged, and all ports are in one network.`
 
-// devicePorts adds the flags --tap, --packet, --vhost-user and --stream, which append to ports in the
-// order given.
+// devicePorts adds the flags --tap, --packet, --vhost-user and --stream, which append to ports in
+// the order given.
 func devicePorts(cmd *cobra.Command, a *app, ports *[]wantedPort) {
 	for _, kind := range []struct{ name, word, usage string }{
 		{

@@ -63,7 +63,9 @@ func TestLiveStreamBetweenSwitches(t *testing.T) {
 		return b.ports()["up"].Stats.State == vport.StateDown
 	})
 	a = startSwitch(t, near, a.socket, nil, "--tap", "tap0,vlan=7", "--stream", path+",name=down,vlan=7")
-	nstest.Eventually(t, patience, "it is up again", func() bool { return b.ports()["up"].Stats.State == vport.StateUp })
+	nstest.Eventually(t, patience, "it is up again", func() bool {
+		return b.ports()["up"].Stats.State == vport.StateUp
+	})
 	send()
 	a.end()
 	b.end()

@@ -31,8 +31,8 @@ func pair(kind, buffer int) (near, far *os.File, err error) {
 	return near, far, nil
 }
 
-// streamBuffer is the size in bytes of the buffers of a stream socket. Nothing is lost when they are
-// full, so they have no room for bursts.
+// streamBuffer is the size in bytes of the buffers of a stream socket. Nothing is lost when they
+// are full, so they have no room for bursts.
 const streamBuffer = 1 << 20
 
 // StreamFiles is SocketFiles for a stream socketpair, for OpenStream and for QEMU.

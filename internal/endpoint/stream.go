@@ -71,8 +71,8 @@ func RemoveSocket(path string) error {
 	return os.Remove(path)
 }
 
-// StreamDirectory opens the directory in which another process listens, for a switch that connects to
-// it. The process need not listen yet. The caller closes the file.
+// StreamDirectory opens the directory in which another process listens, for a switch that connects
+// to it. The process need not listen yet. The caller closes the file.
 func StreamDirectory(path string) (*os.File, error) {
 	return os.OpenFile(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 }
