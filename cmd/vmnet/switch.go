@@ -160,7 +160,8 @@ func (a *app) switchAddPortCommand() *cobra.Command {
 privileges, and passes them to the switch. To add a port for a guest, use vmnet attach --switch.
 
 ` + portHelp,
-		Example:           "  vmnet switch add-port sw0 --tap tap2,vlan=10\n  vmnet switch add-port sw0 --packet eth1 --netns blue",
+		Example: "  vmnet switch add-port sw0 --tap tap2,vlan=10\n" +
+			"  vmnet switch add-port sw0 --packet eth1 --netns blue",
 		Args:              oneArg("the name of a switch"),
 		ValidArgsFunction: runningSwitches,
 	}
@@ -246,9 +247,11 @@ type switchChanged struct {
 
 func (a *app) switchRemovePortCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:     "remove-port NAME PORT",
-		Short:   "Remove a port from a switch",
-		Long:    "Remove a port from a switch. A tap that was made for the port is removed with it. To remove the port of\na guest, use vmnet detach, which removes the NIC as well; otherwise the NIC stays, disconnected.",
+		Use:   "remove-port NAME PORT",
+		Short: "Remove a port from a switch",
+		Long: "Remove a port from a switch. A tap that was made for the port is removed with it. " +
+			"To remove the port of\n" +
+			"a guest, use vmnet detach, which removes the NIC as well; otherwise the NIC stays, disconnected.",
 		Example: "  vmnet switch remove-port sw0 tap2",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 2 {
@@ -280,9 +283,10 @@ func (a *app) switchRemovePortCommand() *cobra.Command {
 
 func (a *app) switchStopCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:               "stop NAME",
-		Short:             "Stop a switch",
-		Long:              "Stop a switch, and wait until its ports are gone. Guests on it keep their NICs, but are disconnected.",
+		Use:   "stop NAME",
+		Short: "Stop a switch",
+		Long: "Stop a switch, and wait until its ports are gone. " +
+			"Guests on it keep their NICs, but are disconnected.",
 		Example:           "  vmnet switch stop sw0",
 		Args:              oneArg("the name of a switch"),
 		ValidArgsFunction: runningSwitches,
