@@ -9,6 +9,7 @@ import (
 
 	"vmnet/bridge/brport"
 	"vmnet/internal/addresses"
+	"vmnet/internal/holders"
 	"vmnet/internal/hostaccess"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/bridges"
@@ -63,7 +64,7 @@ func (m *Manager) foreignNICs(ctx context.Context, vm string) ([]foreignNIC, err
 			return nil, context.Cause(ctx)
 		}
 		if left[p.UID] == nil {
-			left[p.UID] = &inventory.Allowance{Files: inventory.MaxUserFiles, Closer: inventory.MaxCloser}
+			left[p.UID] = &inventory.Allowance{Files: holders.MaxUserFiles, Closer: holders.MaxCloser}
 		}
 		links, err := m.host.ForeignWithin(p.PID, left[p.UID])
 		if err != nil || len(links) == 0 {

@@ -31,7 +31,7 @@ var layers = [][]string{
 	{"internal/backend"},
 	{"internal/policing", "internal/addresses"},
 	{"internal/inventory"},
-	{"internal/network/roster"},
+	{"internal/network/roster", "internal/holders"},
 	{"tapmgr/nic"},
 	{"bridge/vswitch/control/server"},
 	{"bridge/vswitch/control", "bridge/vswitch/pcapng", "bridge/vswitch"},

@@ -12,6 +12,7 @@ import (
 
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/endpoint"
+	"vmnet/internal/holders"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/rtnl"
@@ -133,7 +134,7 @@ func (s *switchSocket) verify(_ context.Context, w making) (*inventory.Device, e
 	if err != nil {
 		return nil, err
 	}
-	dev := inventory.SocketNIC(w.record, inventory.OwnerOf(w.pid))
+	dev := inventory.SocketNIC(w.record, holders.OwnerOf(w.pid))
 	dev.Holders = []nic.Holder{{PID: w.pid, FDs: []int{}}}
 	dev.SwitchPort, dev.Alias = inventory.SwitchPort{Path: path, Port: port}, w.final
 	return &dev, nil

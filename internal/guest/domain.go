@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"vmnet/internal/backend"
+	"vmnet/internal/holders"
 	"vmnet/internal/inventory"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/libvirt"
@@ -158,7 +159,7 @@ const lockPatience = 300 * time.Millisecond
 // flock(2) on the directory that libvirt keeps for the running domain alone, which others may not
 // open.
 func (d *Domain) takeLock(ctx context.Context, progress func(string, ...any)) error {
-	f, err := inventory.OpenLock(d.found.process)
+	f, err := holders.OpenLock(d.found.process)
 	if err != nil {
 		return fmt.Errorf("lock guest %s: %w", d.dom.Name, err)
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"vmnet/internal/holders"
 	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/procfd"
@@ -244,7 +245,7 @@ type moment struct {
 	isVMM     func(pid int) bool // reports whether a process is a QEMU
 }
 
-func now() moment { return moment{SinceBoot, isQEMU} }
+func now() moment { return moment{SinceBoot, holders.IsQEMU} }
 
 // Do is what a verb does with a device before it asks a guest.
 type Do int

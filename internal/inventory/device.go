@@ -10,9 +10,9 @@ import (
 
 	"vmnet/bridge/vswitch/control"
 	"vmnet/bridge/vswitch/vport"
+	"vmnet/internal/holders"
 	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/kernel/rtnl"
-	"vmnet/internal/vmm/qemu"
 	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
 )
@@ -96,7 +96,7 @@ func (dev *Device) StaysBehind() bool {
 
 // addHolders adds the processes that have these files of the device open, in the order in which
 // they were seen, but VMMs first.
-func (dev *Device) addHolders(op *openFiles, files []procfd.File) {
+func (dev *Device) addHolders(op *holders.Files, files []procfd.File) {
 	at := map[int]int{}
 	for i, h := range dev.Holders {
 		at[h.PID] = i
@@ -114,7 +114,7 @@ func (dev *Device) addHolders(op *openFiles, files []procfd.File) {
 		slices.Sort(h.FDs)
 	}
 	slices.SortStableFunc(dev.Holders, func(a, b nic.Holder) int {
-		return cmp.Compare(order(op.isVMM(a.PID)), order(op.isVMM(b.PID)))
+		return cmp.Compare(order(op.IsVMM(a.PID)), order(op.IsVMM(b.PID)))
 	})
 }
 
@@ -123,11 +123,6 @@ func order(first bool) int {
 		return 0
 	}
 	return 1
-}
-
-func isQEMU(pid int) bool {
-	_, err := qemu.ByPID(pid)
-	return err == nil
 }
 
 // IsHeldBy reports whether a process is among the holders.
@@ -214,7 +209,7 @@ func SinceBoot() int64 {
 
 // IsUntrusted reports whether a NIC without a link is held by a process of another user than root
 // and the caller. Such a NIC is meant only if its process is named.
-func (dev *Device) IsUntrusted() bool { return !dev.HasLink() && !isTrusted(dev.UID) }
+func (dev *Device) IsUntrusted() bool { return !dev.HasLink() && !holders.IsTrusted(dev.UID) }
 
 // IsUnconfirmed reports whether only another user's processes claim that the NIC exists: a user may
 // write any guest's name into a label. Such a NIC is listed with that user, and decides nothing
@@ -227,7 +222,7 @@ func (dev *Device) UnconfirmedText() string {
 	if len(dev.Holders) > 0 {
 		text += fmt.Sprintf(" process %d of", dev.Holders[0].PID)
 	}
-	if dev.UID == nobodys {
+	if dev.UID == holders.Nobody {
 		return text + " nobody in particular says that it is there"
 	}
 	return fmt.Sprintf("%s user %d says that it is there", text, dev.UID)

@@ -13,6 +13,7 @@ import (
 	"vmnet/bridge/brport"
 	"vmnet/internal/access/plaintap"
 	"vmnet/internal/alias"
+	"vmnet/internal/holders"
 	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/procfd"
@@ -57,7 +58,7 @@ func (l ForeignLink) HasGuest(mac net.HardwareAddr) bool {
 // index. Looking at other users' processes takes CAP_SYS_PTRACE; finding out which process holds a
 // macvtap takes CAP_SYS_ADMIN.
 func (h *Host) Foreign(pid int) ([]ForeignLink, error) {
-	return h.ForeignWithin(pid, &Allowance{Files: MaxUserFiles, Closer: MaxUserFiles})
+	return h.ForeignWithin(pid, &Allowance{Files: holders.MaxUserFiles, Closer: holders.MaxUserFiles})
 }
 
 // Allowance is how many files of a user's processes may still be looked at, and how many of these
@@ -72,7 +73,7 @@ func (h *Host) ForeignWithin(pid int, left *Allowance) ([]ForeignLink, error) {
 	}
 	taps := map[string][]int{}
 	var nodes []procfd.File
-	procfd.First(pid, min(left.Files, maxProcessFiles), func(f procfd.File) {
+	procfd.First(pid, min(left.Files, holders.MaxProcessFiles), func(f procfd.File) {
 		left.Files--
 		isTap, isNode := tun.LooksLikeQueue(f), macvlan.LooksLikeQueue(f)
 		if !isTap && !isNode || left.Closer == 0 {
@@ -197,10 +198,10 @@ func (h *Host) plain(links []*rtnl.Link) (found []Device) {
 }
 
 // plainOf is plain with the holders that the caller may see.
-func (h *Host) plainOf(ctx context.Context, links []*rtnl.Link, op *openFiles) []Device {
+func (h *Host) plainOf(ctx context.Context, links []*rtnl.Link, op *holders.Files) []Device {
 	found := h.plain(links)
 	for i := range found {
-		found[i].addHolders(op, op.queuesOf(ctx, found[i].Name))
+		found[i].addHolders(op, op.QueuesOf(ctx, found[i].Name))
 	}
 	return found
 }
@@ -220,7 +221,7 @@ func (h *Host) PlainHeld(ctx context.Context) ([]Device, error) {
 
 // plainNICs lists the plain taps as rows of ListAll, with the guest's name if QEMU's command line
 // has it.
-func (h *Host) plainNICs(ctx context.Context, links []*rtnl.Link, op *openFiles) (nics []Seen) {
+func (h *Host) plainNICs(ctx context.Context, links []*rtnl.Link, op *holders.Files) (nics []Seen) {
 	for _, dev := range h.plainOf(ctx, links, op) {
 		nic := dev.withHolders(nic.NIC{
 			Interface: dev.Name, Type: nic.TypeTap, Source: dev.Want.Source, Port: dev.Want.Port, Queues: 1, Vhost: "",

@@ -14,8 +14,7 @@ import (
 	"strings"
 
 	"vmnet/internal/alias"
-	"vmnet/internal/endpoint"
-	"vmnet/internal/kernel/macvlan"
+	"vmnet/internal/holders"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/routed"
@@ -44,12 +43,12 @@ func (h *Host) AllDevices(ctx context.Context) (all []Device, err error) {
 }
 
 // devicesOf is Devices for links and files that were read already.
-func (h *Host) devicesOf(ctx context.Context, links []*rtnl.Link, op *openFiles) ([]Device, error) {
+func (h *Host) devicesOf(ctx context.Context, links []*rtnl.Link, op *holders.Files) ([]Device, error) {
 	own := h.records(links)
 	for i := range own {
 		dev := &own[i]
 		if dev.Tun != nil {
-			dev.addHolders(op, op.queuesOf(ctx, dev.Name))
+			dev.addHolders(op, op.QueuesOf(ctx, dev.Name))
 		} else {
 			h.addNodeHolders(dev, op)
 		}
@@ -71,6 +70,25 @@ func (h *Host) devicesOf(ctx context.Context, links []*rtnl.Link, op *openFiles)
 		return cmp.Or(strings.Compare(a.Want.VM, b.Want.VM), strings.Compare(a.Want.NIC, b.Want.NIC))
 	})
 	return all, nil
+}
+
+// look looks at all processes for the queues of those of these links that are taps, and for the
+// NICs elsewhere.
+func (h *Host) look(ctx context.Context, links []*rtnl.Link) (*holders.Files, error) {
+	own, err := h.NS.Inode()
+	if err != nil {
+		return nil, err
+	}
+	return holders.Look(ctx, own, links, h.notice)
+}
+
+// openedBy looks at one process for the NICs elsewhere.
+func (h *Host) openedBy(pid int) (*holders.Files, error) {
+	own, err := h.NS.Inode()
+	if err != nil {
+		return nil, err
+	}
+	return holders.Of(pid, own), nil
 }
 
 // ownLinks lists the links in the Host's netns whose aliases begin as vmnet's do: taps, and
@@ -181,8 +199,8 @@ func (h *Host) MasterName(l *rtnl.Link) string {
 
 // seats asks the switches. It sets the ports of the devices that belong on switches, and returns
 // the NICs without a link.
-func (h *Host) seats(ctx context.Context, links []Device, op *openFiles) []Device {
-	names := sources(op.labels)
+func (h *Host) seats(ctx context.Context, links []Device, op *holders.Files) []Device {
+	names := sources(op.Labels)
 	for _, dev := range links {
 		if dev.Want.Switch {
 			names = append(names, dev.Want.Source)
@@ -360,60 +378,4 @@ func (h *Host) NICs(ctx context.Context, vm string) (nics, plain []Seen, err err
 type Seen struct {
 	nic.NIC
 	Device Device
-}
-
-// Claimed reports whether a userspace switch takes all frames of a device, or of the device of
-// which it is a VLAN. It is false if the caller lacks the privilege to see that.
-func (h *Host) Claimed(l *rtnl.Link) (bool, error) {
-	for range maxParents {
-		claimed, err := endpoint.Claimed(h.NS, l.Name)
-		if errors.Is(err, fs.ErrPermission) {
-			return false, nil
-		}
-		if claimed || err != nil || l.Kind != "vlan" || l.LowerNS >= 0 {
-			return claimed, err
-		}
-		if l, err = h.NL.LinkByIndex(l.Lower); err != nil {
-			return false, rtnl.IgnoreNotExist(err)
-		}
-	}
-	return false, nil
-}
-
-// hidden lists vmnet's macvtaps that are on parent devices in the Host's netns and that no
-// process is seen to hold: nobody can reach them but by the id of their netns. Where vm is not
-// empty, they are that guest's.
-func (h *Host) hidden(known []Device, vm string) ([]Seen, error) {
-	devices, err := macvlan.Everywhere(h.NL)
-	if err != nil {
-		return nil, err
-	}
-	// The kernel gives this netns an id in itself when it reports the first of these devices.
-	self, err := h.NL.NetnsID(h.NS)
-	if err != nil || self < 0 { // none of them has its parent device here
-		return nil, err
-	}
-	seen := map[int]bool{}
-	for i := range known {
-		if dev := &known[i]; dev.NetnsFile != nil {
-			seen[h.netnsID(dev)] = true
-		}
-	}
-	var nics []Seen
-	for _, d := range devices {
-		if r, ok := nic.ParseRecord(d.Alias); ok && d.LowerNS == self && !seen[d.NetnsID] && (vm == "" || r.VM == vm) {
-			dev := Device{Link: d.Link, Want: r}
-			found := dev.AsHeld()
-			found.State = nic.Hidden
-			nics = append(nics, Seen{found, dev})
-		}
-	}
-	return nics, nil
-}
-
-// netnsID is the id of the netns that a link is in; -1 for none.
-func (h *Host) netnsID(dev *Device) int {
-	id := -1
-	_ = h.withinOpen(dev, func(ns *netns.NS) (err error) { id, err = h.NL.NetnsID(ns); return err })
-	return id
 }

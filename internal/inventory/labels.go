@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/holders"
 	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
@@ -19,11 +20,11 @@ import (
 
 // socketNICs lists the NICs by sockets that the labels of processes, or of ports in the replies of
 // switches, describe.
-func (h *Host) socketNICs(op *openFiles, all []switchReply) []Device {
+func (h *Host) socketNICs(op *holders.Files, all []switchReply) []Device {
 	var found []Device
 	followLifelines(op, all)
 	byLabel := map[[2]uint64]int{} // of the files' device and inode to found
-	for _, l := range op.labels {
+	for _, l := range op.Labels {
 		if l.Type != nic.TypeSocket {
 			continue
 		}
@@ -39,17 +40,17 @@ func (h *Host) socketNICs(op *openFiles, all []switchReply) []Device {
 			})
 			if i < 0 {
 				i = len(found)
-				found = append(found, SocketNIC(l.Record, l.uid))
+				found = append(found, SocketNIC(l.Record, l.User))
 			}
 			byLabel[id] = i
 		}
-		found[i].vouched = found[i].vouched || isTrusted(l.uid)
+		found[i].vouched = found[i].vouched || holders.IsTrusted(l.User)
 		found[i].addHolders(op, []procfd.File{l.File})
 	}
 	for _, a := range all {
 		for i, p := range a.ports {
 			r, ok := nic.ParseRecord(p.Label)
-			if !ok || r.Type != nic.TypeSocket || r.Netns != op.own || p.Holder == 0 || !a.mayHold(p.Holder) {
+			if !ok || r.Type != nic.TypeSocket || r.Netns != op.Own || p.Holder == 0 || !a.mayHold(p.Holder) {
 				continue
 			}
 			found = withPort(found, r, SwitchPort{Path: a.path, Port: &a.ports[i]}, a.trusted)
@@ -66,7 +67,7 @@ func (h *Host) socketNICs(op *openFiles, all []switchReply) []Device {
 // followLifelines sets the holder of each port with a lifeline to the process that has the lifeline
 // now: the process that the port was made for may have started QEMU and wait for it, or have passed
 // its files on and exited. The new holder has the port's own label.
-func followLifelines(op *openFiles, all []switchReply) {
+func followLifelines(op *holders.Files, all []switchReply) {
 	for _, a := range all {
 		for i := range a.ports {
 			p := &a.ports[i]
@@ -75,9 +76,9 @@ func followLifelines(op *openFiles, all []switchReply) {
 			}
 			r, _ := nic.ParseRecord(p.Label)
 			pipe := fmt.Sprintf("pipe:[%d]", p.Lifeline)
-			for _, l := range op.labels {
-				if l.Type == nic.TypeSocket && l.VM == r.VM && l.NIC == r.NIC && (op.isVMM(l.PID) ||
-					!op.isVMM(p.Holder)) && holds(l.PID, pipe) {
+			for _, l := range op.Labels {
+				if l.Type == nic.TypeSocket && l.VM == r.VM && l.NIC == r.NIC && (op.IsVMM(l.PID) ||
+					!op.IsVMM(p.Holder)) && holds(l.PID, pipe) {
 					p.Holder = l.PID
 				}
 			}
@@ -88,7 +89,7 @@ func followLifelines(op *openFiles, all []switchReply) {
 // holds reports whether a process has a file with that target of its link in /proc, among the files
 // that a VMM has from its start.
 func holds(pid int, target string) (found bool) {
-	procfd.First(pid, maxEarly, func(f procfd.File) { found = found || f.Target == target })
+	procfd.First(pid, holders.MaxEarly, func(f procfd.File) { found = found || f.Target == target })
 	return found
 }
 
@@ -112,7 +113,7 @@ func withPort(found []Device, r nic.Record, s SwitchPort, trusted bool) []Device
 	})
 	if i < 0 {
 		i = len(found)
-		found = append(found, SocketNIC(r, OwnerOf(s.Port.Holder)))
+		found = append(found, SocketNIC(r, holders.OwnerOf(s.Port.Holder)))
 		found[i].Holders = []nic.Holder{{PID: s.Port.Holder, FDs: []int{}}}
 	}
 	found[i].vouched = found[i].vouched || trusted
@@ -129,9 +130,9 @@ func SocketNIC(r nic.Record, uid int) Device {
 
 // sources returns the switches named in labels of processes of root or the caller. Another
 // user's label may name any socket.
-func sources(labels []label) (names []string) {
+func sources(labels []holders.Label) (names []string) {
 	for _, l := range labels {
-		if l.Type == nic.TypeSocket && isTrusted(l.uid) {
+		if l.Type == nic.TypeSocket && holders.IsTrusted(l.User) {
 			names = append(names, l.Source)
 		}
 	}
@@ -140,8 +141,8 @@ func sources(labels []label) (names []string) {
 
 // socketFor finds a NIC by a socket that a process holds, by its label, or as a port of switch sw,
 // which is all that a crash may have left; nil if there is none.
-func (h *Host) socketFor(ctx context.Context, pid int, op *openFiles, vm, nic, sw string) *Device {
-	names := sources(op.labels)
+func (h *Host) socketFor(ctx context.Context, pid int, op *holders.Files, vm, nic, sw string) *Device {
+	names := sources(op.Labels)
 	if sw != "" {
 		names = append(names, sw)
 	}
@@ -173,9 +174,9 @@ func (dev *Device) SwitchPortText() string {
 // deadNICs lists the NICs whose device was deleted under their VMM: it holds a label that none of
 // the existing devices, all, matches, and an orphaned queue. A label alone is no NIC: a VMM that
 // was started with one keeps it after a detach.
-func deadNICs(op *openFiles, all []Device) (found []Device) {
+func deadNICs(op *holders.Files, all []Device) (found []Device) {
 	queues := map[int]int{} // dead ones, by process
-	for _, l := range op.labels {
+	for _, l := range op.Labels {
 		there := slices.ContainsFunc(all, func(dev Device) bool {
 			return dev.Want.VM == l.VM && dev.Want.NIC == l.NIC && (len(dev.Holders) == 0 || dev.IsHeldBy(l.PID))
 		})
@@ -196,13 +197,13 @@ func deadNICs(op *openFiles, all []Device) (found []Device) {
 
 // deadQueues counts the queues of a process whose devices are gone: the kernel has no interface
 // name for such a tap's fd, and a macvtap's fd belongs to none of the existing devices.
-func deadQueues(op *openFiles, pid int, all []Device) (n int) {
-	for _, f := range op.nodes[pid] {
+func deadQueues(op *holders.Files, pid int, all []Device) (n int) {
+	for _, f := range op.Nodes[pid] {
 		if !isQueueOf(all, f) {
 			n++
 		}
 	}
-	procfd.First(pid, maxEarly, func(f procfd.File) {
+	procfd.First(pid, holders.MaxEarly, func(f procfd.File) {
 		if tun.LooksLikeQueue(f) && tun.InterfaceOf(f) == "" {
 			n++
 		}
@@ -219,12 +220,12 @@ func isQueueOf(all []Device, f procfd.File) bool {
 	})
 }
 
-func deadNIC(l label) Device {
+func deadNIC(l holders.Label) Device {
 	r := l.Record
 	name, _ := nic.InterfaceName(r.VM, r.NIC)
 	link := &rtnl.Link{Name: name, Kind: r.Type, MTU: r.GuestMTU()}
 	return Device{
-		Link: link, Want: r, Deleted: true, allSeen: true, UID: l.uid, vouched: isTrusted(l.uid),
+		Link: link, Want: r, Deleted: true, allSeen: true, UID: l.User, vouched: holders.IsTrusted(l.User),
 		Holders: []nic.Holder{{PID: l.PID, FDs: []int{}}},
 	}
 }
@@ -235,9 +236,9 @@ func (h *Host) Labels(pid int, vm, nicID string) (texts []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, l := range op.labels {
+	for _, l := range op.Labels {
 		if l.VM == vm && l.NIC == nicID {
-			texts = append(texts, l.text)
+			texts = append(texts, l.Text)
 		}
 	}
 	return texts, nil
@@ -252,8 +253,8 @@ func (h *Host) EndLabels(pid int, vm, nicID, valid string) error {
 		return err
 	}
 	var errs []error
-	for _, l := range op.labels {
-		if l.VM == vm && l.NIC == nicID && l.text != valid {
+	for _, l := range op.Labels {
+		if l.VM == vm && l.NIC == nicID && l.Text != valid {
 			errs = append(errs, rtnl.IgnoreNotExist(l.EndLabel()))
 		}
 	}

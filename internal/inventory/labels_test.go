@@ -36,7 +36,7 @@ func TestLabelsThatHaveEnded(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return len(op.labels)
+		return len(op.Labels)
 	}
 	if n := count(); n != 1 {
 		t.Fatalf("%d labels, want 1", n)

@@ -3,15 +3,13 @@ package inventory
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
-	"strings"
-	"syscall"
 
+	"vmnet/internal/endpoint"
+	"vmnet/internal/holders"
 	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/procfd"
@@ -24,17 +22,17 @@ import (
 // inSpaces lists vmnet's macvtaps and ipvtaps in namespaces that processes have open, with a parent
 // device in the Host's. A namespace that cannot be looked into is passed over: it may be another
 // user's.
-func (h *Host) inSpaces(ctx context.Context, op *openFiles) []Device {
+func (h *Host) inSpaces(ctx context.Context, op *holders.Files) []Device {
 	byInode := map[uint64]*Device{}
 	var order []uint64
-	for _, f := range op.spaces {
-		if len(op.nodes[f.PID]) == 0 && !op.isVMM(f.PID) {
+	for _, f := range op.Spaces {
+		if len(op.Nodes[f.PID]) == 0 && !op.IsVMM(f.PID) {
 			continue
 		}
 		inode, _ := netns.InodeOf(f)
 		dev, known := byInode[inode]
 		if !known {
-			if ctx.Err() != nil || !op.within(f.UID, "namespaces", maxSpaces) {
+			if ctx.Err() != nil || !op.MayEnter(f.UID) {
 				continue
 			}
 			dev = h.inSpace(f, inode)
@@ -135,13 +133,13 @@ func (h *Host) inSpace(f procfd.File, inode uint64) (found *Device) {
 
 // macvtapQueues notes which queues the holders of a namespace have; none is known where we may not
 // look.
-func (h *Host) macvtapQueues(op *openFiles, dev *Device) {
+func (h *Host) macvtapQueues(op *holders.Files, dev *Device) {
 	_ = h.withinOpen(dev, func(ns *netns.NS) error {
 		number, err := macvlan.Number(ns, dev.Link)
 		if err != nil {
 			return err
 		}
-		for _, f := range op.nodesOf(number) {
+		for _, f := range op.NodesOf(number) {
 			for i := range dev.Holders {
 				if h := &dev.Holders[i]; h.PID == f.PID {
 					h.FDs = append(h.FDs, f.FD)
@@ -160,7 +158,7 @@ func (h *Host) InNetns(pid int, inode uint64) (dev *Device, open bool, err error
 	if err != nil {
 		return nil, false, err
 	}
-	for _, f := range op.spaces {
+	for _, f := range op.Spaces {
 		if found, _ := netns.InodeOf(f); found == inode {
 			return h.inSpace(f, inode), true, nil
 		}
@@ -179,147 +177,23 @@ func (dev *Device) awaitsLibvirt() bool {
 		return true
 	}
 	for _, p := range procs {
-		if isLocked(p) {
+		if holders.IsLocked(p) {
 			return true
 		}
 	}
 	return false
 }
 
-// libvirtsDirs are where the machine's libvirt keeps the directories of its running domains
-// (LOCALSTATEDIR and RUNSTATEDIR of its build).
-var libvirtsDirs = []string{"/var/lib/libvirt/", "/run/libvirt/"}
-
-// openClaimed opens the directory that a process says libvirt has made for it. Any user can give a
-// process a guest's command line, name a directory of their own, and make the open wait for a file
-// system of their own. So the directory of a process of another user than root and the caller is
-// opened only where libvirt alone makes directories, as this process sees them.
-func openClaimed(p qemu.Process) (*os.File, error) {
-	if isTrusted(p.UID) {
-		return OpenLock(p)
-	}
-	dir := filepath.Clean(p.Dir)
-	if !isLibvirts(dir) {
-		return nil, fmt.Errorf("%s, which process %d names, is not a libvirt directory", dir, p.PID)
-	}
-	return os.OpenFile(dir, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
-}
-
-// isLibvirts reports whether only libvirt makes a directory of that clean path.
-func isLibvirts(dir string) bool {
-	return slices.ContainsFunc(libvirtsDirs, func(in string) bool { return strings.HasPrefix(dir, in) })
-}
-
-// isLocked reports whether a process has the lock of a libvirt guest.
-func isLocked(p qemu.Process) bool {
-	f, err := openClaimed(p)
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	return syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB) != nil
-}
-
-// OpenLock opens the directory that libvirt has made for a guest, in the guest's mount namespace. A
-// lock on it (flock(2)) is the guest's lock. The caller closes the file.
-func OpenLock(p qemu.Process) (*os.File, error) {
-	if p.Dir == "" {
-		return nil, fmt.Errorf("the command line of process %d does not tell where libvirt keeps its files", p.PID)
-	}
-	path := fmt.Sprintf("/proc/%d/root%s", p.PID, p.Dir)
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
-	if err != nil {
-		return nil, fmt.Errorf("%w (guests of the machine's libvirt need root)", err)
-	}
-	return f, nil
-}
-
-// isVouched reports whether libvirt has made the directory that a process names, for a guest of
-// that process's user: libvirt gives the directory to that user (libDir of struct
-// qemuDomainObjPrivate in src/qemu/qemu_domain.h).
-func isVouched(p qemu.Process) bool {
-	f, err := openClaimed(p)
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return false
-	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	return ok && int(st.Uid) == p.UID
-}
-
-// The kernel does not say which process holds a macvtap in the Host's netns: its node must be found
-// among the open files of processes. Only root may open that node. Libvirt does, and hands it to
-// the one guest that the device was made for. So a user with too many files to look at may hold one
-// only if that guest is a process of that user, and that process is then looked at by itself:
-// opening many files keeps no left-over device alive.
-
-// Bounds of what is looked at for such guests: a user may run any number of processes that claim to
-// be the guest.
-const (
-	maxGuestFiles = 1 << 12 // of one process; no VMM has nearly as many
-	maxGuests     = 1 << 6
-)
-
-// lookAtGuests looks at the processes of libvirt guests that have macvtaps among these links, if
-// they belong to users with too many files to look at.
-func (op *openFiles) lookAtGuests(links []*rtnl.Link) error {
-	names := map[string]bool{}
-	for _, l := range links {
-		if r, ok := nic.ParseRecord(l.Alias); ok && l.Tun == nil {
-			names[r.VM] = true
-		}
-	}
-	if len(op.over) == 0 || len(names) == 0 {
-		return nil
-	}
-	all, err := qemu.List()
-	if err != nil {
-		return err
-	}
-	var first, then []qemu.Process
-	for _, p := range all {
-		switch {
-		case !p.Libvirt || !names[p.Name] || !op.over[p.UID]:
-		case isVouched(p):
-			first = append(first, p)
-		default: // libvirt's directories may be another machine's, as seen from here
-			then = append(then, p)
-		}
-	}
-	for i, p := range append(first, then...) {
-		if i == maxGuests {
-			break
-		}
-		op.lookAtGuest(p.PID)
-	}
-	op.guestsUnseen = len(first) > maxGuests
-	return nil
-}
-
-// lookAtGuest looks for macvtap queues of one process, and forgets what was seen of it before.
-func (op *openFiles) lookAtGuest(pid int) {
-	delete(op.nodes, pid)
-	procfd.First(pid, maxGuestFiles, func(f procfd.File) {
-		if macvlan.LooksLikeQueue(f) {
-			op.nodes[pid] = append(op.nodes[pid], procfd.File{PID: pid, FD: f.FD, UID: f.UID})
-		}
-	})
-}
-
 // addNodeHolders adds the processes that have the node of a macvtap in the Host's netns open.
-func (h *Host) addNodeHolders(dev *Device, op *openFiles) {
-	if len(op.nodes) > 0 {
+func (h *Host) addNodeHolders(dev *Device, op *holders.Files) {
+	if len(op.Nodes) > 0 {
 		number, err := macvlan.Number(h.NS, dev.Link)
 		if err != nil {
 			return
 		}
-		dev.addHolders(op, op.nodesOf(number))
+		dev.addHolders(op, op.NodesOf(number))
 	}
-	dev.allSeen = len(dev.Holders) == 0 && !op.guestsUnseen && op.seesAll()
+	dev.allSeen = len(dev.Holders) == 0 && op.SeesAll()
 }
 
 // A device that libvirt opens by its name has no label in QEMU, which libvirt alone could hand
@@ -334,11 +208,11 @@ type LibvirtNIC struct {
 
 // deadOfLibvirt is deadNICs for libvirt guests. It asks libvirt only about the processes that hold
 // a queue of no known device; all are the devices that exist.
-func (h *Host) deadOfLibvirt(ctx context.Context, op *openFiles, all []Device) (found []Device) {
+func (h *Host) deadOfLibvirt(ctx context.Context, op *holders.Files, all []Device) (found []Device) {
 	if h.OfLibvirt == nil {
 		return nil
 	}
-	suspects := op.suspects(all)
+	suspects := suspectsAmong(op, all)
 	if len(suspects) == 0 {
 		return nil
 	}
@@ -357,14 +231,70 @@ func (h *Host) deadOfLibvirt(ctx context.Context, op *openFiles, all []Device) (
 	return found
 }
 
-// suspects lists the processes that hold a queue of a tap that is gone, or a macvtap's queue that
+// suspectsAmong lists the processes that hold a queue of a tap that is gone, or a macvtap's queue that
 // belongs to none of these devices: the macvtap may be libvirt's own.
-func (op *openFiles) suspects(all []Device) []int {
-	found := maps.Clone(op.orphans)
-	for pid, files := range op.nodes {
+func suspectsAmong(op *holders.Files, all []Device) []int {
+	found := maps.Clone(op.Orphans)
+	for pid, files := range op.Nodes {
 		if !found[pid] && slices.ContainsFunc(files, func(f procfd.File) bool { return !isQueueOf(all, f) }) {
 			found[pid] = true
 		}
 	}
 	return slices.Sorted(maps.Keys(found))
+}
+
+// hidden lists vmnet's macvtaps that are on parent devices in the Host's netns and that no
+// process is seen to hold: nobody can reach them but by the id of their netns. Where vm is not
+// empty, they are that guest's.
+func (h *Host) hidden(known []Device, vm string) ([]Seen, error) {
+	devices, err := macvlan.Everywhere(h.NL)
+	if err != nil {
+		return nil, err
+	}
+	// The kernel gives this netns an id in itself when it reports the first of these devices.
+	self, err := h.NL.NetnsID(h.NS)
+	if err != nil || self < 0 { // none of them has its parent device here
+		return nil, err
+	}
+	seen := map[int]bool{}
+	for i := range known {
+		if dev := &known[i]; dev.NetnsFile != nil {
+			seen[h.netnsID(dev)] = true
+		}
+	}
+	var nics []Seen
+	for _, d := range devices {
+		if r, ok := nic.ParseRecord(d.Alias); ok && d.LowerNS == self && !seen[d.NetnsID] && (vm == "" || r.VM == vm) {
+			dev := Device{Link: d.Link, Want: r}
+			found := dev.AsHeld()
+			found.State = nic.Hidden
+			nics = append(nics, Seen{found, dev})
+		}
+	}
+	return nics, nil
+}
+
+// netnsID is the id of the netns that a link is in; -1 for none.
+func (h *Host) netnsID(dev *Device) int {
+	id := -1
+	_ = h.withinOpen(dev, func(ns *netns.NS) (err error) { id, err = h.NL.NetnsID(ns); return err })
+	return id
+}
+
+// Claimed reports whether a userspace switch takes all frames of a device, or of the device of
+// which it is a VLAN. It is false if the caller lacks the privilege to see that.
+func (h *Host) Claimed(l *rtnl.Link) (bool, error) {
+	for range maxParents {
+		claimed, err := endpoint.Claimed(h.NS, l.Name)
+		if errors.Is(err, fs.ErrPermission) {
+			return false, nil
+		}
+		if claimed || err != nil || l.Kind != "vlan" || l.LowerNS >= 0 {
+			return claimed, err
+		}
+		if l, err = h.NL.LinkByIndex(l.Lower); err != nil {
+			return false, rtnl.IgnoreNotExist(err)
+		}
+	}
+	return false, nil
 }

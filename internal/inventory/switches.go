@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/holders"
 	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/rundir"
 	"vmnet/tapmgr/nic"
@@ -137,7 +138,7 @@ func (h *Host) askAll(ctx context.Context, paths []string, named int) []switchRe
 		if a.err = h.silence.of(path); a.err != nil {
 			continue
 		}
-		if uid, ok := control.DirOwner(path); i >= named && ok && !isTrusted(uid) {
+		if uid, ok := control.DirOwner(path); i >= named && ok && !holders.IsTrusted(uid) {
 			a.found = true
 			others[uid] = append(others[uid], a)
 		} else {
@@ -169,7 +170,7 @@ func askGroups(ctx context.Context, groups [][]*switchReply, wait time.Duration)
 			ctx, cancel := context.WithTimeoutCause(ctx, wait,
 				fmt.Errorf("no answer within %v (does it stand still?)", wait))
 			defer cancel()
-			ports := maxLabels
+			ports := holders.MaxLabels
 			for _, a := range group {
 				if a.err = context.Cause(ctx); a.err == nil {
 					ports -= a.ask(ctx, ports)
@@ -204,7 +205,7 @@ func (a *switchReply) ask(ctx context.Context, most int) (kept int) {
 				return nil
 			}
 			if len(a.ports) == most {
-				return fmt.Errorf("user %d's switches tell of more than %d NICs", a.uid, maxLabels)
+				return fmt.Errorf("user %d's switches tell of more than %d NICs", a.uid, holders.MaxLabels)
 			}
 		}
 		a.ports = append(a.ports, p)
@@ -217,7 +218,7 @@ func (a *switchReply) ask(ctx context.Context, most int) (kept int) {
 // the caller's own, root's, and for root also one that root has started for another user, since
 // only root may make a socket in that directory.
 func trustsSwitch(caller, uid int, path string) bool {
-	return trustsUser(caller, uid) || caller == 0 && strings.HasPrefix(path, rundir.System+"/")
+	return holders.Trusts(caller, uid) || caller == 0 && strings.HasPrefix(path, rundir.System+"/")
 }
 
 // mayHold reports whether the switch's claim that a process holds one of its ports is trustworthy:

@@ -1,4 +1,7 @@
-package inventory
+// Package holders finds the processes that have files open which NICs depend on: the queues of taps
+// and macvtaps, network namespaces, and labels. It looks at no more of each user's processes than
+// bounds allow, and says what it could not see.
+package holders
 
 import (
 	"context"
@@ -16,6 +19,7 @@ import (
 	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
+	"vmnet/internal/vmm/qemu"
 	"vmnet/tapmgr/nic"
 )
 
@@ -46,39 +50,39 @@ func seesAll() bool {
 	return err == nil
 }
 
-// OwnerOf returns the user of a process, or nobodys if that is in doubt: see pidfd.Owner.
+// OwnerOf returns the user of a process, or Nobody if that is in doubt: see pidfd.Owner.
 func OwnerOf(pid int) int {
 	uid, err := pidfd.Owner(pid)
 	if err != nil {
-		return nobodys
+		return Nobody
 	}
 	return uid
 }
 
-// nobodys is the user of a process whose user is in doubt. It is trusted by nobody.
-const nobodys = -1
+// Nobody is the user of a process whose user is in doubt. It is trusted by nobody.
+const Nobody = -1
 
 // Bounds, per user other than root and the caller, of what a look at all processes costs: the files
 // whose names are read, those that are looked at more closely, the namespaces that are entered, and
 // the labels that are kept. Going beyond one gives a notice, and hides only that user's own NICs.
 const (
-	maxProcessFiles = 1 << 14
+	MaxProcessFiles = 1 << 14
 	MaxUserFiles    = 1 << 17
 	MaxCloser       = 1 << 13
 	maxSpaces       = 1 << 10
-	maxLabels       = 1 << 8
-	maxEarly        = 1 << 11 // files in which the process with a label has its lifeline
+	MaxLabels       = 1 << 8
+	MaxEarly        = 1 << 11 // files in which the process with a label has its lifeline
 )
 
-// openFiles is what processes have open that NICs of the Host's netns may depend on.
-type openFiles struct {
-	own    uint64                   // inode of the Host's netns
+// Files is what processes have open that NICs of the Host's netns may depend on.
+type Files struct {
+	Own    uint64                   // inode of the Host's netns
 	queues map[string][]procfd.File // of vmnet's taps, by the tap's name
-	nodes  map[int][]procfd.File    // that may be queues of macvtaps, by process
-	spaces []procfd.File            // netns, one of each process
-	labels []label
+	Nodes  map[int][]procfd.File    // that may be queues of macvtaps, by process
+	Spaces []procfd.File            // netns, one of each process
+	Labels []Label
 
-	orphans map[int]bool // processes with queues of taps that are gone, or of none yet
+	Orphans map[int]bool // processes with queues of taps that are gone, or of none yet
 
 	vmms    map[int]bool             // which processes are QEMUs, once asked for
 	devices map[uint64][]procfd.File // nodes by their device number, once asked for
@@ -92,12 +96,12 @@ type openFiles struct {
 	seesAll func() bool // see seesAll
 }
 
-// label is a file whose name describes a NIC of the Host's netns.
-type label struct {
+// A Label is a file whose name describes a NIC of the Host's netns.
+type Label struct {
 	procfd.File
 	nic.Record
-	text string
-	uid  int // user of the process that has it; nobodys if that is in doubt
+	Text string
+	User int // user of the process that has it; Nobody if that is in doubt
 }
 
 // saying is the text of a label of a process, which may have it open any number of times.
@@ -117,25 +121,23 @@ type quota struct {
 	what string
 }
 
-// isTrusted reports whether this process trusts what a user's processes say about themselves.
-func isTrusted(uid int) bool { return trustsUser(os.Geteuid(), uid) }
+// IsTrusted reports whether this process trusts what a user's processes say about themselves.
+func IsTrusted(uid int) bool { return Trusts(os.Geteuid(), uid) }
 
-// trustsUser reports whether a caller trusts a user's processes: root's and the caller's own.
-func trustsUser(caller, uid int) bool { return uid == 0 || uid == caller }
+// Trusts reports whether a caller trusts a user's processes: root's and the caller's own.
+func Trusts(caller, uid int) bool { return uid == 0 || uid == caller }
 
-// look looks at all processes for the queues of those of these links that are taps, and for the
-// NICs elsewhere.
-func (h *Host) look(ctx context.Context, links []*rtnl.Link) (*openFiles, error) {
-	op, err := h.newOpened()
-	if err != nil {
-		return nil, err
-	}
+// Look looks at all processes for the queues of those of these links that are taps, and for the
+// NICs elsewhere that belong to the netns of that inode. notice is called with what was not looked
+// at.
+func Look(ctx context.Context, own uint64, links []*rtnl.Link, notice func(format string, args ...any)) (*Files, error) {
+	op := newFiles(own)
 	for _, l := range links {
 		if l.Tun != nil {
 			op.queues[l.Name] = nil
 		}
 	}
-	scan := procfd.Scan{PerProcess: maxProcessFiles, PerUser: MaxUserFiles}
+	scan := procfd.Scan{PerProcess: MaxProcessFiles, PerUser: MaxUserFiles}
 	if err := scan.All(ctx, op.visit); err != nil {
 		return nil, err
 	}
@@ -143,33 +145,37 @@ func (h *Host) look(ctx context.Context, links []*rtnl.Link) (*openFiles, error)
 		op.over[uid] = true
 	}
 	for uid := range op.over {
-		h.notice("of the files of user %d's processes not all were looked at: they have too many", uid)
+		notice("of the files of user %d's processes not all were looked at: they have too many", uid)
 	}
 	return op, op.lookAtGuests(links)
 }
 
-// openedBy looks at one process for the NICs elsewhere.
-func (h *Host) openedBy(pid int) (*openFiles, error) {
-	op, err := h.newOpened()
-	if err == nil {
-		procfd.Of(pid, op.visit)
-	}
-	return op, err
+// Of looks at one process for the NICs elsewhere that belong to the netns of that inode.
+func Of(pid int, own uint64) *Files {
+	op := newFiles(own)
+	procfd.Of(pid, op.visit)
+	return op
 }
 
-func (h *Host) newOpened() (*openFiles, error) {
-	own, err := h.NS.Inode()
-	return &openFiles{
-		own: own, queues: map[string][]procfd.File{}, nodes: map[int][]procfd.File{},
-		orphans: map[int]bool{}, vmms: map[int]bool{}, held: map[heldSpace]bool{}, said: map[saying]bool{},
+func newFiles(own uint64) *Files {
+	return &Files{
+		Own: own, queues: map[string][]procfd.File{}, Nodes: map[int][]procfd.File{},
+		Orphans: map[int]bool{}, vmms: map[int]bool{}, held: map[heldSpace]bool{}, said: map[saying]bool{},
 		closer: map[quota]int{}, over: map[int]bool{},
 		seesAll: sync.OnceValue(seesAll),
-	}, err
+	}
 }
 
+// SeesAll reports whether the caller has certainly seen what all processes have open.
+func (op *Files) SeesAll() bool { return !op.guestsUnseen && op.seesAll() }
+
+// MayEnter counts one more netns that a user's process has open, and reports whether the user stays
+// within the bound.
+func (op *Files) MayEnter(uid int) bool { return op.within(uid, "namespaces", maxSpaces) }
+
 // within counts one more of what is bounded, and reports whether the user stays within the bound.
-func (op *openFiles) within(uid int, what string, most int) bool {
-	if isTrusted(uid) {
+func (op *Files) within(uid int, what string, most int) bool {
+	if IsTrusted(uid) {
 		return true
 	}
 	q := quota{uid, what}
@@ -182,14 +188,14 @@ func (op *openFiles) within(uid int, what string, most int) bool {
 }
 
 // visit records a file that matters. The targets of links, which may be long, are not kept.
-func (op *openFiles) visit(f procfd.File) {
+func (op *Files) visit(f procfd.File) {
 	target := f.Target
 	f.Target = ""
 	if inode, ok := netns.InodeOf(procfd.File{Target: target}); ok {
-		if h := (heldSpace{f.PID, inode}); inode != op.own && !op.held[h] && op.within(f.UID, "files", MaxCloser) {
+		if h := (heldSpace{f.PID, inode}); inode != op.Own && !op.held[h] && op.within(f.UID, "files", MaxCloser) {
 			op.held[h] = true
 			f.Target = target
-			op.spaces = append(op.spaces, f)
+			op.Spaces = append(op.Spaces, f)
 		}
 		return
 	}
@@ -204,18 +210,18 @@ func (op *openFiles) visit(f procfd.File) {
 		}
 		name := tun.InterfaceOf(f)
 		if name == "" {
-			op.orphans[f.PID] = true
+			op.Orphans[f.PID] = true
 		} else if known, ok := op.queues[name]; ok {
 			op.queues[name] = append(known, f)
 		}
 	case macvlan.LooksLikeQueue(procfd.File{Target: target}) && op.within(f.UID, "files", MaxCloser):
-		op.nodes[f.PID] = append(op.nodes[f.PID], f)
+		op.Nodes[f.PID] = append(op.Nodes[f.PID], f)
 	}
 }
 
 // visitLabel records a label of a NIC that the process has now. A label that has ended may have the
 // same text for a former NIC.
-func (op *openFiles) visitLabel(f procfd.File, text string) {
+func (op *Files) visitLabel(f procfd.File, text string) {
 	s := saying{f.PID, text}
 	if !strings.HasPrefix(text, alias.Prefix) || op.said[s] || !op.within(f.UID, "sayings", MaxCloser) ||
 		f.LabelEnded() {
@@ -223,37 +229,37 @@ func (op *openFiles) visitLabel(f procfd.File, text string) {
 	}
 	op.said[s] = true
 	r, ok := nic.ParseRecord(text)
-	if ok && r.Netns == op.own && op.within(f.UID, "labels", maxLabels) {
-		op.labels = append(op.labels, label{f, r, text, OwnerOf(f.PID)})
+	if ok && r.Netns == op.Own && op.within(f.UID, "labels", MaxLabels) {
+		op.Labels = append(op.Labels, Label{f, r, text, OwnerOf(f.PID)})
 	}
 }
 
-// queuesOf lists the open queues of a tap in the Host's netns. A process that only looked at
+// QueuesOf lists the open queues of a tap in the Host's netns. A process that only looked at
 // another's has closed its copy by now.
-func (op *openFiles) queuesOf(ctx context.Context, name string) (found []procfd.File) {
+func (op *Files) QueuesOf(ctx context.Context, name string) (found []procfd.File) {
 	for _, f := range op.queues[name] {
-		if ctx.Err() == nil && tun.InNetns(f, op.own) && tun.InterfaceOf(f) == name {
+		if ctx.Err() == nil && tun.InNetns(f, op.Own) && tun.InterfaceOf(f) == name {
 			found = append(found, f)
 		}
 	}
 	return found
 }
 
-// isVMM reports whether a process is a QEMU. It looks at each process once.
-func (op *openFiles) isVMM(pid int) bool {
+// IsVMM reports whether a process is a QEMU. It looks at each process once.
+func (op *Files) IsVMM(pid int) bool {
 	is, known := op.vmms[pid]
 	if !known {
-		is = isQEMU(pid)
+		is = IsQEMU(pid)
 		op.vmms[pid] = is
 	}
 	return is
 }
 
-// nodesOf lists the open files of the node with that number.
-func (op *openFiles) nodesOf(number uint64) []procfd.File {
+// NodesOf lists the open files of the node with that number.
+func (op *Files) NodesOf(number uint64) []procfd.File {
 	if op.devices == nil {
 		op.devices = map[uint64][]procfd.File{}
-		for _, files := range op.nodes {
+		for _, files := range op.Nodes {
 			for _, f := range files {
 				if n, ok := macvlan.NumberOf(f); ok {
 					op.devices[n] = append(op.devices[n], f)
@@ -262,4 +268,10 @@ func (op *openFiles) nodesOf(number uint64) []procfd.File {
 		}
 	}
 	return op.devices[number]
+}
+
+// IsQEMU reports whether a process is a QEMU.
+func IsQEMU(pid int) bool {
+	_, err := qemu.ByPID(pid)
+	return err == nil
 }
