@@ -14,6 +14,7 @@ import (
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/switches"
 	"vmnet/tapmgr/nic"
 	"vmnet/vhost"
 )
@@ -231,7 +232,7 @@ func (m *Manager) detailPort(ctx context.Context, d *Detail, dev inventory.Devic
 			d.Counters = Counters{RxPackets: t.RxFrames, RxBytes: t.RxBytes, TxPackets: t.TxFrames, TxBytes: t.TxBytes}
 		}
 	}
-	err := inventory.WithSwitch(ctx, dev.SwitchPort.Path, func(ctx context.Context, c *control.Client) error {
+	err := switches.With(ctx, dev.SwitchPort.Path, func(ctx context.Context, c *control.Client) error {
 		return c.EachFDB(ctx, func(e control.FDBEntry) error {
 			if e.Port == dev.SwitchPort.Port.Name && len(d.Learned) < maxLearned {
 				d.Learned = append(d.Learned, brport.Learned{MAC: e.MAC, VLAN: e.VLAN})

@@ -31,6 +31,7 @@ var layers = [][]string{
 	{"internal/backend"},
 	{"internal/policing", "internal/addresses"},
 	{"internal/inventory"},
+	{"internal/switches"},
 	{"internal/network/roster", "internal/holders"},
 	{"tapmgr/nic"},
 	{"bridge/vswitch/control/server"},

@@ -16,6 +16,7 @@ import (
 	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/ratelimit"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/switches"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
@@ -241,7 +242,7 @@ func (m *Maker) SetAlias(ctx context.Context, dev *inventory.Device, alias strin
 	case dev.SwitchPort.Port == nil: // the switch has no such port
 		return nil
 	}
-	err := inventory.WithSwitch(ctx, dev.SwitchPort.Path, func(ctx context.Context, c *control.Client) error {
+	err := switches.With(ctx, dev.SwitchPort.Path, func(ctx context.Context, c *control.Client) error {
 		return c.SetLabel(ctx, dev.SwitchPort.Port.Name, alias)
 	})
 	if errors.Is(err, control.ErrNotRunning) { // it has ended meanwhile

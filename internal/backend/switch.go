@@ -16,6 +16,7 @@ import (
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/switches"
 	"vmnet/qmp"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
@@ -64,7 +65,7 @@ func planSwitch(s nic.Spec, r *nic.Record) (err error) {
 	if mtu := switchMTU(s); mtu > maxTapMTU {
 		return fmt.Errorf("MTU %d: a switch carries at most %d bytes", mtu, maxTapMTU)
 	}
-	return inventory.WithSwitch(context.Background(), r.Source, func(ctx context.Context, c *control.Client) error {
+	return switches.With(context.Background(), r.Source, func(ctx context.Context, c *control.Client) error {
 		_, err := c.Info(ctx)
 		return err
 	})
@@ -119,7 +120,7 @@ func (s *switchSocket) verify(_ context.Context, w making) (*inventory.Device, e
 		return nil, err
 	}
 	var port *control.Port
-	err = inventory.WithSwitch(context.Background(), w.record.Source,
+	err = switches.With(context.Background(), w.record.Source,
 		func(ctx context.Context, c *control.Client) error {
 			ports, err := c.Ports(ctx)
 			for i := range ports {
@@ -272,7 +273,7 @@ func addPort(ctx context.Context, sw string, p control.Port, files ...*os.File) 
 		return err
 	}
 	defer holder.Close()
-	err = inventory.WithSwitch(ctx, sw, func(ctx context.Context, c *control.Client) error {
+	err = switches.With(ctx, sw, func(ctx context.Context, c *control.Client) error {
 		return c.AddPort(ctx, p, append([]*os.File{holder}, files...)...)
 	})
 	if errors.Is(err, fs.ErrExist) {
@@ -282,7 +283,7 @@ func addPort(ctx context.Context, sw string, p control.Port, files ...*os.File) 
 }
 
 func removePort(ctx context.Context, sw, port string) error {
-	err := inventory.WithSwitch(ctx, sw, func(ctx context.Context, c *control.Client) error {
+	err := switches.With(ctx, sw, func(ctx context.Context, c *control.Client) error {
 		return c.RemovePort(ctx, port)
 	})
 	if errors.Is(err, control.ErrNotRunning) {
@@ -335,7 +336,7 @@ func (m *Maker) setSwitchPort(ctx context.Context, dev *inventory.Device) error 
 	if err != nil {
 		return err
 	}
-	return inventory.WithSwitch(ctx, dev.SwitchPort.Path, func(ctx context.Context, c *control.Client) error {
+	return switches.With(ctx, dev.SwitchPort.Path, func(ctx context.Context, c *control.Client) error {
 		if err := c.SetPort(ctx, port, r.SwitchPortConfig()); err != nil || dev.IsSocket() {
 			return err
 		}

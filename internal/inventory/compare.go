@@ -19,6 +19,7 @@ import (
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/network/roster"
 	"vmnet/internal/stablemac"
+	"vmnet/internal/switches"
 	"vmnet/tapmgr/nic"
 	"vmnet/vhost"
 )
@@ -463,7 +464,7 @@ func (h *Host) View(dev *Device) (*View, error) {
 	v.unseen = isPoliced(dev) && (v.guard == nil && !dev.Want.Security.IsZero() ||
 		v.inbound == nil && !dev.Want.AllowIn.IsZero())
 	if dev.IsDisconnected() && dev.HasLink() {
-		v.notRuns = h.runs(dev.Want.Source)
+		v.notRuns = switches.Runs(dev.Want.Source)
 	}
 	return v, errors.Join(errs...)
 }

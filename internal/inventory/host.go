@@ -18,6 +18,7 @@ import (
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/routed"
+	"vmnet/internal/switches"
 	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
 )
@@ -326,7 +327,7 @@ type Host struct {
 	// privileged helper has at no other time.
 	LookInto func(f func() error) error
 
-	silence silence
+	asker switches.Asker
 }
 
 func (h *Host) notice(format string, args ...any) {

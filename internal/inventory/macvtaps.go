@@ -14,6 +14,7 @@ import (
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
@@ -297,4 +298,63 @@ func (h *Host) Claimed(l *rtnl.Link) (bool, error) {
 		}
 	}
 	return false, nil
+}
+
+// deadNICs lists the NICs whose device was deleted under their VMM: it holds a label that none of
+// the existing devices, all, matches, and an orphaned queue. A label alone is no NIC: a VMM that
+// was started with one keeps it after a detach.
+func deadNICs(op *holders.Files, all []Device) (found []Device) {
+	queues := map[int]int{} // dead ones, by process
+	for _, l := range op.Labels {
+		there := slices.ContainsFunc(all, func(dev Device) bool {
+			return dev.Want.VM == l.VM && dev.Want.NIC == l.NIC && (len(dev.Holders) == 0 || dev.IsHeldBy(l.PID))
+		})
+		if l.Type == nic.TypeSocket || there || slices.ContainsFunc(found, func(dev Device) bool {
+			return dev.Want.VM == l.VM && dev.Want.NIC == l.NIC && dev.IsHeldBy(l.PID)
+		}) {
+			continue
+		}
+		if _, counted := queues[l.PID]; !counted {
+			queues[l.PID] = deadQueues(op, l.PID, all)
+		}
+		if queues[l.PID] > 0 {
+			found = append(found, deadNIC(l))
+		}
+	}
+	return found
+}
+
+// deadQueues counts the queues of a process whose devices are gone: the kernel has no interface
+// name for such a tap's fd, and a macvtap's fd belongs to none of the existing devices.
+func deadQueues(op *holders.Files, pid int, all []Device) (n int) {
+	for _, f := range op.Nodes[pid] {
+		if !isQueueOf(all, f) {
+			n++
+		}
+	}
+	procfd.First(pid, holders.MaxEarly, func(f procfd.File) {
+		if tun.LooksLikeQueue(f) && tun.InterfaceOf(f) == "" {
+			n++
+		}
+	})
+	return n
+}
+
+// isQueueOf reports whether a file is a queue of one of these NICs.
+func isQueueOf(all []Device, f procfd.File) bool {
+	return slices.ContainsFunc(all, func(dev Device) bool {
+		return slices.ContainsFunc(dev.Holders, func(h nic.Holder) bool {
+			return h.PID == f.PID && slices.Contains(h.FDs, f.FD)
+		})
+	})
+}
+
+func deadNIC(l holders.Label) Device {
+	r := l.Record
+	name, _ := nic.InterfaceName(r.VM, r.NIC)
+	link := &rtnl.Link{Name: name, Kind: r.Type, MTU: r.GuestMTU()}
+	return Device{
+		Link: link, Want: r, Deleted: true, allSeen: true, UID: l.User, vouched: holders.IsTrusted(l.User),
+		Holders: []nic.Holder{{PID: l.PID, FDs: []int{}}},
+	}
 }

@@ -6,261 +6,225 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
-	"os"
 	"slices"
-	"strings"
-	"sync"
-	"time"
 
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/holders"
 	"vmnet/internal/kernel/procfd"
-	"vmnet/internal/rundir"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/switches"
 	"vmnet/tapmgr/nic"
 )
 
-// runs returns an error if a switch does not run, or does not answer.
-func (h *Host) runs(name string) error {
-	return WithSwitch(context.Background(), name, func(ctx context.Context, c *control.Client) error {
-		_, err := c.Info(ctx)
-		return err
+// A NIC by a socket has no link whose alias could describe it. Two labels do: that of its port in
+// the switch, and one that QEMU holds beside the socket, which exists also without the switch. The
+// NIC is in no netns, and belongs to the one for which it was attached, as a tap would.
+
+// socketNICs lists the NICs by sockets that the labels of processes, or of ports in the replies of
+// switches, describe.
+func (h *Host) socketNICs(op *holders.Files, all []switches.Reply) []Device {
+	var found []Device
+	followLifelines(op, all)
+	byLabel := map[[2]uint64]int{} // of the files' device and inode to found
+	for _, l := range op.Labels {
+		if l.Type != nic.TypeSocket {
+			continue
+		}
+		st, err := l.Stat()
+		if err != nil {
+			continue
+		}
+		id := [2]uint64{st.Dev, st.Ino}
+		i, known := byLabel[id]
+		if !known { // while a set renews the label, there are two
+			i = slices.IndexFunc(found, func(dev Device) bool {
+				return dev.Want.VM == l.VM && dev.Want.NIC == l.NIC && dev.IsHeldBy(l.PID)
+			})
+			if i < 0 {
+				i = len(found)
+				found = append(found, SocketNIC(l.Record, l.User))
+			}
+			byLabel[id] = i
+		}
+		found[i].vouched = found[i].vouched || holders.IsTrusted(l.User)
+		found[i].addHolders(op, []procfd.File{l.File})
+	}
+	for _, a := range all {
+		for i, p := range a.Ports {
+			r, ok := nic.ParseRecord(p.Label)
+			if !ok || r.Type != nic.TypeSocket || r.Netns != op.Own || p.Holder == 0 || !a.MayHold(p.Holder) {
+				continue
+			}
+			found = withPort(found, r, SwitchPort{Path: a.Path, Port: &a.Ports[i]}, a.Trusted)
+		}
+	}
+	for i := range found {
+		if dev := &found[i]; dev.SwitchPort.Port == nil {
+			dev.setSwitchPort(switchPortOf(dev, all)) // of another user's only what was asked anyway: see sources
+		}
+	}
+	return found
+}
+
+// followLifelines sets the holder of each port with a lifeline to the process that has the lifeline
+// now: the process that the port was made for may have started QEMU and wait for it, or have passed
+// its files on and exited. The new holder has the port's own label.
+func followLifelines(op *holders.Files, all []switches.Reply) {
+	for _, a := range all {
+		for i := range a.Ports {
+			p := &a.Ports[i]
+			if p.Lifeline == 0 {
+				continue
+			}
+			r, _ := nic.ParseRecord(p.Label)
+			pipe := fmt.Sprintf("pipe:[%d]", p.Lifeline)
+			for _, l := range op.Labels {
+				if l.Type == nic.TypeSocket && l.VM == r.VM && l.NIC == r.NIC && (op.IsVMM(l.PID) ||
+					!op.IsVMM(p.Holder)) && holds(l.PID, pipe) {
+					p.Holder = l.PID
+				}
+			}
+		}
+	}
+}
+
+// holds reports whether a process has a file with that target of its link in /proc, among the files
+// that a VMM has from its start.
+func holds(pid int, target string) (found bool) {
+	procfd.First(pid, holders.MaxEarly, func(f procfd.File) { found = found || f.Target == target })
+	return found
+}
+
+// setSwitchPort sets the port of a NIC by a socket. The port's label is the later one: the label
+// that QEMU holds stays as it was when the NIC was plugged.
+func (dev *Device) setSwitchPort(s SwitchPort) {
+	dev.SwitchPort = s
+	if s.Port == nil {
+		return
+	}
+	if r, ok := nic.ParseRecord(s.Port.Label); ok {
+		dev.Want, dev.Alias = dev.Want.ChangedTo(r), s.Port.Label
+	}
+}
+
+// withPort sets a switch's port of the NIC whose label its holder has, or adds a NIC that only the
+// port describes.
+func withPort(found []Device, r nic.Record, s SwitchPort, trusted bool) []Device {
+	i := slices.IndexFunc(found, func(dev Device) bool {
+		return dev.Want.VM == r.VM && dev.Want.NIC == r.NIC && dev.IsHeldBy(s.Port.Holder)
 	})
+	if i < 0 {
+		i = len(found)
+		found = append(found, SocketNIC(r, holders.OwnerOf(s.Port.Holder)))
+		found[i].Holders = []nic.Holder{{PID: s.Port.Holder, FDs: []int{}}}
+	}
+	found[i].vouched = found[i].vouched || trusted
+	found[i].setSwitchPort(s)
+	return found
+}
+
+// SocketNIC returns a NIC by a socket that a process of that user holds.
+func SocketNIC(r nic.Record, uid int) Device {
+	name, _ := nic.InterfaceName(r.VM, r.NIC)
+	link := &rtnl.Link{Name: name, Kind: nic.TypeSocket, Up: true, MTU: r.GuestMTU()}
+	return Device{Link: link, Want: r, allSeen: true, UID: uid}
+}
+
+// sources returns the switches named in labels of processes of root or the caller. Another
+// user's label may name any socket.
+func sources(labels []holders.Label) (names []string) {
+	for _, l := range labels {
+		if l.Type == nic.TypeSocket && holders.IsTrusted(l.User) {
+			names = append(names, l.Source)
+		}
+	}
+	return names
+}
+
+// socketFor finds a NIC by a socket that a process holds, by its label, or as a port of switch sw,
+// which is all that a crash may have left; nil if there is none.
+func (h *Host) socketFor(ctx context.Context, pid int, op *holders.Files, vm, nic, sw string) *Device {
+	names := sources(op.Labels)
+	if sw != "" {
+		names = append(names, sw)
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	all := h.askNamed(ctx, names...)
+	for i := range all {
+		if path, err := control.Path(sw); err == nil && path == all[i].Path {
+			all[i].Trusted = true
+		}
+	}
+	for _, dev := range h.socketNICs(op, all) {
+		if dev.Want.VM == vm && dev.Want.NIC == nic && dev.IsHeldBy(pid) {
+			return &dev
+		}
+	}
+	return nil
+}
+
+// SwitchPortText says which port to remove from which switch, for a step's text.
+func (dev *Device) SwitchPortText() string {
+	if dev.SwitchPort.Port == nil {
+		return fmt.Sprintf("switch %s, if it is there", dev.Want.Source)
+	}
+	return fmt.Sprintf("switch %s: remove-port %s", dev.Want.Source, dev.SwitchPort.Port.Name)
+}
+
+// Labels returns the texts of a process's labels of a NIC.
+func (h *Host) Labels(pid int, vm, nicID string) (texts []string, err error) {
+	op, err := h.openedBy(pid)
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range op.Labels {
+		if l.VM == vm && l.NIC == nicID {
+			texts = append(texts, l.Text)
+		}
+	}
+	return texts, nil
+}
+
+// EndLabels ends a process's labels of a NIC, except one with the text valid. A label that the
+// process was started with stays open, and would describe the NIC as it was: as deleted, once
+// another NIC of the process has lost its device.
+func (h *Host) EndLabels(pid int, vm, nicID, valid string) error {
+	op, err := h.openedBy(pid)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, l := range op.Labels {
+		if l.VM == vm && l.NIC == nicID && l.Text != valid {
+			errs = append(errs, rtnl.IgnoreNotExist(l.EndLabel()))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // ErrNoSwitch is returned for a NIC by a socket whose switch has ended, or has lost it.
 var ErrNoSwitch = fmt.Errorf("its switch has no such port any more: %w", fs.ErrNotExist)
 
-const (
-	// switchWait bounds one request to a switch that is meant.
-	switchWait = 2 * time.Second
-	// askWait bounds the asking of all switches for their ports, and silentFor how long one that
-	// did not answer is not asked again: others' switches delay nobody.
-	askWait   = time.Second
-	userWait  = askWait / 4 // for all switches of another user
-	silentFor = 5 * time.Second
-	// maxSwitches bounds how many are asked: any user may make directories in /tmp.
-	maxSwitches = 256
-	// askedAtOnce bounds how many are asked at a time: what one may answer takes memory.
-	askedAtOnce = 4
-)
-
-// WithSwitch runs f with a client of one switch, by its name or its socket's path, which is closed
-// afterwards.
-func WithSwitch(ctx context.Context, name string, f func(context.Context, *control.Client) error) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, switchWait,
-		fmt.Errorf("no answer within %v (does it stand still?)", switchWait))
-	defer cancel()
-	c, err := control.Dial(ctx, name)
-	if errors.Is(err, control.ErrNotRunning) {
-		return fmt.Errorf("%w (vmnet switch run %s; vmnet switch list shows those that run)", err, name)
-	}
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	return f(ctx, c)
-}
-
-// switchReply is what one switch has said.
-type switchReply struct {
-	path    string // of its control socket
-	trusted bool   // it is the caller's own, root's, or one that root has started or the caller names
-	found   bool   // it is another user's, and nobody has named it
-	uid     int    // of the user who runs it
-	ports   []control.Port
-	err     error
-}
-
-// askSwitches asks the switches that run, and those of these names, for their ports. One that does
-// not run has none; one that does not answer has an error, which Notice gets too.
-func (h *Host) askSwitches(ctx context.Context, names ...string) []switchReply {
+// askSwitches asks the switches that run, and those of these names, for their ports.
+func (h *Host) askSwitches(ctx context.Context, names ...string) []switches.Reply {
 	if h.Switches == nil {
 		return nil
 	}
-	paths, ok, err := h.Switches()
+	running, ok, err := h.Switches()
 	if !ok {
 		return nil
 	}
 	if err != nil {
 		h.notice("the switches were not asked: %v", err)
 	}
-	named := unique(pathsOf(names))
-	paths = unique(append(named, paths...)) // those that NICs are on come first, then the caller's own and root's
-	if len(paths) > maxSwitches {
-		h.notice("of %d switches %d were not asked", len(paths), len(paths)-maxSwitches)
-		paths = paths[:maxSwitches]
-	}
-	return h.askAll(ctx, paths, len(named))
-}
-
-// pathsOf returns the control sockets of switches of these names.
-func pathsOf(names []string) (paths []string) {
-	for _, name := range names {
-		if path, err := control.Path(name); err == nil {
-			paths = append(paths, path)
-		}
-	}
-	return paths
-}
-
-// unique leaves the first of each path.
-func unique(paths []string) (first []string) {
-	seen := map[string]bool{}
-	for _, path := range paths {
-		if !seen[path] {
-			seen[path] = true
-			first = append(first, path)
-		}
-	}
-	return first
+	return h.asker.Ask(ctx, h.notice, running, names...)
 }
 
 // askNamed asks these switches and no others.
-func (h *Host) askNamed(ctx context.Context, names ...string) []switchReply {
-	paths := unique(pathsOf(names))
-	return h.askAll(ctx, paths, len(paths))
-}
-
-// askAll asks switches for their ports; the first of them, as many as named, were named. These and
-// the caller's and root's are asked apart from other users' switches, of which four at a time are
-// asked, one of each user.
-func (h *Host) askAll(ctx context.Context, paths []string, named int) []switchReply {
-	ctx, cancel := context.WithTimeoutCause(ctx, askWait,
-		fmt.Errorf("no answer within %v (does it stand still?)", askWait))
-	defer cancel()
-	all := make([]switchReply, len(paths))
-	others := map[int][]*switchReply{} // by user
-	var meant [][]*switchReply
-	for i, path := range paths {
-		a := &all[i]
-		a.path = path
-		if a.err = h.silence.of(path); a.err != nil {
-			continue
-		}
-		if uid, ok := control.DirOwner(path); i >= named && ok && !holders.IsTrusted(uid) {
-			a.found = true
-			others[uid] = append(others[uid], a)
-		} else {
-			meant = append(meant, []*switchReply{a})
-		}
-	}
-	var wg sync.WaitGroup
-	wg.Go(func() { askGroups(ctx, meant, askWait) })
-	wg.Go(func() { askGroups(ctx, slices.Collect(maps.Values(others)), userWait) })
-	wg.Wait()
-	for _, a := range all {
-		if a.err != nil && h.silence.of(a.path) == nil {
-			h.silence.add(a.path, a.err)
-			h.notice("switch %s was not asked: %v", a.path, a.err)
-		}
-	}
-	return all
-}
-
-// askGroups asks groups of switches, four groups at a time and those of a group one after the
-// other, for at most wait.
-func askGroups(ctx context.Context, groups [][]*switchReply, wait time.Duration) {
-	var wg sync.WaitGroup
-	room := make(chan struct{}, askedAtOnce)
-	for _, group := range groups {
-		room <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-room }()
-			ctx, cancel := context.WithTimeoutCause(ctx, wait,
-				fmt.Errorf("no answer within %v (does it stand still?)", wait))
-			defer cancel()
-			ports := holders.MaxLabels
-			for _, a := range group {
-				if a.err = context.Cause(ctx); a.err == nil {
-					ports -= a.ask(ctx, ports)
-				}
-			}
-		})
-	}
-	wg.Wait()
-}
-
-// ask asks a switch for its ports, and returns how many were kept. Of another user's switch, these
-// are at most so many, and only NICs of that user's own processes.
-func (a *switchReply) ask(ctx context.Context, most int) (kept int) {
-	dial := control.Dial
-	if a.found {
-		dial = control.DialFound
-	}
-	c, err := dial(ctx, a.path)
-	switch {
-	case errors.Is(err, control.ErrNotRunning): // a socket that somebody killed has left
-		return 0
-	case err != nil:
-		a.err = err
-		return 0
-	}
-	defer c.Close()
-	_, a.uid = c.Peer()
-	a.trusted = trustsSwitch(os.Geteuid(), a.uid, a.path)
-	a.err = c.EachPort(ctx, func(p control.Port) error {
-		if a.found {
-			if _, ok := nic.ParseRecord(p.Label); !ok || p.Holder == 0 || !a.mayHold(p.Holder) {
-				return nil
-			}
-			if len(a.ports) == most {
-				return fmt.Errorf("user %d's switches tell of more than %d NICs", a.uid, holders.MaxLabels)
-			}
-		}
-		a.ports = append(a.ports, p)
-		return nil
-	})
-	return len(a.ports)
-}
-
-// trustsSwitch reports whether a caller trusts a switch, by its user and its control socket's path:
-// the caller's own, root's, and for root also one that root has started for another user, since
-// only root may make a socket in that directory.
-func trustsSwitch(caller, uid int, path string) bool {
-	return holders.Trusts(caller, uid) || caller == 0 && strings.HasPrefix(path, rundir.System+"/")
-}
-
-// mayHold reports whether the switch's claim that a process holds one of its ports is trustworthy:
-// any user can run a switch that claims anything about others' guests.
-func (a *switchReply) mayHold(pid int) bool {
-	uid, err := procfd.RealUID(pid)
-	return a.mayHoldFor(uid, err)
-}
-
-// mayHoldFor decides mayHold by the process's owner, or by the error why the owner is unknown. It
-// reports whether the claim is trustworthy: for a process that is not visible here, only that of a
-// trusted switch; for a process that has exited, that of none.
-func (a *switchReply) mayHoldFor(uid int, err error) bool {
-	if err != nil {
-		return a.trusted && !errors.Is(err, fs.ErrNotExist)
-	}
-	return a.trusted || uid == a.uid
-}
-
-// silence remembers which switches have not answered lately.
-type silence struct {
-	mu    sync.Mutex
-	since map[string]time.Time
-	why   map[string]error
-}
-
-func (s *silence) of(path string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if time.Since(s.since[path]) > silentFor {
-		return nil
-	}
-	return s.why[path]
-}
-
-func (s *silence) add(path string, why error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.since == nil || len(s.since) > maxSwitches {
-		s.since, s.why = map[string]time.Time{}, map[string]error{}
-	}
-	s.since[path], s.why[path] = time.Now(), why
+func (h *Host) askNamed(ctx context.Context, names ...string) []switches.Reply {
+	return h.asker.Ask(ctx, h.notice, nil, names...)
 }
 
 // SwitchPort is the port that a switch has, or should have, for a NIC.
@@ -277,23 +241,23 @@ var ErrNotAsked = errors.New("its switch was not asked")
 // the NIC's record names is trusted regardless of its user: the user who attached the NIC chose it.
 // Of two guests of one name each has the port that it holds. A port keeps its name when its tap is
 // renamed.
-func switchPortOf(dev *Device, all []switchReply) SwitchPort {
+func switchPortOf(dev *Device, all []switches.Reply) SwitchPort {
 	return switchPortGiven(now(), dev, all)
 }
 
-func switchPortGiven(m moment, dev *Device, all []switchReply) SwitchPort {
+func switchPortGiven(m moment, dev *Device, all []switches.Reply) SwitchPort {
 	path, err := control.Path(dev.Want.Source)
 	s := SwitchPort{Path: path, Err: cmp.Or(err, ErrNotAsked)}
 	for _, a := range all {
-		if a.path != path {
+		if a.Path != path {
 			continue
 		}
-		s.Err = a.err
-		for i, p := range a.ports {
+		s.Err = a.Err
+		for i, p := range a.Ports {
 			l, ok := nic.ParseRecord(p.Label)
 			if ok && l.VM == dev.Want.VM && l.NIC == dev.Want.NIC && dev.mayHave(m, p) &&
 				(s.Port == nil || p.Name == dev.Name) {
-				s.Port = &a.ports[i]
+				s.Port = &a.Ports[i]
 			}
 		}
 	}

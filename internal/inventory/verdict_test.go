@@ -6,9 +6,9 @@ import (
 	"testing"
 
 	"vmnet/bridge/vswitch/control"
-	"vmnet/internal/holders"
 	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/switches"
 	"vmnet/tapmgr/nic"
 )
 
@@ -239,49 +239,6 @@ func TestHolders(t *testing.T) {
 	}
 }
 
-// TestWhoIsBelieved: any user can write a label, run a switch and give a process a guest's name.
-func TestWhoIsBelieved(t *testing.T) {
-	const root, caller = 0, 1000
-	for _, test := range []struct {
-		caller, uid int
-		path        string
-		want        bool
-	}{
-		{caller, caller, "/run/user/1000/vmnet/sw0", true},
-		{caller, root, "/run/vmnet/sw0", true},
-		{caller, anotherUser, "/run/user/4321/vmnet/sw0", false},
-		{caller, anotherUser, "/run/vmnet/sw0", false}, // a user cannot know who created it
-		{root, anotherUser, "/run/vmnet/sw0", true},    // root has started it for that user
-		{root, anotherUser, "/run/vmnetwork/sw0", false},
-		{root, anotherUser, "/tmp/run/vmnet/sw0", false},
-		{root, holders.Nobody, "/run/user/4321/vmnet/sw0", false},
-		{caller, holders.Nobody, "/run/user/4321/vmnet/sw0", false},
-	} {
-		if got := trustsSwitch(test.caller, test.uid, test.path); got != test.want {
-			t.Errorf("uid %d trusts the switch %s of uid %d: %v", test.caller, test.path, test.uid, got)
-		}
-	}
-	for _, test := range []struct {
-		switchOf    int
-		trusted     bool
-		processOf   int
-		notReadable error
-		want        bool
-	}{
-		{anotherUser, false, anotherUser, nil, true},
-		{anotherUser, false, root, nil, false},
-		{caller, true, anotherUser, nil, true},
-		{caller, true, 0, os.ErrPermission, true},
-		{anotherUser, false, 0, os.ErrPermission, false},
-		{caller, true, 0, os.ErrNotExist, false},
-	} {
-		a := switchReply{uid: test.switchOf, trusted: test.trusted}
-		if got := a.mayHoldFor(test.processOf, test.notReadable); got != test.want {
-			t.Errorf("%+v: %v", test, got)
-		}
-	}
-}
-
 // TestWhichDeviceIsMeant: two users' guests may have one name, and a NIC without a link is whatever
 // its label says.
 func TestWhichDeviceIsMeant(t *testing.T) {
@@ -355,9 +312,9 @@ func TestSwitchPortOfANIC(t *testing.T) {
 		}, "a"},
 	} {
 		got := switchPortGiven(madeUp, dev,
-			[]switchReply{
-				{path: "/run/vmnet/other", ports: []control.Port{{Name: "x", Label: mine, Holder: aQEMU}}},
-				{path: "/run/vmnet/sw0", ports: test.ports},
+			[]switches.Reply{
+				{Path: "/run/vmnet/other", Ports: []control.Port{{Name: "x", Label: mine, Holder: aQEMU}}},
+				{Path: "/run/vmnet/sw0", Ports: test.ports},
 			})
 		if got.Err != nil || (got.Port == nil) != (test.want == "") || got.Port != nil && got.Port.Name != test.want {
 			t.Errorf("%s: %+v, want %q", name, got, test.want)
@@ -367,7 +324,7 @@ func TestSwitchPortOfANIC(t *testing.T) {
 		t.Errorf("a switch that was not asked: %+v", got)
 	}
 	if got := switchPortGiven(madeUp, dev,
-		[]switchReply{{path: "/run/vmnet/sw0", err: os.ErrDeadlineExceeded}}); got.Err != os.ErrDeadlineExceeded {
+		[]switches.Reply{{Path: "/run/vmnet/sw0", Err: os.ErrDeadlineExceeded}}); got.Err != os.ErrDeadlineExceeded {
 		t.Errorf("a switch that is silent: %+v", got)
 	}
 }
