@@ -18,7 +18,8 @@ import (
 )
 
 // Device is an interface with vmnet's alias, where it is, and which processes hold it. The Link of
-// a NIC by a socket, or of a device that was deleted, is made up from the record: see switches.go.
+// a NIC by a socket, or of a device that was deleted, is made up from the record: see switches.go
+// and elsewhere.go.
 type Device struct {
 	*rtnl.Link
 	Want         nic.Record // what its alias says
@@ -32,7 +33,7 @@ type Device struct {
 
 	SwitchPort SwitchPort // of a NIC that belongs on a userspace switch
 	OVS        OVSPort    // of a NIC that belongs on a bridge of Open vSwitch
-	Deleted    bool       // its device was deleted under its VMM: see switches.go
+	Deleted    bool       // its device was deleted under its VMM: see elsewhere.go
 
 	// Of a NIC by a socket: the user of its process, and whether root or the caller confirms it, by
 	// a label or by a switch of theirs.
