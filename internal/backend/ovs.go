@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/ovs"
-	"vmnet/internal/ovsdb"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
@@ -187,39 +185,4 @@ func (m *Maker) RunsOVS(ctx context.Context, paths ...string) error {
 		errs = append(errs, ovs.With(ctx, path, func(*ovs.Conn) error { return nil }))
 	}
 	return errors.Join(errs...)
-}
-
-// TidyOVS removes the rows that vmnet has made for devices that have gone from the databases with
-// these sockets, only those of NIC nicID of guest vm unless vm is empty. A database that does not
-// run, or that the caller may not use, has none to remove.
-func (m *Maker) TidyOVS(ctx context.Context, dry bool, vm, nicID string, paths ...string) (done []nic.Action,
-	err error,
-) {
-	var errs []error
-	for _, path := range paths {
-		stale, err := m.StaleOVS(ctx, path)
-		var some []ovs.Port
-		for _, p := range stale {
-			if vm == "" || p.Owner.VM == vm && p.Owner.NIC == nicID {
-				some = append(some, p)
-			}
-		}
-		if err == nil && len(some) > 0 && !dry {
-			err = ovs.With(ctx, path, func(c *ovs.Conn) error { return c.Remove(ctx, some) })
-		}
-		if errors.Is(err, ovsdb.ErrNotRunning) || errors.Is(err, fs.ErrPermission) {
-			continue
-		}
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		for _, p := range some {
-			done = append(done, nic.Action{
-				VM: p.Owner.VM, NIC: p.Owner.NIC, Interface: p.Name, Changed: true,
-				Action: fmt.Sprintf("port of %s removed from Open vSwitch: its device has gone", p.Bridge),
-			})
-		}
-	}
-	return done, errors.Join(errs...)
 }

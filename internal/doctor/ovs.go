@@ -71,7 +71,7 @@ func (m Machine) leftPorts(name string, ports []ovs.Port, links []*rtnl.Link) (c
 	var ours, others []string
 	for _, p := range ports {
 		switch {
-		case p.IsStale(here, func(index int) string { return names[index] }):
+		case p.IsStale(here, names):
 			ours = append(ours, p.Name)
 		case p.Owner == nil && p.Type == "" && !there[p.Name]:
 			others = append(others, p.Name)

@@ -130,7 +130,9 @@ func Trusts(caller, uid int) bool { return uid == 0 || uid == caller }
 // Look looks at all processes for the queues of those of these links that are taps, and for the
 // NICs elsewhere that belong to the netns of that inode. notice is called with what was not looked
 // at.
-func Look(ctx context.Context, own uint64, links []*rtnl.Link, notice func(format string, args ...any)) (*Files, error) {
+func Look(ctx context.Context, own uint64, links []*rtnl.Link, notice func(format string, args ...any)) (
+	*Files, error,
+) {
 	op := newFiles(own)
 	for _, l := range links {
 		if l.Tun != nil {

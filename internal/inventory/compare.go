@@ -3,41 +3,19 @@ package inventory
 import (
 	"cmp"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 	"strconv"
 	"strings"
 
-	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch/vport"
-	"vmnet/internal/kernel/bpfguard"
 	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/macvlan"
-	"vmnet/internal/kernel/ratelimit"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/network/roster"
 	"vmnet/internal/stablemac"
-	"vmnet/internal/switches"
 	"vmnet/tapmgr/nic"
-	"vmnet/vhost"
 )
-
-// View is what is read of a plugged NIC for its comparison with its record.
-type View struct {
-	*Device
-	Home    *rtnl.Link             // the bridge or parent device that the NIC belongs on; nil if there is none
-	port    *brport.Settings       // of a tap that is on home; nil else
-	claimed bool                   // a userspace switch takes all frames of the parent device
-	vhosts  int                    // open vhost-net fds of its VMM; -1 where that was not read
-	notRuns error                  // why its switch, which has lost it, cannot take it back
-	missing []string               // what a routed NIC lacks of the host
-	guard   *bpfguard.State        // what the kernel checks; nil if that is not known
-	unseen  bool                   // the caller may not see what the kernel checks or lets in
-	inbound *bpfguard.InboundState // what the kernel lets in; nil if that is not known
-	rates   *ratelimit.State       // what the kernel limits; nil if that was not read
-}
 
 // Finding is a property that differs.
 type Finding struct {
@@ -391,182 +369,20 @@ func upDown(up bool) string {
 	return "down"
 }
 
-// RxFilter returns the receive filter of a macvtap or ipvtap. A device that mirrors its guest's
-// groups may or may not have allmulti on: see show.
-func RxFilter(dev *Device) string {
-	switch {
-	case dev.Want.RxFilter == nic.RxMirror:
-		return nic.RxMirror
-	case dev.AllMulti:
-		return nic.RxAllMulti
-	}
-	return nic.RxNone
-}
-
 // OrNothing returns s, or words for no port settings.
 func OrNothing(s string) string { return cmp.Or(s, "nothing special") }
 
-// View reads what a NIC is compared by. It returns the View also with an error, which is about what
-// could not be read.
-func (h *Host) View(dev *Device) (*View, error) {
-	v := &View{Device: dev, vhosts: -1}
-	if dev.Deleted {
-		return v, nil
-	}
-	var errs []error
-	var err error
-	if v.Home, err = h.home(dev); err != nil {
-		errs = append(errs, err)
-	}
-	if dev.onBridge() && v.Home != nil && dev.Master == v.Home.Index {
-		found, err := bridges.ReadPort(h.NL, v.Home, dev.Link)
-		if err == nil {
-			v.port = &found
-		} else {
-			errs = append(errs, fmt.Errorf("its port was not compared: %w", err))
-		}
-	}
-	if dev.OVS.Port != nil {
-		v.port = &dev.OVS.Port.Settings
-	}
-	if dev.OVS.Err != nil {
-		errs = append(errs, fmt.Errorf("its port was not compared: %w", dev.OVS.Err))
-	}
-	if !dev.onBridge() && !dev.IsOVS() && v.Home != nil {
-		if v.claimed, err = h.Claimed(v.Home); err != nil {
-			errs = append(errs, err)
-		}
-	}
-	if dev.Want.Vhost && dev.VMMPID() != 0 {
-		v.vhosts = len(vhost.FDs(dev.VMMPID()))
-	}
-	if dev.Want.Switch && dev.SwitchPort.Err != nil {
-		errs = append(errs, fmt.Errorf("its port was not compared: %w", dev.SwitchPort.Err))
-	}
-	if dev.IsRouted() && v.Home != nil && dev.HasLink() {
-		n, err := h.RoutedNIC(dev)
-		if err == nil {
-			v.missing, err = h.Routed().Missing(n)
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("its routing was not compared: %w", err))
-		}
-	}
-	if v.guard, err = h.Guard(dev); err != nil {
-		errs = append(errs, err)
-	}
-	if v.inbound, err = h.Inbound(dev); err != nil {
-		errs = append(errs, err)
-	}
-	if v.rates, err = h.readRates(dev); err != nil {
-		errs = append(errs, err)
-	}
-	v.unseen = isPoliced(dev) && (v.guard == nil && !dev.Want.Security.IsZero() ||
-		v.inbound == nil && !dev.Want.AllowIn.IsZero())
-	if dev.IsDisconnected() && dev.HasLink() {
-		v.notRuns = switches.Runs(dev.Want.Source)
-	}
-	return v, errors.Join(errs...)
+// knowsOVS reports whether Open vSwitch was asked about the NIC, and has its port.
+func (v *View) knowsOVS() bool { return v.IsOVS() && v.OVS.Port != nil }
+
+func wantIDs(v *View) string {
+	return fmt.Sprintf("iface-id %s, attached-mac %s", v.Want.OVSIfaceID(), v.Want.MAC)
 }
 
-// readRates reads what the kernel limits of a NIC that should have, or may have had, limits.
-func (h *Host) readRates(dev *Device) (*ratelimit.State, error) {
-	wanted := !dev.Want.Rates.IsZero() || dev.Want.Phase == nic.PhaseChanging
-	if !wanted || !dev.HasLink() || dev.Deleted || dev.Want.Switch || dev.IsPlain() {
-		return nil, nil
-	}
-	var s ratelimit.State
-	err := h.On(dev, func(nl *rtnl.Conn) (err error) { s, err = ratelimit.Read(nl, dev.Link); return err })
-	if err != nil {
-		return nil, fmt.Errorf("its rates were not compared: %w", err)
-	}
-	return &s, nil
+func foundIDs(v *View) string {
+	return fmt.Sprintf("iface-id %s, attached-mac %s", v.OVS.Port.IfaceID, v.OVS.Port.MAC)
 }
 
-// Guard returns what the kernel checks of a guest's frames, and what it has dropped; nil if the
-// NIC is one whose frames it does not check, or if the caller may not see that.
-func (h *Host) Guard(dev *Device) (*bpfguard.State, error) {
-	return readFilters(h, dev, !dev.Want.Security.IsZero(), bpfguard.Read)
-}
+const working = "working"
 
-// Inbound returns what the kernel lets in to a guest, and how much it has dropped; nil as for
-// Guard.
-func (h *Host) Inbound(dev *Device) (*bpfguard.InboundState, error) {
-	return readFilters(h, dev, !dev.Want.AllowIn.IsZero(), bpfguard.ReadInbound)
-}
-
-// isPoliced reports whether the kernel can check the frames of the NIC.
-func isPoliced(dev *Device) bool {
-	return dev.HasLink() && !dev.Deleted && !dev.Want.Switch && !dev.IsPlain()
-}
-
-// readFilters reads the state of filters of a NIC's device. Without them it is the zero value.
-// wanted says whether there should be some: otherwise a failure means nothing.
-func readFilters[T any](h *Host, dev *Device, wanted bool, read func(*rtnl.Conn, *rtnl.Link) (T, error)) (*T, error) {
-	if !isPoliced(dev) {
-		return nil, nil
-	}
-	var s T
-	var readErr error
-	err := h.On(dev, func(nl *rtnl.Conn) error { s, readErr = read(nl, dev.Link); return nil })
-	switch {
-	case err == nil && (readErr == nil || errors.Is(readErr, fs.ErrNotExist)):
-		return &s, nil
-	case errors.Is(readErr, fs.ErrPermission), !wanted:
-		return nil, nil
-	}
-	return nil, cmp.Or(err, readErr)
-}
-
-// home reads the bridge that a tap belongs on, or the parent device of a macvtap or ipvtap; nil
-// if there is none.
-func (h *Host) home(dev *Device) (*rtnl.Link, error) {
-	var l *rtnl.Link
-	var err error
-	switch {
-	case dev.Want.Switch:
-		return nil, nil
-	case dev.IsRouted(), dev.IsOVS():
-		l, err = h.NL.Link(dev.Want.Source)
-	case !dev.onBridge():
-		l, err = h.NL.LinkByIndex(dev.Lower)
-	case dev.Master != 0 && dev.MasterName == dev.Want.Source:
-		l, err = h.NL.LinkByIndex(dev.Master)
-	default:
-		l, err = h.NL.Link(dev.Want.Source)
-	}
-	if errors.Is(err, fs.ErrNotExist) || err == nil && dev.onBridge() && l.Bridge == nil {
-		return nil, nil
-	}
-	return l, err
-}
-
-// maxParents bounds the depth of VLAN devices on VLAN devices.
-const maxParents = 8
-
-// Advice returns notices about a NIC that is as recorded, and yet does not work as its guest
-// expects.
-func (v *View) Advice() []string {
-	var list []string
-	if v.Want.Prepared {
-		list = append(list, fmt.Sprintf("it is down until vmnet commit --vm %s --nic %s (vmnet abort removes it)",
-			v.Want.VM, v.Want.NIC))
-	}
-	if v.unseen {
-		list = append(list, "whether the kernel still checks its frames was not compared: "+
-			"that takes CAP_SYS_ADMIN (run it as root)")
-	}
-	if told, most := v.Want.GuestMTU(), v.WantMTU(); !v.Want.Switch && !v.IsPlain() && most != 0 && told > most {
-		list = append(list,
-			fmt.Sprintf(
-				"the guest may send %d bytes in a frame, and %s carries %d: longer ones are lost (ip link set %s mtu %d; or detach it and attach it again)",
-				told, v.Home.Name, most, v.Home.Name, told))
-	}
-	if v.Home != nil && !v.onBridge() && !v.IsOVS() && v.Home.Up && !v.Home.Carrier {
-		list = append(list,
-			fmt.Sprintf(
-				"parent device %s has no carrier: nothing passes it until its cable, or what stands for that, is connected",
-				v.Home.Name))
-	}
-	return list
-}
+func foundTrouble(v *View) string { return cmp.Or(v.OVS.Port.Trouble(), working) }

@@ -294,7 +294,8 @@ const cureOfLost = "the same vmnet attach again replaces it"
 // kind on it.
 func ClaimedText(device, kind string) string {
 	return fmt.Sprintf(
-		"%s is a port of a userspace switch, which takes all its frames, and a %s on it would hear nothing (attach with --switch instead; vmnet switch list shows those that run)",
+		"%s is a port of a userspace switch, which takes all its frames, and a %s on it "+
+			"would hear nothing (attach with --switch instead; vmnet switch list shows those that run)",
 		device, kind)
 }
 
@@ -330,4 +331,28 @@ func goneFinding(v *View) Finding {
 		"device on the host", fmt.Sprintf("a %s on %s", v.Want.Type, on),
 		"none: it was deleted under the guest" + with, r,
 	}
+}
+
+func mendTrouble(v *View) Remedy {
+	r := byAdmin("ovs-vsctl list Interface %s; systemctl status openvswitch-switch", v.Name)
+	r.left = fmt.Sprintf("its port does not work, in the words of Open vSwitch: %.300q (%s)",
+		v.OVS.Port.Trouble(), r.Cure)
+	return r
+}
+
+// mendOVSBridge is about a NIC whose port is not on its bridge of Open vSwitch.
+func mendOVSBridge(v *View) Remedy {
+	if v.MasterName != "" {
+		r := byAdmin("take %s off %s; then vmnet reconcile", v.Name, v.MasterName)
+		r.left = fmt.Sprintf("it is a port of %s, not of %s", v.MasterName, v.Want.Source)
+		return r
+	}
+	return byReconcile(fmt.Sprintf("OVSDB transact: insert Port %s of %s", v.Name, v.Want.Source),
+		"put back on "+v.Want.Source, Fix{Kind: FixBridge})
+}
+
+func mendOVSPort(v *View) Remedy {
+	return byReconcile(fmt.Sprintf("OVSDB transact: update Port %s: %s, %s", v.Name,
+		OrNothing(v.Want.PortConfig().String()), wantIDs(v)),
+		"its row in Open vSwitch's database set back", Fix{Kind: FixPort})
 }

@@ -107,7 +107,7 @@ func TestLiveRemoveMany(t *testing.T) {
 	}
 	var ours []Port
 	for _, p := range all {
-		if p.IsStale(Here(1), func(int) string { return "" }) {
+		if p.IsStale(Here(1), nil) {
 			ours = append(ours, p)
 		}
 	}

@@ -67,10 +67,10 @@ func parseOwner(text string) *Owner {
 	return &o
 }
 
-// IsStale reports whether the device for which vmnet has made the port is certainly gone. linkName
-// returns the name of the link with an interface index in the network namespace here; empty if
-// there is none. Of another machine or network namespace nothing is certain.
-func (p *Port) IsStale(here Place, linkName func(index int) string) bool {
+// IsStale reports whether the device for which vmnet has made the port is certainly gone. links are
+// the names of the links in the network namespace here, by interface index. Of another machine or
+// network namespace nothing is certain.
+func (p *Port) IsStale(here Place, links map[int]string) bool {
 	switch o := p.Owner; {
 	case o == nil || o.Machine != here.Machine:
 		return false
@@ -79,6 +79,6 @@ func (p *Port) IsStale(here Place, linkName func(index int) string) bool {
 	case o.Netns != here.Netns:
 		return false
 	default:
-		return linkName(o.Link) != p.Name
+		return links[o.Link] != p.Name
 	}
 }

@@ -34,7 +34,7 @@ func TestIsStale(t *testing.T) {
 		"of another netns":       {&Owner{Place: Place{Machine: "m", Boot: "b", Netns: 2}, Link: 9}, false},
 	} {
 		p := Port{Name: "P2-net0", Owner: test.owner}
-		if stale := p.IsStale(here, func(i int) string { return links[i] }); stale != test.want {
+		if stale := p.IsStale(here, links); stale != test.want {
 			t.Errorf("%s: stale is %v", name, stale)
 		}
 	}
