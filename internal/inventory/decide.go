@@ -70,41 +70,6 @@ func chosen(all []Device, t nic.Target, nicID string) (*Device, error) {
 	return nil, fmt.Errorf("%w, with NIC %s: %s (name one guest with --pid)", qemu.ErrAmbiguous, nicID, Whose(all))
 }
 
-// FindFor is [Host.Find] at a cost that does not grow with the number of other devices: it looks
-// for the tap's name, and among what the guest's process holds. sw is the switch to look in; empty
-// for none. The holders of a device with a link are not filled in.
-func (h *Host) FindFor(ctx context.Context, pid int, vm, nicID, sw string) (*Device, error) {
-	name, _ := nic.InterfaceName(vm, nicID)
-	l, err := h.NL.Link(name)
-	if err == nil {
-		if r, ok := nic.ParseRecord(l.Alias); ok && r.VM == vm && r.NIC == nicID {
-			dev := h.own(l, r, h.MasterOf(l))
-			if r.Switch {
-				dev.SwitchPort = h.ReadSwitchPort(ctx, &dev)
-			}
-			h.ReadOVS(ctx, &dev)
-			return &dev, nil
-		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	op, err := h.openedBy(pid)
-	if err != nil {
-		return nil, err
-	}
-	elsewhere := h.inSpaces(ctx, op)
-	if dev := h.socketFor(ctx, pid, op, vm, nicID, sw); dev != nil {
-		return dev, nil
-	}
-	all := append(elsewhere, deadNICs(op, elsewhere)...)
-	for _, dev := range append(all, h.deadOfLibvirt(ctx, op, all)...) {
-		if dev.Want.VM == vm && dev.Want.NIC == nicID {
-			return &dev, nil
-		}
-	}
-	return nil, nil
-}
-
 // Reread reads the same device and its holders again; nil if it is gone.
 func (h *Host) Reread(ctx context.Context, dev *Device) (*Device, error) {
 	all, err := h.Named(ctx, dev.Want.VM, dev.Want.NIC)

@@ -3,12 +3,12 @@ package inventory
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"maps"
 	"os"
 	"slices"
 
-	"vmnet/internal/endpoint"
 	"vmnet/internal/holders"
 	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/netns"
@@ -244,62 +244,6 @@ func suspectsAmong(op *holders.Files, all []Device) []int {
 	return slices.Sorted(maps.Keys(found))
 }
 
-// hidden lists vmnet's macvtaps that are on parent devices in the Host's netns and that no
-// process is seen to hold: nobody can reach them but by the id of their netns. Where vm is not
-// empty, they are that guest's.
-func (h *Host) hidden(known []Device, vm string) ([]Seen, error) {
-	devices, err := macvlan.Everywhere(h.NL)
-	if err != nil {
-		return nil, err
-	}
-	// The kernel gives this netns an id in itself when it reports the first of these devices.
-	self, err := h.NL.NetnsID(h.NS)
-	if err != nil || self < 0 { // none of them has its parent device here
-		return nil, err
-	}
-	seen := map[int]bool{}
-	for i := range known {
-		if dev := &known[i]; dev.NetnsFile != nil {
-			seen[h.netnsID(dev)] = true
-		}
-	}
-	var nics []Seen
-	for _, d := range devices {
-		if r, ok := nic.ParseRecord(d.Alias); ok && d.LowerNS == self && !seen[d.NetnsID] && (vm == "" || r.VM == vm) {
-			dev := Device{Link: d.Link, Want: r}
-			found := dev.AsHeld()
-			found.State = nic.Hidden
-			nics = append(nics, Seen{found, dev})
-		}
-	}
-	return nics, nil
-}
-
-// netnsID is the id of the netns that a link is in; -1 for none.
-func (h *Host) netnsID(dev *Device) int {
-	id := -1
-	_ = h.withinOpen(dev, func(ns *netns.NS) (err error) { id, err = h.NL.NetnsID(ns); return err })
-	return id
-}
-
-// Claimed reports whether a userspace switch takes all frames of a device, or of the device of
-// which it is a VLAN. It is false if the caller lacks the privilege to see that.
-func (h *Host) Claimed(l *rtnl.Link) (bool, error) {
-	for range maxParents {
-		claimed, err := endpoint.Claimed(h.NS, l.Name)
-		if errors.Is(err, fs.ErrPermission) {
-			return false, nil
-		}
-		if claimed || err != nil || l.Kind != "vlan" || l.LowerNS >= 0 {
-			return claimed, err
-		}
-		if l, err = h.NL.LinkByIndex(l.Lower); err != nil {
-			return false, rtnl.IgnoreNotExist(err)
-		}
-	}
-	return false, nil
-}
-
 // deadNICs lists the NICs whose device was deleted under their VMM: it holds a label that none of
 // the existing devices, all, matches, and an orphaned queue. A label alone is no NIC: a VMM that
 // was started with one keeps it after a detach.
@@ -357,4 +301,82 @@ func deadNIC(l holders.Label) Device {
 		Link: link, Want: r, Deleted: true, allSeen: true, UID: l.User, vouched: holders.IsTrusted(l.User),
 		Holders: []nic.Holder{{PID: l.PID, FDs: []int{}}},
 	}
+}
+
+// Within runs f with the device's netns and a netlink socket in it. Both are closed afterwards.
+func (h *Host) Within(dev *Device, f func(ns *netns.NS, nl *rtnl.Conn) error) error {
+	if dev.NetnsFile == nil {
+		return f(h.NS, h.NL)
+	}
+	return h.withinOpen(dev, func(ns *netns.NS) error {
+		nl, err := rtnl.Open(ns)
+		if err != nil {
+			return err
+		}
+		defer nl.Close()
+		return f(ns, nl)
+	})
+}
+
+// On runs f with a netlink socket in the device's netns, which is closed afterwards.
+func (h *Host) On(dev *Device, f func(nl *rtnl.Conn) error) error {
+	return h.Within(dev, func(_ *netns.NS, nl *rtnl.Conn) error { return f(nl) })
+}
+
+// withinOpen runs f with the netns of a device that is not in the Host's. The error matches
+// fs.ErrNotExist if the process that had the netns open does not have it any more.
+func (h *Host) withinOpen(dev *Device, f func(*netns.NS) error) error {
+	ns, err := netns.OpenHeld(*dev.NetnsFile)
+	if err != nil {
+		return fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+	}
+	defer ns.Close()
+	if inode, err := ns.Inode(); err != nil || inode != dev.NetnsInode {
+		return fmt.Errorf("the netns of %s: %w", dev.Name, fs.ErrNotExist)
+	}
+	return f(ns)
+}
+
+// openedBy looks at one process for the NICs elsewhere.
+func (h *Host) openedBy(pid int) (*holders.Files, error) {
+	own, err := h.NS.Inode()
+	if err != nil {
+		return nil, err
+	}
+	return holders.Of(pid, own), nil
+}
+
+// FindFor is [Host.Find] at a cost that does not grow with the number of other devices: it looks
+// for the tap's name, and among what the guest's process holds. sw is the switch to look in; empty
+// for none. The holders of a device with a link are not filled in.
+func (h *Host) FindFor(ctx context.Context, pid int, vm, nicID, sw string) (*Device, error) {
+	name, _ := nic.InterfaceName(vm, nicID)
+	l, err := h.NL.Link(name)
+	if err == nil {
+		if r, ok := nic.ParseRecord(l.Alias); ok && r.VM == vm && r.NIC == nicID {
+			dev := h.own(l, r, h.MasterOf(l))
+			if r.Switch {
+				dev.SwitchPort = h.ReadSwitchPort(ctx, &dev)
+			}
+			h.ReadOVS(ctx, &dev)
+			return &dev, nil
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	op, err := h.openedBy(pid)
+	if err != nil {
+		return nil, err
+	}
+	elsewhere := h.inSpaces(ctx, op)
+	if dev := h.socketFor(ctx, pid, op, vm, nicID, sw); dev != nil {
+		return dev, nil
+	}
+	all := append(elsewhere, deadNICs(op, elsewhere)...)
+	for _, dev := range append(all, h.deadOfLibvirt(ctx, op, all)...) {
+		if dev.Want.VM == vm && dev.Want.NIC == nicID {
+			return &dev, nil
+		}
+	}
+	return nil, nil
 }

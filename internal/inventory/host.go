@@ -15,6 +15,7 @@ import (
 
 	"vmnet/internal/alias"
 	"vmnet/internal/holders"
+	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/routed"
@@ -81,15 +82,6 @@ func (h *Host) look(ctx context.Context, links []*rtnl.Link) (*holders.Files, er
 		return nil, err
 	}
 	return holders.Look(ctx, own, links, h.notice)
-}
-
-// openedBy looks at one process for the NICs elsewhere.
-func (h *Host) openedBy(pid int) (*holders.Files, error) {
-	own, err := h.NS.Inode()
-	if err != nil {
-		return nil, err
-	}
-	return holders.Of(pid, own), nil
 }
 
 // ownLinks lists the links in the Host's netns whose aliases begin as vmnet's do: taps, and
@@ -269,40 +261,6 @@ func (h *Host) RoutedNIC(dev *Device) (routed.NIC, error) {
 	return n, rtnl.IgnoreNotExist(err)
 }
 
-// Within runs f with the device's netns and a netlink socket in it. Both are closed afterwards.
-func (h *Host) Within(dev *Device, f func(ns *netns.NS, nl *rtnl.Conn) error) error {
-	if dev.NetnsFile == nil {
-		return f(h.NS, h.NL)
-	}
-	return h.withinOpen(dev, func(ns *netns.NS) error {
-		nl, err := rtnl.Open(ns)
-		if err != nil {
-			return err
-		}
-		defer nl.Close()
-		return f(ns, nl)
-	})
-}
-
-// On runs f with a netlink socket in the device's netns, which is closed afterwards.
-func (h *Host) On(dev *Device, f func(nl *rtnl.Conn) error) error {
-	return h.Within(dev, func(_ *netns.NS, nl *rtnl.Conn) error { return f(nl) })
-}
-
-// withinOpen runs f with the netns of a device that is not in the Host's. The error matches
-// fs.ErrNotExist if the process that had the netns open does not have it any more.
-func (h *Host) withinOpen(dev *Device, f func(*netns.NS) error) error {
-	ns, err := netns.OpenHeld(*dev.NetnsFile)
-	if err != nil {
-		return fmt.Errorf("%w: %w", fs.ErrNotExist, err)
-	}
-	defer ns.Close()
-	if inode, err := ns.Inode(); err != nil || inode != dev.NetnsInode {
-		return fmt.Errorf("the netns of %s: %w", dev.Name, fs.ErrNotExist)
-	}
-	return f(ns)
-}
-
 // A Host is one network namespace, and the processes that the caller sees. Its methods may be
 // called concurrently.
 type Host struct {
@@ -379,4 +337,42 @@ func (h *Host) NICs(ctx context.Context, vm string) (nics, plain []Seen, err err
 type Seen struct {
 	nic.NIC
 	Device Device
+}
+
+// hidden lists vmnet's macvtaps that are on parent devices in the Host's netns and that no
+// process is seen to hold: nobody can reach them but by the id of their netns. Where vm is not
+// empty, they are that guest's.
+func (h *Host) hidden(known []Device, vm string) ([]Seen, error) {
+	devices, err := macvlan.Everywhere(h.NL)
+	if err != nil {
+		return nil, err
+	}
+	// The kernel gives this netns an id in itself when it reports the first of these devices.
+	self, err := h.NL.NetnsID(h.NS)
+	if err != nil || self < 0 { // none of them has its parent device here
+		return nil, err
+	}
+	seen := map[int]bool{}
+	for i := range known {
+		if dev := &known[i]; dev.NetnsFile != nil {
+			seen[h.netnsID(dev)] = true
+		}
+	}
+	var nics []Seen
+	for _, d := range devices {
+		if r, ok := nic.ParseRecord(d.Alias); ok && d.LowerNS == self && !seen[d.NetnsID] && (vm == "" || r.VM == vm) {
+			dev := Device{Link: d.Link, Want: r}
+			found := dev.AsHeld()
+			found.State = nic.Hidden
+			nics = append(nics, Seen{found, dev})
+		}
+	}
+	return nics, nil
+}
+
+// netnsID is the id of the netns that a link is in; -1 for none.
+func (h *Host) netnsID(dev *Device) int {
+	id := -1
+	_ = h.withinOpen(dev, func(ns *netns.NS) (err error) { id, err = h.NL.NetnsID(ns); return err })
+	return id
 }

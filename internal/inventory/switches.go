@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/endpoint"
 	"vmnet/internal/holders"
 	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/kernel/rtnl"
@@ -274,4 +275,22 @@ func (dev *Device) mayHave(m moment, p control.Port) bool {
 // ReadSwitchPort asks the switch that the NIC's record names for its port.
 func (h *Host) ReadSwitchPort(ctx context.Context, dev *Device) SwitchPort {
 	return switchPortOf(dev, h.askNamed(ctx, dev.Want.Source))
+}
+
+// Claimed reports whether a userspace switch takes all frames of a device, or of the device of
+// which it is a VLAN. It is false if the caller lacks the privilege to see that.
+func (h *Host) Claimed(l *rtnl.Link) (bool, error) {
+	for range maxParents {
+		claimed, err := endpoint.Claimed(h.NS, l.Name)
+		if errors.Is(err, fs.ErrPermission) {
+			return false, nil
+		}
+		if claimed || err != nil || l.Kind != "vlan" || l.LowerNS >= 0 {
+			return claimed, err
+		}
+		if l, err = h.NL.LinkByIndex(l.Lower); err != nil {
+			return false, rtnl.IgnoreNotExist(err)
+		}
+	}
+	return false, nil
 }

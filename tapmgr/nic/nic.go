@@ -5,12 +5,16 @@ package nic
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"vmnet/bridge/inbound"
 	"vmnet/bridge/portrate"
 	"vmnet/bridge/portsec"
+	"vmnet/internal/routed/gateway"
 )
 
 // NIC is one NIC of a guest as it is. Its JSON keys are stable.
@@ -168,3 +172,138 @@ func (n NIC) SecurityText() string {
 // TypeRouted is the type of a NIC by whose tap the host routes the guest's addresses. An older
 // vmnet does not know it, and so leaves such a tap alone.
 const TypeRouted = "routed"
+
+// A Change is one thing that a set changes of a NIC, in the words of the flags.
+type Change struct {
+	Flag string `json:"flag"` // that asks for it, without dashes
+	From string `json:"from"` // empty for what is not set
+	To   string `json:"to"`
+}
+
+// Persistence is the change of whether libvirt stores the NIC.
+func Persistence(stored bool) Change {
+	if stored {
+		return Change{Flag: "persistent", To: "true"}
+	}
+	return Change{Flag: "persistent", From: "true"}
+}
+
+// ChangeResult is the result of a set.
+type ChangeResult struct {
+	NIC     NIC
+	Changes []Change
+	Changed bool     // false if the NIC was as asked for
+	Notices []string // for the user; they are no errors
+
+	// Differences lists what differs from the record and cannot be mended.
+	Differences []Difference
+}
+
+// An Address is one that a NIC has, and from where that is known. Its JSON keys are stable.
+type Address struct {
+	IP   netip.Addr `json:"ip"`
+	From []string   `json:"from"` // "lease", "neighbour", "agent", "port security", "routed", "configured"
+}
+
+// String returns the address with its sources in parentheses.
+func (a Address) String() string { return a.IP.String() + " (" + strings.Join(a.From, ", ") + ")" }
+
+// Traffic counts what passed a NIC since its host interface was made. Its JSON keys are stable.
+type Traffic struct {
+	FromGuest Direction `json:"from_guest"`
+	ToGuest   Direction `json:"to_guest"`
+}
+
+// Direction counts one direction of a NIC's traffic.
+type Direction struct {
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
+	Errors  uint64 `json:"errors"`
+	Dropped uint64 `json:"dropped"`
+}
+
+// HostAccess is a macvlan in mode bridge by which the host and the macvtap guests on the same
+// parent device reach each other. It stays until it is switched off. Its JSON keys are stable.
+type HostAccess struct {
+	Parent    string         `json:"lower"` // the parent device's name
+	Interface string         `json:"interface"`
+	MAC       string         `json:"mac"`
+	MTU       int            `json:"mtu"`       // bytes
+	Addresses []netip.Prefix `json:"addresses"` // of the host on it, without IPv6 link-local ones
+	State     State          `json:"state"`
+	Notices   []string       `json:"notices,omitempty"` // what a person should know although it is no error
+
+	Added []netip.Prefix `json:"-"` // the Addresses that switching it on has added
+}
+
+// TypeMacvlan is the type that a HostAccess has in a list of NICs.
+const TypeMacvlan = "macvlan"
+
+// hostAccessMode is what such a list shows as the mode of a HostAccess.
+const hostAccessMode = "host access"
+
+// NIC returns the HostAccess as a row of a list of NICs. It has neither guest nor model nor queues.
+func (a HostAccess) NIC() NIC {
+	return NIC{
+		Interface: a.Interface, Type: TypeMacvlan, Source: a.Parent, Mode: hostAccessMode,
+		MAC: a.MAC, MTU: a.MTU, State: a.State,
+	}
+}
+
+// Parent describes a parent device.
+type Parent struct {
+	Name       string      `json:"lower"`
+	HostAccess *HostAccess `json:"host_access"` // nil if it is off
+	NICs       []NIC       `json:"nics"`        // of guests, on that device
+}
+
+// GuestConfig is what a routed guest must be configured with, which no server sends it. Its JSON
+// keys are stable.
+type GuestConfig struct {
+	Addresses []string `json:"addresses"` // with the prefix lengths of single addresses
+	Gateways  []string `json:"gateways"`  // one for each IP version; on the link, though no route says so
+	CloudInit string   `json:"cloud_init"`
+}
+
+// configOf returns the configuration for a guest's NIC of that MAC address. CloudInit is a
+// network-config of version 2, which netplan takes as well.
+func configOf(mac string, ips []netip.Addr) GuestConfig {
+	var c GuestConfig
+	var quoted, routes []string
+	for _, a := range ips {
+		text := netip.PrefixFrom(a, a.BitLen()).String()
+		c.Addresses, quoted = append(c.Addresses, text), append(quoted, fmt.Sprintf("%q", text))
+	}
+	for _, v := range []struct {
+		six bool
+		to  string
+		via netip.Addr
+	}{{false, "0.0.0.0/0", gateway.IPv4}, {true, "::/0", gateway.IPv6}} {
+		if slices.ContainsFunc(ips, func(a netip.Addr) bool { return a.Is6() == v.six }) {
+			c.Gateways = append(c.Gateways, v.via.String())
+			routes = append(routes, fmt.Sprintf("      - {to: %q, via: %q, on-link: true}\n", v.to, v.via))
+		}
+	}
+	const form = "version: 2\nethernets:\n  lan:\n    match: {macaddress: %q}\n    addresses: [%s]\n    routes:\n%s"
+	c.CloudInit = fmt.Sprintf(form, mac, strings.Join(quoted, ", "), strings.Join(routes, ""))
+	return c
+}
+
+// String returns the configuration for people, in lines.
+func (c GuestConfig) String() string {
+	return fmt.Sprintf("In the guest: address %s; default route on link via %s. As cloud-init's network-config:\n%s",
+		strings.Join(c.Addresses, ", "), strings.Join(c.Gateways, ", "), indent(c.CloudInit))
+}
+
+func indent(text string) string {
+	return "  " + strings.ReplaceAll(strings.TrimSuffix(text, "\n"), "\n", "\n  ")
+}
+
+// GuestConfig returns what the guest must be configured with for a routed NIC; nil for others.
+func (n NIC) GuestConfig() *GuestConfig {
+	if n.Type != TypeRouted {
+		return nil
+	}
+	c := configOf(n.MAC, n.IP)
+	return &c
+}

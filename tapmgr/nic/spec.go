@@ -4,9 +4,12 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/base32"
+	"fmt"
 	"net"
 	"net/netip"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"vmnet/bridge/brport"
 	"vmnet/bridge/inbound"
@@ -339,3 +342,25 @@ const (
 	maxAltName = 127 // ALTIFNAMSIZ less its NUL
 	hashLen    = 6
 )
+
+// ValidVM checks a guest's name.
+func ValidVM(name string) error {
+	bad := func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }
+	switch {
+	case name == "":
+		return fmt.Errorf("no guest is named (--vm)")
+	case len(name) > MaxVMName:
+		return fmt.Errorf("guest name of %d bytes: at most %d fit", len(name), MaxVMName)
+	case strings.ContainsFunc(name, bad):
+		return fmt.Errorf("guest name %q: want printable UTF-8 text", name)
+	}
+	return nil
+}
+
+// ValidNIC checks a NIC's id.
+func ValidNIC(id string) error {
+	if !formed(id, 12, lowerCase+digits+"_", "") {
+		return fmt.Errorf("NIC id %q: want 1 to 12 of a-z, 0-9 and _", id)
+	}
+	return nil
+}

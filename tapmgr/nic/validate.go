@@ -9,9 +9,6 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
-	"strings"
-	"unicode"
-	"unicode/utf8"
 
 	"vmnet/bridge/brport"
 	"vmnet/bridge/portsec"
@@ -56,28 +53,6 @@ func (s Spec) validatePrepared() error {
 	case s.MAC == nil:
 		return fmt.Errorf("a prepared NIC needs the address that the guest has where it comes from: --mac " +
 			"(vmnet list shows it there)")
-	}
-	return nil
-}
-
-// ValidVM checks a guest's name.
-func ValidVM(name string) error {
-	bad := func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }
-	switch {
-	case name == "":
-		return fmt.Errorf("no guest is named (--vm)")
-	case len(name) > MaxVMName:
-		return fmt.Errorf("guest name of %d bytes: at most %d fit", len(name), MaxVMName)
-	case strings.ContainsFunc(name, bad):
-		return fmt.Errorf("guest name %q: want printable UTF-8 text", name)
-	}
-	return nil
-}
-
-// ValidNIC checks a NIC's id.
-func ValidNIC(id string) error {
-	if !formed(id, 12, lowerCase+digits+"_", "") {
-		return fmt.Errorf("NIC id %q: want 1 to 12 of a-z, 0-9 and _", id)
 	}
 	return nil
 }
