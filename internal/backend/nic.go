@@ -14,9 +14,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
-	"os"
 
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/bridges"
@@ -353,19 +351,6 @@ func (h *NIC) Verify(ctx context.Context) (*inventory.Device, error) {
 // Close closes this process's copies of all files. Without a VMM's the interface goes.
 func (h *NIC) Close() error {
 	return errors.Join(h.host.close(), h.closeVhosts(), closeFile(&h.Files.Label))
-}
-
-// closeFile closes a file that may be nil, or closed already.
-func closeFile(f **os.File) error {
-	if *f == nil {
-		return nil
-	}
-	err := (*f).Close()
-	*f = nil
-	if errors.Is(err, fs.ErrClosed) {
-		return nil
-	}
-	return err
 }
 
 // Result describes the NIC that is there now. After a dry run there is none.

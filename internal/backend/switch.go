@@ -372,3 +372,16 @@ func (m *Maker) switchEndpoint(spec nic.Spec) nic.By {
 	}
 	return nic.ByTap
 }
+
+// closeFile closes a file that may be nil, or closed already.
+func closeFile(f **os.File) error {
+	if *f == nil {
+		return nil
+	}
+	err := (*f).Close()
+	*f = nil
+	if errors.Is(err, fs.ErrClosed) {
+		return nil
+	}
+	return err
+}

@@ -232,8 +232,8 @@ func (h *Host) deadOfLibvirt(ctx context.Context, op *holders.Files, all []Devic
 	return found
 }
 
-// suspectsAmong lists the processes that hold a queue of a tap that is gone, or a macvtap's queue that
-// belongs to none of these devices: the macvtap may be libvirt's own.
+// suspectsAmong lists the processes that hold a queue of a tap that is gone, or a macvtap's queue
+// that belongs to none of these devices: the macvtap may be libvirt's own.
 func suspectsAmong(op *holders.Files, all []Device) []int {
 	found := maps.Clone(op.Orphans)
 	for pid, files := range op.Nodes {

@@ -32,7 +32,8 @@ ethernets:
 		t.Errorf("%s, %v", text, err)
 	}
 	n.IP = ips("192.0.2.11")
-	const lines = `In the guest: address 192.0.2.11/32; default route on link via 169.254.0.1. As cloud-init's network-config:
+	const lines = "In the guest: address 192.0.2.11/32; default route on link via 169.254.0.1. " +
+		`As cloud-init's network-config:
   version: 2
   ethernets:
     lan:

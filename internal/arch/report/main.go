@@ -53,7 +53,7 @@ func report(w io.Writer, covers, traces, verbose bool) error {
 	if traces {
 		fmt.Fprintln(w,
 			"\nFiles with code that ran, with one bridge and one guest; in the same rooms, and in the whole module")
-		if err := trace(w, verbose); err != nil {
+		if err := trace(w, verbose, "./..."); err != nil {
 			return err
 		}
 	}

@@ -61,8 +61,9 @@ var runs = []run{
 var idle = map[string][]string{"vmnet": {"version"}, "vmnet-hook": {}, "qemu-netup-full": {"--version"}}
 
 // trace runs the programs in new namespaces beside a real QEMU whose guest is paused. For each verb
-// it prints how many files have code that ran: of the verb's packages, and of the module.
-func trace(w io.Writer, verbose bool) error {
+// it prints how many files have code that ran: of the verb's packages, and of all of these packages
+// of the module.
+func trace(w io.Writer, verbose bool, packages ...string) error {
 	dir, err := os.MkdirTemp("", "vmnet-arch-")
 	if err != nil {
 		return err
@@ -72,7 +73,8 @@ func trace(w io.Writer, verbose bool) error {
 		"/":       {"./cmd/vmnet", "./cmd/vmnet-hook", "./cmd/qemu-netup-full"},
 		"/front/": {"./cmd/qemu-netup"}, // which does not find the other beside itself, and leaves its record
 	} {
-		args := append([]string{"go", "build", "-cover", "-coverpkg=./...", "-o", dir + at}, programs...)
+		args := []string{"go", "build", "-cover", "-coverpkg=" + strings.Join(packages, ","), "-o", dir + at}
+		args = append(args, programs...)
 		if _, err := output(args...); err != nil {
 			return err
 		}
