@@ -124,7 +124,8 @@ func readConfig(path string) (string, error) {
 // keepFor keeps the capabilities that making the devices needs: a macvtap is made in a netns of its
 // own (CAP_SYS_ADMIN) and opened by a node of its own (CAP_MKNOD). Port security takes a BPF
 // program (CAP_BPF), whose pointer arithmetic the verifier allows with CAP_PERFMON. So do
-// rates, but without that.
+// rates, but without that. The addresses of a routed NIC are announced by a packet socket
+// (CAP_NET_RAW); without it they work too.
 func (a *app) keepFor(o *launchOptions) error {
 	if o.netns != "" && !a.p.Caller.Root() {
 		return usagef(
@@ -140,6 +141,9 @@ func (a *app) keepFor(o *launchOptions) error {
 			continue
 		}
 		keep = append(keep, cap.NET_ADMIN)
+		if n.spec.Routed != "" && a.p.Has(cap.NET_RAW) {
+			keep = append(keep, cap.NET_RAW)
+		}
 		if !n.spec.Security.IsZero() || !n.spec.AllowIn.IsZero() {
 			if !a.p.Has(cap.BPF) || !a.p.Has(cap.PERFMON) {
 				return errors.New("--port-security and --allow-in need CAP_BPF and CAP_PERFMON (install qemu-netup " +

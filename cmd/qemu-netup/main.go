@@ -61,7 +61,7 @@ func run(argv []string) error {
 	}
 	// The capabilities that any form of that program needs; each form drops what it does not need.
 	return p.HandOver(full(p.Elevated()), argv, cap.NET_ADMIN, cap.SYS_ADMIN, cap.MKNOD,
-		cap.SYS_PTRACE, cap.DAC_READ_SEARCH, cap.BPF, cap.PERFMON)
+		cap.SYS_PTRACE, cap.DAC_READ_SEARCH, cap.BPF, cap.PERFMON, cap.NET_RAW)
 }
 
 // full returns the path of qemu-netup-full. A source tree and $GOBIN have it beside this program,
