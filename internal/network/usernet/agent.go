@@ -118,6 +118,7 @@ func agent() error {
 		if err == nil && o.Reload {
 			err = a.server.reload()
 		}
+		a.widen()
 		answer, err := json.Marshal(a.report(o.Rules, err))
 		if err == nil {
 			err = sock.Send(answer, port...)
@@ -206,7 +207,8 @@ func (a *inside) begin(n *config.Network) (port []*os.File, err error) {
 		var l *rtnl.Link
 		if l, err = a.nl.Link(n.Name); err == nil {
 			a.link = l.Index
-			err = a.nl.Set(l.Index, rtnl.Alias(alias.Prefix+"network="+alias.Escape(n.Name)), rtnl.Up(true))
+			err = a.nl.Set(l.Index, rtnl.Alias(alias.Prefix+"network="+alias.Escape(n.Name)),
+				rtnl.TxQLen(burst), rtnl.Up(true))
 		}
 	}
 	if err != nil {
@@ -214,6 +216,18 @@ func (a *inside) begin(n *config.Network) (port []*os.File, err error) {
 		return nil, err
 	}
 	return port, nil
+}
+
+// burst is the length in frames of the queues between guests and pasta. pasta sends all that a
+// guest's TCP window has room for at once, and each lost frame costs it the rest of the window: it
+// knows no selective acknowledgment, neither as the sender nor as the receiver.
+const burst = 8192
+
+// widen gives pasta's interface a queue for bursts, once it is there.
+func (a *inside) widen() {
+	if l, err := a.nl.Link(wan); err == nil && l.TxQLen < burst {
+		_ = a.nl.Set(l.Index, rtnl.TxQLen(burst)) // slower without
+	}
 }
 
 // addresses gives the interface those of the router and of the server, and no others.
