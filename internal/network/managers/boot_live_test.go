@@ -162,7 +162,7 @@ func TestLiveNextBoot(t *testing.T) {
 	})
 }
 
-// reboot moves the addresses of eth0 to a bridge, and has networkd begin anew with what was
+// reboot moves the addresses of eth0 to a bridge, and has networkd begin again with what was
 // written.
 func (m *networkdHost) reboot(manager string) {
 	m.Helper()
