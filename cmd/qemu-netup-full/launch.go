@@ -163,7 +163,8 @@ func (a *app) keepFor(o *launchOptions) error {
 		}
 		if !a.p.Has(cap.SYS_ADMIN) || !a.p.Has(cap.MKNOD) {
 			return fmt.Errorf(
-				"%s on %s: needs CAP_SYS_ADMIN and CAP_MKNOD (install qemu-netup setuid root with chmod u+s, or run it as root; see vmnet doctor)",
+				"%s on %s: needs CAP_SYS_ADMIN and CAP_MKNOD (install qemu-netup setuid root with chmod u+s, "+
+					"or run it as root; see vmnet doctor)",
 				n.spec.Lower.Kind, n.spec.Lower.Device)
 		}
 		// A macvtap is in a netns that only /proc of its holders shows, and they can hide from
