@@ -79,6 +79,13 @@ type GuestView struct {
 	Promiscuous bool     `json:"promiscuous"`
 	Multicast   []string `json:"multicast,omitempty"`
 	VLANs       []int    `json:"vlans,omitempty"` // that the driver asked for; none if it receives all
+
+	// What only QEMU's own monitor says; empty and nil if it is not known.
+	RunState string `json:"run_state,omitempty"` // of the machine, such as "running" and "paused"
+	Driver   *bool  `json:"driver,omitempty"`    // the guest's driver has started the device
+	Broken   *bool  `json:"broken,omitempty"`    // QEMU has stopped the device after an error of its driver
+	LinkUp   *bool  `json:"link_up,omitempty"`   // the driver sees a carrier
+	OnVhost  *bool  `json:"on_vhost,omitempty"`  // vhost-net moves the frames now
 }
 
 // Show returns details of all NICs of a guest, those that libvirt has made itself last. The guest's
@@ -289,6 +296,9 @@ func (g *guestViews) view(ctx context.Context, nicID string, via nic.Via) (*Gues
 	if g.guest.Monitor == nil { // only QEMU knows the filter, and to ask it would taint the domain
 		return v, nil
 	}
+	if err := g.condition(ctx, v); err != nil {
+		return v, err
+	}
 	f, err := g.guest.Monitor.RxFilter(ctx, nicID)
 	if f == nil || err != nil {
 		return v, err
@@ -298,4 +308,17 @@ func (g *guestViews) view(ctx context.Context, nicID string, via nic.Via) (*Gues
 		v.VLANs = f.VLANTable
 	}
 	return v, nil
+}
+
+// condition adds how far the NIC works.
+func (g *guestViews) condition(ctx context.Context, v *GuestView) error {
+	conn := g.guest.Monitor.QMP()
+	state, err := conn.RunState(ctx)
+	if err != nil {
+		return err
+	}
+	found, err := conn.Condition(ctx, v.Device)
+	v.RunState, v.Driver, v.Broken = string(state), found.Driver, found.Broken
+	v.LinkUp, v.OnVhost = found.LinkUp, found.Vhost
+	return err
 }

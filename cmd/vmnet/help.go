@@ -113,7 +113,7 @@ func addGroups(root *cobra.Command) {
 	}{
 		{groupNICs, "NICs of guests:", []string{
 			"attach", "detach", "set", "apply", "prepare", "commit", "abort", "list", "show",
-			"map", "top", "monitor", "capture", "metrics", "check", "reconcile", "watch", "mac",
+			"map", "why", "top", "monitor", "capture", "metrics", "check", "reconcile", "watch", "mac",
 		}},
 		{groupPlaces, "Where NICs are attached:", []string{"network", "forward", "netns", "bridge", "switch", "lower"}},
 		{groupMachine, "This machine:", []string{"hook", "policy", "doctor", "version", "help", "completion"}},

@@ -15,7 +15,7 @@ var layers = [][]string{
 	{"cmd/vmnet", "cmd/qemu-netup", "cmd/qemu-netup-full", "cmd/vmnet-hook"},
 	{
 		"internal/libvirthook/hook", "internal/watch", "internal/doctor", "internal/metrics", "internal/netmap",
-		"internal/monitor", "internal/top",
+		"internal/monitor", "internal/top", "internal/why",
 	},
 	{"internal/network/usernet"},
 	{"internal/access/bridgehelper"},

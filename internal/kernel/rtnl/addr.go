@@ -61,6 +61,13 @@ func (c *Conn) AllAddrs(index int) ([]netip.Prefix, error) {
 	return c.addrs(index, func(netip.Addr) bool { return true })
 }
 
+// AddrsByLink lists the IP addresses of all links, by their indexes.
+func (c *Conn) AddrsByLink() (map[int][]netip.Prefix, error) {
+	found := map[int][]netip.Prefix{}
+	err := c.eachAddr(func(link int, p netip.Prefix) { found[link] = append(found[link], p) })
+	return found, err
+}
+
 // Quieten keeps the host from using a link for IPv6 from now on: the kernel assigns no further
 // address to it, and Quieten removes its link-local addresses. It does nothing if the kernel does
 // not run IPv6.

@@ -21,6 +21,8 @@ type Chain struct {
 	Hook   string // "input", "forward", ...; empty for a chain that others jump to
 	Policy string // "accept" or "drop", of a base chain
 	Rules  []Rule
+
+	Devices []string // of a base chain of family netdev
 }
 
 // Rule is the list of a rule's expressions, each an object with one key in libnftables-json(5).
@@ -35,6 +37,8 @@ type object struct {
 	Hook   string `json:"hook"`
 	Policy string `json:"policy"`
 	Expr   Rule   `json:"expr"`
+
+	Dev json.RawMessage `json:"dev"` // one or several
 }
 
 // Parse parses what nft -j list ruleset prints. Objects of kinds that are unknown here are part of
@@ -71,7 +75,7 @@ func (r *Ruleset) add(kind string, raw json.RawMessage, chains map[TableID]map[s
 	case "table":
 		id.Name = o.Name
 	case "chain":
-		c := &Chain{Table: id, Name: o.Name, Hook: o.Hook, Policy: o.Policy}
+		c := &Chain{Table: id, Name: o.Name, Hook: o.Hook, Policy: o.Policy, Devices: words(o.Dev)}
 		if chains[id] == nil {
 			chains[id] = map[string]*Chain{}
 		}
@@ -89,6 +93,16 @@ func (r *Ruleset) add(kind string, raw json.RawMessage, chains map[TableID]map[s
 	delete(content, "handle") // which the kernel counts up
 	r.tables[id] = append(r.tables[id], map[string]any{kind: content})
 	return nil
+}
+
+// words returns the strings of a string or of an array of them.
+func words(raw json.RawMessage) (all []string) {
+	var one string
+	if json.Unmarshal(raw, &one) == nil && one != "" {
+		return []string{one}
+	}
+	_ = json.Unmarshal(raw, &all) // anything else names none
+	return all
 }
 
 // Tables returns the names of all tables, of whichever family.
