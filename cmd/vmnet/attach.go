@@ -79,12 +79,14 @@ and other guests reach the guest. An address that the host, another routed guest
 LAN has is refused; the LAN is asked for a second. The guest's addresses are announced there (needs
 CAP_NET_RAW). A note names chains of Docker, ufw, firewalld and others that drop the guest's
 traffic, with the cure; so do vmnet check and doctor. attach and show print what the guest must be
-configured with: its addresses, and default routes via 169.254.0.1 and fe80::1. The kernel drops
-IPv4 packets from other addresses than the guest's (rp_filter); nothing checks the sources of its
-IPv6 packets. Forwarding is turned on for the tap and the uplink, before Linux 6.17 for IPv6 on all
-links, and set back after the last routed guest. The tap and its routes go with the guest. The
-entries stay until vmnet watch, detach or reconcile removes them; until then the host goes on to
-answer for the guest's IPv6 addresses.
+configured with: its addresses, and default routes via 169.254.0.1 and fe80::1. Nothing answers DHCP
+or sends router advertisements on its tap: write that into the guest, or give it by cloud-init; for
+DHCP put the guest on a network (vmnet network create). The kernel drops IPv4 packets from other
+addresses than the guest's (rp_filter); nothing checks the sources of its IPv6 packets. Forwarding
+is turned on for the tap and the uplink, before Linux 6.17 for IPv6 on all links, and set back after
+the last routed guest. The tap and its routes go with the guest. The entries stay until vmnet watch,
+detach or reconcile removes them; until then the host goes on to answer for the guest's IPv6
+addresses.
 
 With --port-security the guest's frames are checked from its first one on: all is the list
 mac,ip,arp,nd,dhcp,ra,vlan. mac: the source is the NIC's own MAC. ip: the source is an address of

@@ -86,7 +86,9 @@ func newUserLab(b *testing.B, mtu int, connect func(l *userLab) error) *userLab 
 			b.Fatal(err)
 		}
 	}
-	c := testvm.Config{Name: l.name, Netns: l.host.Path(), Logf: func(string, ...any) {}}
+	c := testvm.Config{
+		Name: l.name, Netns: l.host.Path(), BootTimeout: 5 * time.Minute, Logf: func(string, ...any) {},
+	}
 	l.vm = testvm.StartT(b, c.OwnedBy(b, nobody))
 	if err := connect(l); err != nil {
 		b.Fatal(err)
