@@ -13,17 +13,32 @@ import (
 	"vmnet/testvm/traffic"
 )
 
-// WaitReady waits until the guest answers. It repeats the request every second, since a guest that
-// is reset loses requests.
+// WaitReady waits until the guest answers. It repeats the request, since a guest that is reset
+// loses requests, and ever less often, since a guest that is slow must answer all of them.
 func (g *Guest) WaitReady(ctx context.Context) (Info, error) {
-	for {
-		try, cancel := context.WithTimeout(ctx, time.Second)
-		var info Info
-		err := g.call(try, MethodHello, nil, &info)
-		late := try.Err() != nil && ctx.Err() == nil
+	type answer struct {
+		info Info
+		err  error
+	}
+	answers, asked := make(chan answer), 0
+	ctx, cancel := context.WithCancel(ctx)
+	defer func() {
 		cancel()
-		if err == nil || !late {
-			return info, err
+		for range asked - 1 {
+			<-answers
+		}
+	}()
+	for pause := time.Second; ; pause *= 2 {
+		asked++
+		go func() {
+			var a answer
+			a.err = g.call(ctx, MethodHello, nil, &a.info)
+			answers <- a
+		}()
+		select {
+		case a := <-answers:
+			return a.info, a.err
+		case <-time.After(pause):
 		}
 	}
 }
