@@ -105,7 +105,7 @@ func (h *host) migrates(near *netns.NS, from, to func(*guest) nic.Spec) {
 		h.Fatal(err)
 	}
 	h.prepare(to(g))
-	p := h.migrated(near, source, g)
+	p := h.migrated(near, guestAddr, source, g)
 	h.Logf("the guest did not answer for %.0f ms", p.gap())
 	if got := h.states(g); got != "forwarding" {
 		h.Errorf("it is %s", got)
@@ -136,10 +136,10 @@ func (h *host) leaving(from func(*guest) nic.Spec) *guest {
 	return g
 }
 
-// migrated migrates a guest, that near pings, from source to g, where a commit waits for it.
-func (h *host) migrated(near *netns.NS, source, g *guest) *pinger {
+// migrated migrates a guest, that near pings at addr, from source to g, where a commit waits for it.
+func (h *host) migrated(near *netns.NS, addr string, source, g *guest) *pinger {
 	h.Helper()
-	p := h.pinging(near, guestAddr)
+	p := h.pinging(near, addr)
 	p.answered(1)
 	committed := make(chan error, 1)
 	uri := "unix:" + filepath.Join(h.TempDir(), "migration")
@@ -178,7 +178,7 @@ func BenchmarkMigration(b *testing.B) {
 		} else {
 			h.attach(spec)
 		}
-		p := h.migrated(h.ns, source, g)
+		p := h.migrated(h.ns, guestAddr, source, g)
 		p.stop() // the next one would take its answers for its own
 		gaps[isPrepared] = append(gaps[isPrepared], p.gap())
 		for _, ended := range []*guest{source, g} {

@@ -11,6 +11,7 @@ import (
 	"vmnet/internal/change"
 	"vmnet/internal/guest"
 	"vmnet/internal/inventory"
+	"vmnet/internal/routed"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
@@ -62,6 +63,11 @@ func (m *Manager) Commit(ctx context.Context, t nic.Target, nicID string, wait b
 			}
 			done = append(done, res)
 		}
+		for i, res := range done { // once all of them are up
+			if res.Changed && res.NIC.Type == nic.TypeRouted {
+				errs = append(errs, m.Run.Do(ctx, []step.Step{m.answeringStep(&done[i])}))
+			}
+		}
 		return errors.Join(errs...)
 	})
 	if err != nil {
@@ -109,6 +115,32 @@ func (m *Manager) commit(ctx context.Context, g *guest.Guest, dev inventory.Devi
 		return nic.ChangeResult{}, err
 	}
 	return m.changed(ctx, &dev, nic.ChangeResult{Changed: true, Notices: p.Notices})
+}
+
+// answeringStep tells of a machine that still answers for the addresses of a routed guest, most
+// likely the host that it comes from: a neighbour that asks may believe either of the two.
+func (m *Manager) answeringStep(res *nic.ChangeResult) step.Step {
+	n := res.NIC
+	return step.Step{
+		Name: "answering",
+		Text: fmt.Sprintf("ask %s for %s for %v, that nobody else answers", n.Source, nic.FormatIPs(n.IP), routed.ProbeTime),
+		Do: func(ctx context.Context) error {
+			uplink, err := m.host.NL.Link(n.Source)
+			if err != nil || !uplink.Carrier {
+				return nil // which check says
+			}
+			which, mac, err := m.host.Routed().Answering(ctx, uplink, n.IP)
+			switch {
+			case err != nil:
+				res.Notices = append(res.Notices, fmt.Sprintf("whether another machine answers for %s on %s is not known: %v",
+					nic.FormatIPs(n.IP), n.Source, err))
+			case mac != nil:
+				res.Notices = append(res.Notices, fmt.Sprintf("%s still answers for %s on %s: end the QEMU that the guest "+
+					"comes from; then vmnet watch, or vmnet reconcile, withdraws the answers there", mac, which, n.Source))
+			}
+			return nil
+		},
+	}
 }
 
 // Abort removes the prepared NICs of a guest, or the one of that id if it is not empty. If its QEMU

@@ -369,25 +369,7 @@ func TestLiveRoutedGuest(t *testing.T) {
 		t.Errorf("%s is a machine's: %v", lanMachine, err)
 	}
 	n := h.attach(routedSpec(g.name, "net0", routedAddr, routedAddr6))
-	ctx := h.context(60 * time.Second)
-	link, err := g.Guest.WaitNIC(ctx, n.MAC)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := n.GuestConfig()
-	if err := g.Guest.Up(ctx, link.Name); err != nil {
-		t.Fatal(err)
-	}
-	for _, a := range c.Addresses {
-		if err := g.Guest.AddAddr(ctx, link.Name, a); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, to := range c.Gateways {
-		if err := g.Guest.AddDefaultRouteOn(ctx, link.Name, to); err != nil {
-			t.Fatal(err)
-		}
-	}
+	h.configures(g, n)
 	other := h.booted(testvm.Config{Paused: true}) // whose tap answers nothing, and is routed to all the same
 	h.attach(routedSpec(other.name, "net0", routedAddr2))
 	for _, to := range []string{lanMachine, lanMachine6, lanAddr, lanAddr6} {
@@ -408,6 +390,30 @@ func TestLiveRoutedGuest(t *testing.T) {
 	h.settled()
 	if proxies, err := h.nl.Proxies(); err != nil || len(proxies) != 1 || proxies[0].Addr.String() != routedAddr2 {
 		t.Errorf("after a kill: %+v, %v", proxies, err)
+	}
+}
+
+// configures has a guest use a routed NIC as attach says.
+func (h *host) configures(g *guest, n nic.NIC) {
+	h.Helper()
+	ctx := h.context(60 * time.Second)
+	link, err := g.Guest.WaitNIC(ctx, n.MAC)
+	if err != nil {
+		h.Fatal(err)
+	}
+	c := n.GuestConfig()
+	if err := g.Guest.Up(ctx, link.Name); err != nil {
+		h.Fatal(err)
+	}
+	for _, a := range c.Addresses {
+		if err := g.Guest.AddAddr(ctx, link.Name, a); err != nil {
+			h.Fatal(err)
+		}
+	}
+	for _, to := range c.Gateways {
+		if err := g.Guest.AddDefaultRouteOn(ctx, link.Name, to); err != nil {
+			h.Fatal(err)
+		}
 	}
 }
 

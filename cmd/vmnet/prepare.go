@@ -24,6 +24,10 @@ chooses the same place on the same machine with the same devices; otherwise name
 --device-opt bus=BUS and --device-opt addr=ADDR. Bridge, VLANs and other settings of the port may
 differ.
 
+A routed guest's addresses are answered for, and routed, from the commit on. An ipvtap's guest has
+the address of its parent device, so that must have the one of --mac. A socket to a switch has no
+device that could be down: --via tap.
+
 The target of a migration is prepared before the guest's data comes. qemu-netup --prepared is the
 same for NICs that QEMU has from its start. libvirt migrates its guests itself, and vmnet's hook
 makes their NICs.`
@@ -53,9 +57,6 @@ func (a *app) prepareCommand() *cobra.Command {
 	groupNICFlags(f)
 	require(cmd, "mac")
 	requireOne(cmd, "bridge", "network", "macvtap", "switch", "ipvtap", "routed")
-	for _, never := range []string{"ipvtap", "flag", "routed"} { // an error says why
-		f.Lookup(never).Hidden = true
-	}
 	complete(cmd, "vm", runningGuests)
 	complete(cmd, "via", cobra.FixedCompletions(nicflags.SwitchWays, noFiles))
 	complete(cmd, "switch", switchNames)
@@ -108,7 +109,8 @@ func (o *preparedOptions) check() error {
 const commitLong = `Raise the prepared NICs of a guest that has arrived, and announce the guest: its
 addresses (--ip) by gratuitous ARP and unsolicited neighbour advertisements, or its MAC by RARP if
 none are known, so that switches and neighbours find it at once. QEMU also asks a guest to announce
-itself that can do so. Each NIC is one transaction. If vmnet is killed, vmnet reconcile or the same
+itself that can do so. For a routed guest the host begins to answer, and says so to the LAN; commit
+then asks the LAN for a second whether another machine still answers, and tells which. Each NIC is one transaction. If vmnet is killed, vmnet reconcile or the same
 commit completes it. A NIC that is committed stays as it is.
 
 While QEMU waits for the guest, commit refuses; with --wait it waits. It has the guest's monitor

@@ -1,6 +1,7 @@
 package backend
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -58,6 +59,9 @@ func (s *macvtapInterface) plan(ctx context.Context, r *nic.Record) (_ Interface
 	if err := s.agrees(ctx); err != nil {
 		return Interface{}, err
 	}
+	if err := s.hasGuestsMAC(); err != nil {
+		return Interface{}, err
+	}
 	if s.spec.MAC == nil {
 		r.MAC = s.parent.MAC
 	}
@@ -69,9 +73,21 @@ func (s *macvtapInterface) plan(ctx context.Context, r *nic.Record) (_ Interface
 	return Interface{Name: s.name, MaxMTU: s.parent.MTU}, err
 }
 
+// hasGuestsMAC returns an error for a prepared ipvtap whose guest brings another address along than
+// the parent device's: its frames would leave with it, and no answer would come back.
+func (s *macvtapInterface) hasGuestsMAC() error {
+	l, mac := s.spec.Lower, s.spec.MAC
+	if !s.spec.Prepared || l.Kind != vtap.IPVtap || bytes.Equal(mac, s.parent.MAC) {
+		return nil
+	}
+	return fmt.Errorf("the guest of an ipvtap has the address of its parent device: "+
+		"%s has %s, and the guest comes with %s (ip link set %[1]s address %[3]s, if nothing else uses %[1]s; "+
+		"or --macvtap, --bridge or --routed)", s.parent.Name, s.parent.MAC, mac)
+}
+
 // config returns the settings of the interface.
 func (s *macvtapInterface) config() vtap.Config {
-	c := s.spec.Lower.Config(s.name, s.spec.MAC)
+	c := s.spec.Lower.Config(s.name, s.spec.LowerMAC())
 	if c.MAC == nil && c.Mode == "passthru" {
 		c.MAC = s.parent.MAC
 	}

@@ -149,8 +149,11 @@ func (m *Maker) mend(ctx context.Context, v *inventory.View, f inventory.Fix) er
 		return m.ClearPersist(v.Device, v.Holders[0].PID)
 	case inventory.FixRouting:
 		n, err := m.RoutedNIC(v.Device)
-		if err != nil {
+		switch {
+		case err != nil:
 			return err
+		case v.Want.Prepared:
+			return m.Routed().Withdraw(n)
 		}
 		return m.Routed().Mend(ctx, n)
 	case inventory.FixSwitch:

@@ -214,7 +214,11 @@ func (p *uplinkPlace) planPlace(_ context.Context, s *hostTap, r *nic.Record) (i
 		return i, err
 	}
 	r.Type, r.Source, r.At = nic.TypeRouted, uplink.Name, uplink.Index
-	p.steps, err = h.Steps(n, uplink)
+	if s.spec.Prepared {
+		p.steps, err = h.PreparedSteps(n)
+	} else {
+		p.steps, err = h.Steps(n, uplink)
+	}
 	return i, err
 }
 

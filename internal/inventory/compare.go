@@ -135,7 +135,7 @@ var properties = []property{
 	}, wantCarrier, func(v *View) string { return nic.OnOff(v.Carrier) }, mendCarrier},
 	{"routing", func(v *View) bool {
 		return v.IsRouted() && v.HasLink()
-	}, is("complete"), foundRouting, mendRouting},
+	}, wantRouting, foundRouting, mendRouting},
 	// removed last, so that a NIC that moves is checked until it has moved
 	{"port security", func(v *View) bool { return v.guard != nil && !v.isSecured() }, wantGuard, foundGuard, mendGuard},
 	{"allow in", func(v *View) bool {
@@ -339,10 +339,22 @@ func foundLoop(v *View) string {
 	return "no loop"
 }
 
+// wantRouting: until a commit the host answers for none of the addresses of a prepared NIC.
+func wantRouting(v *View) string {
+	if v.Want.Prepared {
+		return "none before a commit"
+	}
+	return "complete"
+}
+
 func foundRouting(v *View) string {
 	switch {
 	case v.Home == nil:
 		return "no " + v.Want.Source
+	case len(v.answers) > 0:
+		return "answers for " + nic.FormatIPs(v.answers)
+	case v.Want.Prepared:
+		return wantRouting(v)
 	case len(v.missing) > 0:
 		return "no " + strings.Join(v.missing, ", no ")
 	}

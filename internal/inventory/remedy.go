@@ -306,6 +306,11 @@ func mendRouting(v *View) Remedy {
 		r.left = fmt.Sprintf("its uplink %s has gone (%s)", v.Want.Source, r.Cure)
 		return r
 	}
+	if len(v.answers) > 0 {
+		what := nic.FormatIPs(v.answers)
+		return byReconcile(fmt.Sprintf("RTM_DELNEIGH %s: NTF_PROXY, %s", v.Home.Name, what),
+			"withdrawn: the answers for "+what, Fix{Kind: FixRouting})
+	}
 	what := strings.Join(v.missing, ", ")
 	return byReconcile(fmt.Sprintf("%s of %s: %s", v.Name, v.Want.Source, what), "restored: "+what,
 		Fix{Kind: FixRouting})

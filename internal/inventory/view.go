@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"slices"
 
 	"vmnet/bridge/brport"
@@ -28,6 +29,7 @@ type View struct {
 	vhosts  int                    // open vhost-net fds of its VMM; -1 where that was not read
 	notRuns error                  // why its switch, which has lost it, cannot take it back
 	missing []string               // what a routed NIC lacks of the host
+	answers []netip.Addr           // for which the host answers, of a prepared routed NIC
 	guard   *bpfguard.State        // what the kernel checks; nil if that is not known
 	unseen  bool                   // the caller may not see what the kernel checks or lets in
 	inbound *bpfguard.InboundState // what the kernel lets in; nil if that is not known
@@ -73,7 +75,11 @@ func (h *Host) View(dev *Device) (*View, error) {
 	}
 	if dev.IsRouted() && v.Home != nil && dev.HasLink() {
 		n, err := h.RoutedNIC(dev)
-		if err == nil {
+		switch {
+		case err != nil:
+		case dev.Want.Prepared:
+			v.answers, err = h.Routed().Answered(n)
+		default:
 			v.missing, err = h.Routed().Missing(n)
 		}
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"time"
 
@@ -26,7 +27,7 @@ const (
 // Probe returns an error that matches ErrTaken if a machine on the LAN answers for one of the
 // addresses. The kernel asks, by ARP and neighbour discovery. A link without a carrier has nobody
 // to ask.
-func (h *Host) Probe(ctx context.Context, uplink *rtnl.Link, ips []netip.Addr) (err error) {
+func (h *Host) Probe(ctx context.Context, uplink *rtnl.Link, ips []netip.Addr) error {
 	if !uplink.Carrier {
 		return nil
 	}
@@ -40,6 +41,19 @@ func (h *Host) Probe(ctx context.Context, uplink *rtnl.Link, ips []netip.Addr) (
 				ErrTaken, a, uplink.Name, n.MAC)
 		}
 	}
+	a, mac, err := h.Answering(ctx, uplink, ips)
+	if err == nil && mac != nil {
+		err = fmt.Errorf("%w: %s has %s on %s already (choose another address, or end that machine)",
+			ErrTaken, mac, a, uplink.Name)
+	}
+	return err
+}
+
+// Answering asks the LAN for addresses until a machine answers for one of them, whose MAC address
+// it returns, or nil after ProbeTime.
+func (h *Host) Answering(ctx context.Context, uplink *rtnl.Link, ips []netip.Addr) (
+	which netip.Addr, mac net.HardwareAddr, err error,
+) {
 	defer func() {
 		for _, a := range ips {
 			err = errors.Join(err, h.NL.Forget(uplink.Index, a))
@@ -50,28 +64,27 @@ func (h *Host) Probe(ctx context.Context, uplink *rtnl.Link, ips []netip.Addr) (
 		if !time.Now().Before(ask) {
 			for _, a := range ips {
 				if err := h.ask(uplink, a); err != nil {
-					return err
+					return a, nil, err
 				}
 			}
 			ask = ask.Add(askEvery)
 		}
 		select {
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return which, nil, context.Cause(ctx)
 		case <-time.After(pollEvery):
 		}
 		for _, a := range ips {
 			n, err := h.NL.Neighbour(uplink.Index, a)
 			if err != nil {
-				return err
+				return a, nil, err
 			}
 			if n.Answers() {
-				return fmt.Errorf("%w: %s has %s on %s already (choose another address, or end that machine)",
-					ErrTaken, n.MAC, a, uplink.Name)
+				return a, n.MAC, nil
 			}
 		}
 	}
-	return nil
+	return which, nil, nil
 }
 
 // ask has the kernel ask for an address that it knows nothing of.

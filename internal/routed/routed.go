@@ -85,9 +85,9 @@ func gateways(n NIC) (list []netip.Prefix) {
 	return list
 }
 
-// Steps return what makes a tap a routed guest's, whose record it has already: so no other process
-// sets back what the guest needs. All of it can be done again where it is done already.
-func (h *Host) Steps(n NIC, uplink *rtnl.Link) ([]step.Step, error) {
+// PreparedSteps return what a tap needs whose guest is still elsewhere: its host answers for the
+// guest, so this one does not, and leaves the tap down. Mend does the rest.
+func (h *Host) PreparedSteps(n NIC) ([]step.Step, error) {
 	texts, err := h.uplinkTexts(n)
 	if err != nil {
 		return nil, err
@@ -96,24 +96,34 @@ func (h *Host) Steps(n NIC, uplink *rtnl.Link) ([]step.Step, error) {
 	if len(texts) > 0 {
 		text = fmt.Sprintf("sysctl %s, remembered in the alias of %s", strings.Join(texts, ", "), memoryName)
 	}
-	list := []step.Step{{
+	return []step.Step{{
 		Name: "forwarding",
 		Text: text,
 		Do:   func(ctx context.Context) error { return h.turnOn(ctx, n) },
 		Undo: func(ctx context.Context) error { _, err := h.tidy(ctx, n.Tap, false); return err },
-	}, h.settingsStep(n), {
+	}, h.settingsStep(n)}, nil
+}
+
+// Steps return what makes a tap a routed guest's, whose record it has already: so no other process
+// sets back what the guest needs. All of it can be done again where it is done already.
+func (h *Host) Steps(n NIC, uplink *rtnl.Link) ([]step.Step, error) {
+	list, err := h.PreparedSteps(n)
+	if err != nil {
+		return nil, err
+	}
+	list = append(list, step.Step{
 		Name: "probe",
 		Text: fmt.Sprintf("ask %s for %s for %v, that nobody else has them", uplink.Name, Format(n.IPs), ProbeTime),
 		Do:   func(ctx context.Context) error { return h.Probe(ctx, uplink, n.IPs) },
-	}, {
+	}, step.Step{
 		Name: "up",
 		Text: fmt.Sprintf("RTM_SETLINK %s: up", n.Tap),
 		Do:   func(context.Context) error { return h.onTap(n, h.up) },
-	}, {
+	}, step.Step{
 		Name: "gateway",
 		Text: fmt.Sprintf("RTM_NEWADDR %s: %s", n.Tap, Format(gateways(n))),
 		Do:   func(context.Context) error { return h.onTap(n, h.addGateways) },
-	}}
+	})
 	for _, a := range n.IPs {
 		list = append(list, step.Step{
 			Name: "route " + a.String(),

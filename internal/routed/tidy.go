@@ -280,3 +280,24 @@ func (h *Host) mendAddr(a netip.Addr, n NIC, tap int) error {
 	}
 	return h.NL.AddProxy(h.entry(n, a))
 }
+
+// Answered returns those of a NIC's addresses for which the host answers on the uplink.
+func (h *Host) Answered(n NIC) (list []netip.Addr, err error) {
+	entries, err := h.entries()
+	for _, a := range n.IPs {
+		if slices.Contains(entries, h.entry(n, a)) {
+			list = append(list, a)
+		}
+	}
+	return list, err
+}
+
+// Withdraw removes what Answered finds. The routes and the host's addresses on the tap need no
+// removal: its tap is down.
+func (h *Host) Withdraw(n NIC) error {
+	list, err := h.Answered(n)
+	for _, a := range list {
+		err = errors.Join(err, h.NL.DeleteProxy(h.entry(n, a)))
+	}
+	return err
+}

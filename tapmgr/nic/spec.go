@@ -212,6 +212,15 @@ func (l *Lower) Config(name string, mac net.HardwareAddr) vtap.Config {
 	}
 }
 
+// LowerMAC returns the address that the device on a parent device is made with; nil for the
+// parent's. A prepared ipvtap has an address only to say which one the parent device must have.
+func (s Spec) LowerMAC() net.HardwareAddr {
+	if s.Prepared && s.Lower.isIPVtap() {
+		return nil
+	}
+	return s.MAC
+}
+
 // AllMulti reports whether a new device takes in all multicast.
 func (l *Lower) AllMulti() bool { return l.RxFilter != RxNone }
 

@@ -240,6 +240,8 @@ func TestValidatePrepared(t *testing.T) {
 	for _, change := range []func(*Spec){
 		func(*Spec) {}, onto(Lower{Kind: vtap.Macvtap, Device: "eth0"}), on(ByTap), on(""),
 		func(s *Spec) { s.Bridge, s.Network = "", "lab" },
+		func(s *Spec) { s.Bridge, s.Routed, s.IP = "", "eth0", ips("192.0.2.7") },
+		onto(Lower{Kind: vtap.IPVtap, Device: "eth0", Addrs: []netip.Prefix{netip.MustParsePrefix("192.0.2.7/24")}}),
 	} {
 		s := prepared(change)
 		if err := s.Validate(); err != nil {
@@ -251,8 +253,6 @@ func TestValidatePrepared(t *testing.T) {
 	}
 	for want, change := range map[string]func(*Spec){
 		"needs the address": func(s *Spec) { s.MAC = nil },
-		"an ipvtap cannot":  onto(Lower{Kind: vtap.IPVtap, Device: "eth0"}),
-		"a routed NIC":      func(s *Spec) { s.Bridge, s.Routed, s.IP = "", "eth0", ips("192.0.2.7") },
 		"--via tap":         on(BySocket),
 		"libvirt migrates":  func(s *Spec) { s.Via = ViaMonitor },
 	} {

@@ -33,17 +33,11 @@ func (s Spec) CheckLinkUp() error {
 }
 
 // validatePrepared checks what a NIC must be whose guest comes from another QEMU: its address is in
-// the guest's state, and its device can be made without traffic, and goes up by itself.
+// the guest's state, and its device can be made without traffic.
 func (s Spec) validatePrepared() error {
 	switch {
 	case !s.Prepared:
 		return nil
-	case s.Lower.isIPVtap():
-		return fmt.Errorf("an ipvtap cannot be prepared: its guest has the address of the parent device, " +
-			"which is another one where the guest comes from (--macvtap, --bridge or --network)")
-	case s.Routed != "":
-		return fmt.Errorf("a routed NIC cannot be prepared: the host that the guest comes from answers " +
-			"for its addresses until it ends (--bridge or --network)")
 	case s.Switch != nil && s.Switch.By == BySocket:
 		return fmt.Errorf("a socket to a switch cannot be prepared: it has no device that could be down " +
 			"(vmnet prepare --via tap)")
@@ -102,7 +96,7 @@ func (s Spec) validateHost() error {
 			return err
 		}
 	}
-	return cmp.Or(s.validateOVS(), s.Port.Validate(), s.Lower.validate(s.MAC), s.validateSecurity(),
+	return cmp.Or(s.validateOVS(), s.Port.Validate(), s.Lower.validate(s.LowerMAC()), s.validateSecurity(),
 		s.validateInbound(), s.Rates.Validate())
 }
 
