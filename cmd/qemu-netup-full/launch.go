@@ -229,7 +229,7 @@ func request(s nic.Spec) policy.Request {
 	r := policy.Request{
 		Guest: s.VM, Bridge: cmp.Or(s.Bridge, s.Network), Network: s.Network, Routed: s.Routed, Port: s.Port,
 		MAC: s.MAC, Queues: s.Queues, Checks: s.Security.Checks, EtherTypes: s.Security.EtherTypes,
-		AllowIn: s.AllowIn, Rates: s.Rates,
+		AllowIn: s.AllowIn, Rates: s.Rates, IfaceID: s.IfaceID, OVSDB: s.OVSDB,
 	}
 	for _, a := range s.IP {
 		r.Addrs = append(r.Addrs, netip.PrefixFrom(a, a.BitLen()))

@@ -131,6 +131,9 @@ func (o *policyTest) flags(cmd *cobra.Command) {
 	nicflags.AddSecurity(f, &o.security)
 	nicflags.AddInbound(f, &o.request.AllowIn)
 	nicflags.AddRates(f, &o.request.Rates)
+	nicflags.AddShape(f, &o.request.Rates)
+	f.StringVar(&o.request.IfaceID, "iface-id", "", "the requested `ID` of a port of Open vSwitch, for OVN")
+	f.StringVar(&o.request.OVSDB, "ovsdb", "", "the requested `SOCKET` of Open vSwitch's database")
 	nicflags.AddPort(cmd.Flags(), &o.request.Port)
 	nicflags.AddMAC(f, &o.request.MAC, "the requested address (default none: it is derived from names)")
 	o.request.Queues, o.request.NICs = 1, 1
@@ -151,6 +154,7 @@ func (a *app) completePolicyTest(cmd *cobra.Command) {
 	complete(cmd, "allow-in", cobra.FixedCompletions(nicflags.Inbounds, noFiles))
 	complete(cmd, "port-security", cobra.FixedCompletions(nicflags.Securities, noFiles))
 	complete(cmd, "vm", cobra.NoFileCompletions)
+	complete(cmd, "iface-id", cobra.NoFileCompletions)
 	complete(cmd, "user", cobra.NoFileCompletions)
 	complete(cmd, "bridge", a.bridgeNames)
 	complete(cmd, "network", a.networksToJoin)

@@ -47,6 +47,8 @@ type (
 		Options  string          `json:"options"` // hash of the device's options
 		Via      nic.Via         `json:"via"`     // ViaMonitor, or empty
 		LinkDown bool            `json:"link_down,omitempty"`
+		IfaceID  string          `json:"iface_id,omitempty"` // on a bridge of Open vSwitch
+		OVSDB    string          `json:"ovsdb,omitempty"`
 	}
 	// tapResponse answers; the files with the first one are the queues.
 	tapResponse struct {
@@ -143,7 +145,7 @@ func (s *helperTap) ask(ctx context.Context, r nic.Record) error {
 		VM: r.VM, NIC: r.NIC, Bridge: bridge, Network: r.Network, Routed: uplink, IP: r.IP, Port: r.Port,
 		MAC: r.MAC.String(), Security: r.Security, AllowIn: r.AllowIn, Rates: r.Rates,
 		Model: r.Model, Queues: r.Queues, MTU: r.MTU, Vhost: r.Vhost, Options: r.Options, Via: r.Via,
-		LinkDown: r.LinkDown,
+		LinkDown: r.LinkDown, IfaceID: r.IfaceID, OVSDB: r.OVSDB,
 	})
 	if err != nil {
 		return s.explain(err)
@@ -368,7 +370,7 @@ func (w tapRequest) spec() (nic.Spec, error) {
 		Target: nic.Target{VM: w.VM}, NIC: w.NIC, Bridge: w.Bridge, Network: w.Network, Routed: w.Routed,
 		IP: w.IP, Port: port, Security: w.Security, AllowIn: w.AllowIn, Rates: w.Rates,
 		MAC: mac, MTU: w.MTU, Queues: w.Queues, Model: w.Model, Vhost: nic.VhostOff,
-		LinkDown: w.LinkDown,
+		LinkDown: w.LinkDown, IfaceID: w.IfaceID, OVSDB: w.OVSDB,
 	}
 	return spec, spec.Validate()
 }

@@ -35,6 +35,8 @@ type Request struct {
 	AllowIn    inbound.Rules // what may come in to the guest; none: everything
 	Rates      portrate.Config
 	EtherTypes []portsec.EtherType
+	IfaceID    string           // on a bridge of Open vSwitch; empty: none asked for
+	OVSDB      string           // likewise the socket of its database
 	MAC        net.HardwareAddr // nil: none asked for
 	Queues     int              // 0: 1; an automatic number must have been decided before
 	NICs       int              // how many the user would have then
@@ -212,6 +214,12 @@ func (q *Request) rule() string {
 	}
 	if len(port) > 0 {
 		items = append(items, "port: ["+strings.Join(port, ", ")+"]")
+	}
+	if q.IfaceID != "" {
+		items = append(items, "iface-ids: ["+scalar(q.IfaceID)+"]")
+	}
+	if q.OVSDB != "" {
+		items = append(items, "ovsdb: ["+scalar(q.OVSDB)+"]")
 	}
 	if q.Queues > defaultQueues {
 		items = append(items, fmt.Sprintf("queues: %d", q.Queues))

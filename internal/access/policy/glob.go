@@ -18,6 +18,20 @@ func (d *decoder) guestGlob(n ast.Node, what string) (string, error) {
 	return d.pattern(n, what, 100, "")
 }
 
+// ifaceIDGlob is a pattern for ids of ports of Open vSwitch.
+func (d *decoder) ifaceIDGlob(n ast.Node, what string) (string, error) {
+	return d.pattern(n, what, 64, " /")
+}
+
+// socketGlob is a pattern for paths of sockets.
+func (d *decoder) socketGlob(n ast.Node, what string) (string, error) {
+	g, err := d.pattern(n, what, 107, "")
+	if err == nil && !strings.HasPrefix(g, "/") {
+		err = d.Errorf(strictyaml.TokenOf(n), "%s: %q: want the absolute path of a socket", what, g)
+	}
+	return g, err
+}
+
 func (d *decoder) pattern(n ast.Node, what string, most int, without string) (string, error) {
 	g, err := d.Text(n, what)
 	if err == nil && (g == "" || len(g) > most || strings.ContainsAny(g, "\t\r\n[]{}\\"+without)) {

@@ -15,6 +15,7 @@ func (r *rule) objection(q *Request) *objection {
 	for _, check := range []func(*Request) *objection{
 		r.checkPlace, r.checkMode, r.checkIPs, r.checkGuest,
 		r.checkVLANs, r.checkPort, r.checkRequired, r.checkSecurity, r.checkInbound, r.checkRates,
+		r.checkShape, r.checkOVS,
 		r.checkMAC, r.checkNICs, r.checkQueues,
 	} {
 		if no := check(q); no != nil {
@@ -108,6 +109,27 @@ func (r *rule) checkRequired(q *Request) *objection {
 	for _, word := range r.require {
 		if !has[word] {
 			return &objection{"require", fmt.Sprintf("%s must be asked for", word), fmt.Sprintf("ask with --%s", word)}
+		}
+	}
+	return nil
+}
+
+// checkOVS restricts what a NIC on a bridge of Open vSwitch may say of itself: OVN gives a port the
+// addresses and rules of its id, and who answers at the database's socket says what the bridge is.
+// A request without an id gets one made from names.
+func (r *rule) checkOVS(q *Request) *objection {
+	for _, c := range []struct {
+		what, flag, key, asked string
+		globs                  []string
+	}{
+		{"iface-id", "--iface-id", "iface-ids", q.IfaceID, r.ifaceIDs},
+		{"database", "--ovsdb", "ovsdb", q.OVSDB, r.ovsdb},
+	} {
+		if c.asked != "" && !matchAny(c.globs, c.asked) {
+			return &objection{
+				c.key, c.what + " " + scalar(c.asked) + notAmong(c.globs),
+				fmt.Sprintf("ask without %s, or add %s to %s", c.flag, scalar(c.asked), c.key),
+			}
 		}
 	}
 	return nil

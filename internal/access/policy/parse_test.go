@@ -125,7 +125,7 @@ func TestParseErrors(t *testing.T) {
 			"unknown key of a rule",
 			rule(
 				"vlan: 10"),
-			"4:5: a rule has no key \"vlan\" (want users, groups, bridges, networks, lowers, uplinks, modes, ips, guests, vlans, port, require, port-security, ethertypes, allow-in, max-rate-up, max-rate-down, macs, nics, queues), in `vlan: 10`",
+			"4:5: a rule has no key \"vlan\" (want users, groups, bridges, networks, lowers, uplinks, modes, ips, guests, vlans, port, require, port-security, ethertypes, allow-in, max-rate-up, max-rate-down, shape, iface-ids, ovsdb, macs, nics, queues), in `vlan: 10`",
 		},
 		{
 			"duplicate key", rule("bridges: [br1]"),

@@ -9,6 +9,27 @@ import (
 	"vmnet/internal/strictyaml"
 )
 
+// shapes are the words of the key shape, the usual one first.
+var shapes = []string{"allow", shapeRequire, shapeDeny}
+
+const (
+	shapeRequire = "require"
+	shapeDeny    = "deny"
+)
+
+// checkShape decides about shaping, for which the host makes a device of its own for each NIC.
+func (r *rule) checkShape(q *Request) *objection {
+	switch {
+	case r.shape == shapeDeny && q.Rates.Shape:
+		return &objection{"shape", "shaping may not be asked for", "ask without --shape, or write shape: allow"}
+	case r.shape == shapeRequire && !q.Rates.Shape:
+		return &objection{
+			"shape", "shaping must be asked for", "ask with --shape, which QEMU's bridge helper and scripts cannot",
+		}
+	}
+	return nil
+}
+
 // rate parses the highest rate of one direction.
 func (d *decoder) rate(n ast.Node, key string) (portrate.Limit, error) {
 	text, err := d.Text(n, key)

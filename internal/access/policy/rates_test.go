@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"strings"
 	"testing"
 
 	"vmnet/bridge/portrate"
@@ -54,5 +55,87 @@ func TestRates(t *testing.T) {
 		if _, err := Parse("policy.yaml", []byte(text)); err == nil {
 			t.Errorf("%s is taken", bad)
 		}
+	}
+}
+
+func TestShape(t *testing.T) {
+	p := parse(t, `rules:
+- {users: [1000], bridges: [br0], shape: deny}
+- users: [1001]
+  bridges: [br0]
+  max-rate-up: 100M
+  shape: require
+- {users: [1002], bridges: [br0]}
+`)
+	up, err := portrate.ParseLimit("100M")
+	if err != nil {
+		t.Fatal(err)
+	}
+	asks := func(uid int, shape bool) Request {
+		return Request{UID: uid, Bridge: "br0", Rates: portrate.Config{Up: up, Shape: shape}}
+	}
+	for want, q := range map[string]Request{
+		"denied: policy.yaml:2: shaping may not be asked for (ask without --shape, or write shape: allow)": asks(1000, true),
+		"denied: policy.yaml:6: shaping must be asked for (ask with --shape, " +
+			"which QEMU's bridge helper and scripts cannot)": asks(1001, false),
+		"policy.yaml:2": asks(1000, false),
+		"policy.yaml:3": asks(1001, true),
+		"policy.yaml:7": asks(1002, true),
+	} {
+		checkVerdict(t, p.Decide(q), want)
+	}
+	checkVerdict(t, p.Decide(asks(1002, false)), "policy.yaml:7")
+	for text, want := range map[string]string{
+		"- {users: [1], bridges: [br0],\n   shape: yes}":     "policy.yaml:3:11: shape: \"yes\": want allow, require, deny",
+		"- {users: [1], bridges: [br0],\n   shape: [deny]}":  "policy.yaml:3:11: ",
+		"- {users: [1], bridges: [br0],\n   shape: require}": "policy.yaml:2:3: shape: require shapes a rate in bits",
+	} {
+		rejects(t, "rules:\n"+text+"\n", want)
+	}
+}
+
+// TestOVS: a user is given no place in OVN's network and no database that the rule does not name.
+func TestOVS(t *testing.T) {
+	p := parse(t, `rules:
+- users: [1000]
+  bridges: [br-int]
+  iface-ids: ["alice-*"]
+  ovsdb: [/run/ovs-a/db.sock]
+- {users: [1001], bridges: [br-int]}
+`)
+	asks := func(uid int, id, db string) Request {
+		return Request{UID: uid, Bridge: "br-int", IfaceID: id, OVSDB: db}
+	}
+	for _, tc := range []struct {
+		q    Request
+		want string
+	}{
+		{asks(1000, "alice-1", "/run/ovs-a/db.sock"), "policy.yaml:2"},
+		{asks(1001, "", ""), "policy.yaml:6"},
+		{asks(1000, "bob-1", ""), "denied: policy.yaml:4: iface-id bob-1 is not among alice-* " +
+			"(ask without --iface-id, or add bob-1 to iface-ids)"},
+		{asks(1000, "alice-1", "/tmp/db"), "denied: policy.yaml:5: database \"/tmp/db\" is not among /run/ovs-a/db.sock " +
+			"(ask without --ovsdb, or add \"/tmp/db\" to ovsdb)"},
+		{asks(1001, "alice-1", ""), "denied: policy.yaml:6: iface-id alice-1 may not be asked for " +
+			"(ask without --iface-id, or add alice-1 to iface-ids)"},
+	} {
+		checkVerdict(t, p.Decide(tc.q), tc.want)
+	}
+	var none *Policy
+	checkVerdict(t, none.Decide(asks(1000, "alice-1", "")), "denied: /etc/vmnet/policy.yaml: it does not exist, "+
+		"and without it iface-id alice-1 may not be asked for (write it as policy.yaml(5) describes)\nrules:\n"+
+		"  - {users: [\"*\"], bridges: [\"*\"]}\n  - {users: [1000], bridges: [br-int], iface-ids: [alice-1]}")
+	for text, want := range map[string]string{
+		"iface-ids: [a/b]": "policy.yaml:3:16: iface-ids: \"a/b\" is not a name or pattern",
+		"ovsdb: [db.sock]": "policy.yaml:3:12: ovsdb: \"db.sock\": want the absolute path of a socket",
+	} {
+		rejects(t, "rules:\n- {users: [1], bridges: [br-int],\n   "+text+"}\n", want)
+	}
+}
+
+func rejects(t *testing.T, text, want string) {
+	t.Helper()
+	if _, err := Parse("policy.yaml", []byte(text)); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("%s: got %v, want %q", text, err, want)
 	}
 }

@@ -34,6 +34,9 @@ type rule struct {
 	allowIn       inbound.Rules
 	maxUp         portrate.Limit
 	maxDown       portrate.Limit
+	shape         string   // of shapes
+	ifaceIDs      []string // globs
+	ovsdb         []string // globs of sockets
 	etherTypes    []portsec.EtherType
 	macs          []macRange
 	nics          int // 0: no limit
@@ -60,7 +63,7 @@ const (
 )
 
 func (d *decoder) rule(n ast.Node) error {
-	r := rule{line: line(n), lines: map[string]int{}, queues: defaultQueues}
+	r := rule{line: line(n), lines: map[string]int{}, shape: shapes[0], queues: defaultQueues}
 	// one returns a field for a value, and of for a list, of which take parses each item.
 	one := func(key string, take func(ast.Node) error) strictyaml.Field {
 		return strictyaml.Key(key, func(n ast.Node) error { r.lines[key] = line(n); return take(n) })
@@ -83,10 +86,7 @@ func (d *decoder) rule(n ast.Node) error {
 	}
 	words := func(key string, to *[]string, from ...string) strictyaml.Field {
 		return of(key, func(n ast.Node) error {
-			word, err := d.Text(n, key)
-			if err == nil && !slices.Contains(from, word) {
-				err = d.Errorf(strictyaml.TokenOf(n), "%s: %q: want %s", key, word, strings.Join(from, ", "))
-			}
+			word, err := d.oneOf(n, key, from)
 			*to = append(*to, word)
 			return err
 		})
@@ -125,6 +125,9 @@ func (d *decoder) rule(n ast.Node) error {
 		}),
 		rate("max-rate-up", &r.maxUp),
 		rate("max-rate-down", &r.maxDown),
+		one("shape", func(n ast.Node) (err error) { r.shape, err = d.oneOf(n, "shape", shapes); return err }),
+		globs("iface-ids", &r.ifaceIDs, d.ifaceIDGlob),
+		globs("ovsdb", &r.ovsdb, d.socketGlob),
 		of("macs", func(n ast.Node) error {
 			m, err := d.macRange(n)
 			r.macs = append(r.macs, m)
@@ -141,6 +144,15 @@ func (d *decoder) rule(n ast.Node) error {
 	}
 	d.p.rules = append(d.p.rules, r)
 	return nil
+}
+
+// oneOf parses one of some words.
+func (d *decoder) oneOf(n ast.Node, key string, from []string) (string, error) {
+	word, err := d.Text(n, key)
+	if err == nil && !slices.Contains(from, word) {
+		err = d.Errorf(strictyaml.TokenOf(n), "%s: %q: want %s", key, word, strings.Join(from, ", "))
+	}
+	return word, err
 }
 
 func settingWords() []string {

@@ -36,6 +36,8 @@ func (r *rule) consistent() error {
 		return errors.New("the rule allows nothing (add bridges, networks, lowers or uplinks)")
 	case r.security.Has(portsec.IP) && !limited && len(r.bridges)+len(r.lowers) > 0:
 		return errors.New("port-security: ip compares with the addresses that a user asks for (add ips)")
+	case r.shape == shapeRequire && r.maxUp.Bits+r.maxDown.Bits == 0:
+		return errors.New("shape: require shapes a rate in bits (add max-rate-up or max-rate-down)")
 	case r.security == 0 && len(r.etherTypes) > 0:
 		return errors.New("ethertypes pass only what port-security drops (add port-security)")
 	}
