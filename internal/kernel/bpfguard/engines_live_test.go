@@ -3,11 +3,9 @@ package bpfguard
 import (
 	"encoding/binary"
 	"errors"
-	"math"
 	"runtime"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -210,33 +208,6 @@ func compareRandom(t *testing.T, frames int) {
 		}
 	}
 	t.Log(seen)
-}
-
-// BenchmarkKernel reports the time of the program for a frame, as the kernel measures it.
-func BenchmarkKernel(b *testing.B) {
-	nstest.RequireRoot(b)
-	for _, c := range portsectest.Table() {
-		switch c.Name {
-		case "mac only", "ipv4", "tcp4", "arp", "ipv6", "tcp6", "nd-ns", "mac-spoof", "ip-spoof", "network v6":
-		default:
-			continue
-		}
-		b.Run(c.Name, func(b *testing.B) {
-			e := newEngine(b, c.Config)
-			// The shortest of many runs, in which no other process has run.
-			opts := &ebpf.RunOptions{Data: c.Frame, Repeat: 20_000}
-			best := time.Duration(math.MaxInt64)
-			for range 100 * b.N {
-				begin := time.Now()
-				if _, err := e.program.Run(opts); err != nil {
-					b.Fatal(err)
-				}
-				best = min(best, time.Since(begin))
-			}
-			b.ReportMetric(float64(best.Nanoseconds())/float64(opts.Repeat), "ns/frame")
-			b.ReportMetric(0, "ns/op")
-		})
-	}
 }
 
 // TestLiveForbidden: without privilege for BPF, the error names the cure.
