@@ -49,7 +49,8 @@ func (s *macvtapInterface) plan(ctx context.Context, r *nic.Record) (_ Interface
 	if l.Kind == vtap.Macvtap && l.Mode != "passthru" {
 		if wireless, err := macvlan.IsWireless(s.m.NS, s.parent.Name); err == nil && wireless {
 			return Interface{}, fmt.Errorf(
-				"parent device %s is a Wi-Fi card, which sends for no other address than its own (use --ipvtap %s, or --mode passthru)",
+				"parent device %s is a Wi-Fi card, which sends for no other address than its own (use --ipvtap %s, "+
+					"or --mode passthru)",
 				s.parent.Name, s.parent.Name)
 		}
 	}

@@ -140,7 +140,8 @@ func TestAliasRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const text = "vmnet vm=my%20vm=100%25 nic=net0 type=tap source=br0 network=lab ip=10.66.0.20,fd66::20 mac=52:54:00:01:02:03 model=virtio-net-pci queues=2 vhost=on mtu=9000 opts=abc state=attaching"
+	const text = "vmnet vm=my%20vm=100%25 nic=net0 type=tap source=br0 network=lab ip=10.66.0.20,fd66::20 " +
+		"mac=52:54:00:01:02:03 model=virtio-net-pci queues=2 vhost=on mtu=9000 opts=abc state=attaching"
 	if diff := cmp.Diff(text, alias); diff != "" {
 		t.Errorf("alias (-want +got):\n%s", diff)
 	}

@@ -125,7 +125,9 @@ func TestParseErrors(t *testing.T) {
 			"unknown key of a rule",
 			rule(
 				"vlan: 10"),
-			"4:5: a rule has no key \"vlan\" (want users, groups, bridges, networks, lowers, uplinks, modes, ips, guests, vlans, port, require, port-security, ethertypes, allow-in, max-rate-up, max-rate-down, shape, iface-ids, ovsdb, macs, nics, queues), in `vlan: 10`",
+			"4:5: a rule has no key \"vlan\" (want users, groups, bridges, networks, lowers, uplinks, " +
+				"modes, ips, guests, vlans, port, require, port-security, ethertypes, allow-in, max-rate-up, " +
+				"max-rate-down, shape, iface-ids, ovsdb, macs, nics, queues), in `vlan: 10`",
 		},
 		{
 			"duplicate key", rule("bridges: [br1]"),
@@ -163,11 +165,13 @@ func TestParseErrors(t *testing.T) {
 		{"list in a list", rule("lowers: [[a]]"), "4:14: lowers is not a plain value, in `lowers: [[a]]`"},
 		{
 			"class in a pattern", rule(`lowers: ["eth[01]"]`),
-			"4:14: lowers: \"eth[01]\" is not a name or pattern (only * for any text and ? for any byte are special), in `lowers: [\"eth[01]\"]`",
+			"4:14: lowers: \"eth[01]\" is not a name or pattern (only * for any text and ? for any byte are special), " +
+				"in `lowers: [\"eth[01]\"]`",
 		},
 		{
 			"empty name", rule(`lowers: [""]`),
-			"4:14: lowers: \"\" is not a name or pattern (only * for any text and ? for any byte are special), in `lowers: [\"\"]`",
+			"4:14: lowers: \"\" is not a name or pattern (only * for any text and ? for any byte are special), in " +
+				"`lowers: [\"\"]`",
 		},
 		{
 			"groups of anybody",
@@ -195,11 +199,13 @@ func TestParseErrors(t *testing.T) {
 		},
 		{
 			"MAC bits", rule("macs: [52:54:00:00:00:00/49]"),
-			"4:12: macs: \"52:54:00:00:00:00/49\": want six bytes and a prefix length, such as 52:54:00:00:00:00/24, in `macs: [52:54:00:00:00:00/49]`",
+			"4:12: macs: \"52:54:00:00:00:00/49\": want six bytes and a prefix length, such as " +
+				"52:54:00:00:00:00/24, in `macs: [52:54:00:00:00:00/49]`",
 		},
 		{
 			"MAC behind the bits", rule("macs: [52:54:00:00:00:01/24]"),
-			"4:12: macs: \"52:54:00:00:00:01/24\": bits after the first 24 are ignored (make them zero), in `macs: [52:54:00:00:00:01/24]`",
+			"4:12: macs: \"52:54:00:00:00:01/24\": bits after the first 24 are ignored (make them zero), in " +
+				"`macs: [52:54:00:00:00:01/24]`",
 		},
 		{
 			"mode", rule("modes: [l3s]"),
@@ -215,18 +221,21 @@ func TestParseErrors(t *testing.T) {
 		},
 		{
 			"guest", rule(`guests: ["a[1]"]`),
-			"4:14: guests: \"a[1]\" is not a name or pattern (only * for any text and ? for any byte are special), in `guests: [\"a[1]\"]`",
+			"4:14: guests: \"a[1]\" is not a name or pattern (only * for any text and ? for any byte are " +
+				"special), in `guests: [\"a[1]\"]`",
 		},
 		{"nics", rule("nics: 0"), "4:11: nics is \"0\": want 1 to 1048576, in `nics: 0`"},
 		{"queues", rule("queues: 257"), "4:13: queues is \"257\": want 1 to 256, in `queues: 257`"},
 		{"queues as text", rule("queues: many"), "4:13: queues is \"many\": want 1 to 256, in `queues: many`"},
 		{
 			"profile key", "profiles:\n  a: {vlans: 1}\n",
-			"2:7: a profile has no key \"vlans\" (want bridge, network, vlan, trunk, native, isolated, hairpin, no-learning, no-flood, forward, queues), in `a: {vlans: 1}`",
+			"2:7: a profile has no key \"vlans\" (want bridge, network, vlan, trunk, native, isolated, hairpin, " +
+				"no-learning, no-flood, forward, queues), in `a: {vlans: 1}`",
 		},
 		{
 			"profile VLANs", "profiles:\n  a: {vlan: 1, trunk: 2-5}\n",
-			"2:3: profile a: invalid bridge port: both VLAN and trunk: a port is an access port of one VLAN or a trunk of several (use the native VLAN for a trunk's untagged frames), in `a: {vlan: 1, trunk: 2-5}`",
+			"2:3: profile a: invalid bridge port: both VLAN and trunk: a port is an access port of one VLAN or a " +
+				"trunk of several (use the native VLAN for a trunk's untagged frames), in `a: {vlan: 1, trunk: 2-5}`",
 		},
 		{
 			"profile flag", "profiles:\n  a: {isolated: yes}\n",
