@@ -31,8 +31,9 @@ and addresses while its settings change. When a NIC leaves a network, vmnet name
 no longer reach it.
 
 What the guest learned when the NIC was plugged cannot change: its MAC, MTU, model, queues and
-vhost, its parent device, and the switch at the other end of a socket. vmnet says why, and what to
-do. A lower MTU on the host would only drop what the guest still sends, and the guest would not know
+vhost, and the switch at the other end of a socket. The kernel ties a macvtap or ipvtap to its
+parent device for good: detach it, and attach it to the other one. vmnet says why, and what to do.
+A lower MTU on the host would only drop what the guest still sends, and the guest would not know
 of a higher one. It may use a lower one than it was given: ip link set DEV mtu N in the guest. For
 another one: vmnet detach, and vmnet attach --mtu N.
 

@@ -21,8 +21,8 @@ var fixed = map[string]string{
 	"device-opt": "QEMU sets a device's properties when it is plugged",
 	"via":        "QEMU keeps what it was given when the NIC was plugged",
 	"routed":     "a routed NIC has no port, and others have no routes",
-	"macvtap":    "the kernel ties a macvtap to its parent device for good",
-	"ipvtap":     "the kernel ties an ipvtap to its parent device for good",
+	"macvtap":    "the kernel ties a macvtap to its parent device for good", // macvlan_changelink ignores IFLA_LINK
+	"ipvtap":     "the kernel ties an ipvtap to its parent device for good", // as does ipvlan_nl_changelink
 	"ovs":        "a port of Open vSwitch moves to no other bridge",
 	"ovsdb":      "a port of Open vSwitch moves to no other database",
 	"switch":     "a NIC moves from bridge to bridge, or from switch to switch",
