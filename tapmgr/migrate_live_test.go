@@ -1,10 +1,12 @@
 package tapmgr_test
 
 import (
+	"context"
 	"maps"
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -18,6 +20,8 @@ import (
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
 	"vmnet/qmp"
+	"vmnet/step"
+	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 )
@@ -142,6 +146,8 @@ func (h *host) migrated(near *netns.NS, addr string, source, g *guest) *pinger {
 	p := h.pinging(near, addr)
 	p.answered(1)
 	committed := make(chan error, 1)
+	h.Run = h.stamped
+	defer func() { h.Run = nil }()
 	uri := "unix:" + filepath.Join(h.TempDir(), "migration")
 	h.execute(g, "migrate-incoming", map[string]any{"uri": uri})
 	go func() {
@@ -157,7 +163,61 @@ func (h *host) migrated(near *netns.NS, addr string, source, g *guest) *pinger {
 		return runState(h, g) == qmp.StateRunning
 	})
 	p.answered(p.sent.Load() + 20)
+	var told struct{ Downtime int }
+	h.ask(source, "query-migrate", map[string]any{}, &told)
+	h.Logf("QEMU had the guest paused for %d ms of the %.0f ms without an answer", told.Downtime, p.gap())
 	return p
+}
+
+// stamped runs steps, and tells when each of them was done.
+func (h *host) stamped(ctx context.Context, list []step.Step) error {
+	begin := time.Now()
+	return step.Run(ctx, list, func(ctx context.Context, s step.Step, do func(context.Context) error) error {
+		err := do(ctx)
+		h.Logf("%s: done %v after the first step began", s.Name, time.Since(begin).Round(10*time.Microsecond))
+		return err
+	})
+}
+
+// TestLiveCommitWaits: a commit that waits for its guest mends what others do meanwhile.
+func TestLiveCommitWaits(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.twoBridges()
+	source := h.booted(testvm.Config{Name: "S", Paused: true, ExtraArgs: migratable})
+	spec := source.prepared("net0")
+	spec.Prepared = false
+	h.attach(spec)
+	g := h.target()
+	spec = g.prepared("net0")
+	spec.Bridge = "br1"
+	n := h.prepare(spec)
+	uri := "unix:" + filepath.Join(t.TempDir(), "migration")
+	h.execute(g, "migrate-incoming", map[string]any{"uri": uri})
+	waits, committed := make(chan struct{}), make(chan error, 1)
+	h.Progress = func(_ tapmgr.ProgressKind, text string) {
+		if strings.Contains(text, "has arrived") {
+			close(waits)
+		}
+	}
+	go func() {
+		_, err := h.Commit(h.context(60*time.Second), nic.Target{VM: g.name}, "", true)
+		committed <- err
+	}()
+	select {
+	case <-waits:
+	case err := <-committed:
+		t.Fatal("commit does not wait: ", err)
+	}
+	h.ip("link", "set", n.Interface, "nomaster")
+	h.execute(source, "migrate", map[string]any{"uri": uri})
+	if err := <-committed; err != nil {
+		t.Fatal(err)
+	}
+	h.wants("committed", h.seat(n.Interface), "br1")
+	if got := h.check(); len(got) > 0 {
+		t.Errorf("check finds %+v", got)
+	}
 }
 
 // BenchmarkMigration migrates guests between two bridges: to NICs that are prepared, and, in turns,
@@ -212,12 +272,18 @@ func (p *pinger) gap() float64 {
 // execute runs a command of a guest's monitor.
 func (h *host) execute(g *guest, command string, args map[string]any) {
 	h.Helper()
+	h.ask(g, command, args, nil)
+}
+
+// ask is execute for a command that answers.
+func (h *host) ask(g *guest, command string, args map[string]any, result any) {
+	h.Helper()
 	c, err := qmp.Dial(h.context(20*time.Second), g.QMP)
 	if err != nil {
 		h.Fatal(err)
 	}
 	defer c.Close()
-	if err := c.Execute(h.context(20*time.Second), command, args, nil); err != nil {
+	if err := c.Execute(h.context(20*time.Second), command, args, result); err != nil {
 		h.Fatal(err)
 	}
 }

@@ -49,14 +49,22 @@ func (m *Manager) Commit(ctx context.Context, t nic.Target, nicID string, wait b
 		if len(all) == 0 {
 			return fmt.Errorf("no NIC of it is there: %w (vmnet prepare makes one)", fs.ErrNotExist)
 		}
+		var early []*change.Plan
 		if slices.ContainsFunc(all, isUncommitted) {
+			if wait {
+				early = m.planEarly(ctx, g, all)
+			}
 			if err := m.awaitGuest(ctx, g, wait); err != nil {
 				return err
 			}
 		}
 		var errs []error
-		for _, dev := range all {
-			res, err := m.commit(ctx, g, dev)
+		for i, dev := range all {
+			var planned *change.Plan
+			if early != nil {
+				planned = early[i]
+			}
+			res, err := m.commit(ctx, g, dev, planned)
 			if err != nil {
 				errs = append(errs, fmt.Errorf("%s: %w", dev.Want.NIC, err))
 				continue
@@ -94,20 +102,51 @@ func (m *Manager) awaitGuest(ctx context.Context, g *guest.Guest, wait bool) err
 // isUncommitted reports whether a commit of the NIC is yet to come, or was cut short.
 func isUncommitted(dev inventory.Device) bool { return dev.Want.Prepared || change.IsUnfinished(&dev) }
 
-// commit raises one NIC, whose guest is locked and is there.
-func (m *Manager) commit(ctx context.Context, g *guest.Guest, dev inventory.Device) (nic.ChangeResult, error) {
-	if !isUncommitted(dev) {
-		return nic.ChangeResult{NIC: dev.NIC()}, nil
+// planEarly plans the commits of NICs while their guest is still to come, which is without network
+// from its arrival to the commit. A plan is nil if it failed: the commit says why.
+func (m *Manager) planEarly(ctx context.Context, g *guest.Guest, all []inventory.Device) []*change.Plan {
+	plans := make([]*change.Plan, len(all))
+	for i, dev := range all {
+		if isUncommitted(dev) {
+			plans[i], _ = m.planCommit(ctx, g, &dev)
+		}
 	}
+	return plans
+}
+
+// planCommit plans to raise one NIC, whose guest is locked.
+func (m *Manager) planCommit(ctx context.Context, g *guest.Guest, dev *inventory.Device) (*change.Plan, error) {
 	plugged, err := g.Has(ctx, dev.Want.NIC)
 	switch {
 	case err != nil:
-		return nic.ChangeResult{}, step.WithStage(nic.ErrHandover, err)
+		return nil, step.WithStage(nic.ErrHandover, err)
 	case !plugged, dev.Deleted, dev.Want.Phase == nic.PhaseDetaching:
-		return nic.ChangeResult{}, fmt.Errorf("%w: its state is %s (vmnet abort, or the same vmnet prepare, first)",
+		return nil, fmt.Errorf("%w: its state is %s (vmnet abort, or the same vmnet prepare, first)",
 			nic.ErrInUse, dev.NIC().State)
 	}
-	p, err := change.Commit(ctx, m.host, g, &dev)
+	return change.Commit(ctx, m.host, g, dev)
+}
+
+// commit raises one NIC, whose guest is locked and is there. If a plan was made early and fails,
+// the NIC has changed meanwhile: it is planned again.
+func (m *Manager) commit(ctx context.Context, g *guest.Guest, dev inventory.Device, early *change.Plan) (
+	nic.ChangeResult, error,
+) {
+	if !isUncommitted(dev) {
+		return nic.ChangeResult{NIC: dev.NIC()}, nil
+	}
+	p := early
+	if p != nil && m.Run.Do(ctx, p.Steps) == nil {
+		return m.changed(ctx, &dev, nic.ChangeResult{Changed: true, Notices: p.Notices})
+	}
+	if p != nil {
+		now, err := m.host.Refresh(ctx, dev)
+		if err != nil {
+			return nic.ChangeResult{}, err
+		}
+		dev = now
+	}
+	p, err := m.planCommit(ctx, g, &dev)
 	if err != nil {
 		return nic.ChangeResult{}, err
 	}

@@ -21,9 +21,13 @@ func (p *Plan) announceStep() step.Step {
 	} else if len(p.to.IP) > 0 {
 		who = "gratuitous ARP, unsolicited neighbour advertisements: " + nic.FormatIPs(p.to.IP)
 	}
+	text := fmt.Sprintf("write to a copy of QEMU's own fd of %s: %s of %s; announce-self", p.dev.Name, who, p.to.MAC)
+	if p.dev.Tun == nil {
+		text = "announce-self"
+	}
 	return step.Step{
 		Name: "announce",
-		Text: fmt.Sprintf("write to a copy of QEMU's own fd of %s: %s of %s", p.dev.Name, who, p.to.MAC),
+		Text: text,
 		Do: func(ctx context.Context) error {
 			p.announce(ctx)
 			return nil
@@ -63,17 +67,16 @@ func (p *Plan) announce(ctx context.Context) {
 	if p.to.LinkDown {
 		return
 	}
+	if p.dev.Tun != nil { // elsewhere only the guest can send. This comes first: QEMU may be slow to answer
+		inode, err := p.m.NS.Inode()
+		if err == nil {
+			err = tun.Inject(p.guest.PID(), p.dev.Name, inode, announcement(p.to)...)
+		}
+		if err != nil {
+			p.Notices = append(p.Notices, fmt.Sprintf("%s was not announced on %s: %v", p.to.MAC, p.to.Source, err))
+		}
+	}
 	if err := p.guest.Announce(ctx, p.to.NIC); err != nil {
 		p.Notices = append(p.Notices, fmt.Sprintf("QEMU did not announce the guest: %v", err))
-	}
-	if p.dev.Tun == nil { // only the guest can send there
-		return
-	}
-	inode, err := p.m.NS.Inode()
-	if err == nil {
-		err = tun.Inject(p.guest.PID(), p.dev.Name, inode, announcement(p.to)...)
-	}
-	if err != nil {
-		p.Notices = append(p.Notices, fmt.Sprintf("%s was not announced on %s: %v", p.to.MAC, p.to.Source, err))
 	}
 }

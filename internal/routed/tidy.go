@@ -252,7 +252,11 @@ func (h *Host) Missing(n NIC) (list []string, err error) {
 
 // Mend restores what Missing returns.
 func (h *Host) Mend(ctx context.Context, n NIC) error {
-	if err := errors.Join(h.turnOn(ctx, n), h.setTap(n)); err != nil {
+	changes, err := h.needed(n)
+	if err == nil && len(changes) > 0 { // else there is nothing to wait for: a guest may be without network
+		err = h.turnOn(ctx, n)
+	}
+	if err := errors.Join(err, h.setTap(n)); err != nil {
 		return err
 	}
 	return h.onTap(n, func(n NIC, tap int) error {
