@@ -140,7 +140,8 @@ func (h *host) leaving(from func(*guest) nic.Spec) *guest {
 	return g
 }
 
-// migrated migrates a guest, that near pings at addr, from source to g, where a commit waits for it.
+// migrated migrates a guest, that near pings at addr, from source to g, where a commit waits for
+// it.
 func (h *host) migrated(near *netns.NS, addr string, source, g *guest) *pinger {
 	h.Helper()
 	p := h.pinging(near, addr)

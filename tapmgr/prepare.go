@@ -157,12 +157,13 @@ func (m *Manager) commit(ctx context.Context, g *guest.Guest, dev inventory.Devi
 }
 
 // answeringStep tells of a machine that still answers for the addresses of a routed guest, most
-// likely the host that it comes from: a neighbour that asks may believe either of the two.
+// likely the host that it comes from: a neighbour that asks may take either answer.
 func (m *Manager) answeringStep(res *nic.ChangeResult) step.Step {
 	n := res.NIC
 	return step.Step{
 		Name: "answering",
-		Text: fmt.Sprintf("ask %s for %s for %v, that nobody else answers", n.Source, nic.FormatIPs(n.IP), routed.ProbeTime),
+		Text: fmt.Sprintf("ask %s for %s for %v, that nobody else answers",
+			n.Source, nic.FormatIPs(n.IP), routed.ProbeTime),
 		Do: func(ctx context.Context) error {
 			uplink, err := m.host.NL.Link(n.Source)
 			if err != nil || !uplink.Carrier {
@@ -171,11 +172,13 @@ func (m *Manager) answeringStep(res *nic.ChangeResult) step.Step {
 			which, mac, err := m.host.Routed().Answering(ctx, uplink, n.IP)
 			switch {
 			case err != nil:
-				res.Notices = append(res.Notices, fmt.Sprintf("whether another machine answers for %s on %s is not known: %v",
-					nic.FormatIPs(n.IP), n.Source, err))
+				res.Notices = append(res.Notices,
+					fmt.Sprintf("whether another machine answers for %s on %s is not known: %v",
+						nic.FormatIPs(n.IP), n.Source, err))
 			case mac != nil:
-				res.Notices = append(res.Notices, fmt.Sprintf("%s still answers for %s on %s: end the QEMU that the guest "+
-					"comes from; then vmnet watch, or vmnet reconcile, withdraws the answers there", mac, which, n.Source))
+				res.Notices = append(res.Notices,
+					fmt.Sprintf("%s still answers for %s on %s: end the QEMU that the guest comes from; "+
+						"then vmnet watch, or vmnet reconcile, withdraws the answers there", mac, which, n.Source))
 			}
 			return nil
 		},

@@ -55,7 +55,8 @@ func TestLiveSetMacvtap(t *testing.T) {
 	h.ip("link", "add", "eth1", "type", "veth", "peer", "name", "lan1")
 	_, err = h.set(g, func(s *nic.Spec) { s.Lower.Device = "eth1" })
 	if !errors.Is(err, nic.ErrInvalid) || !strings.Contains(err.Error(), "--macvtap cannot change from eth0 to eth1 "+
-		"while the NIC is plugged: the kernel ties a macvtap to its parent device for good (vmnet detach --vm "+g.name) {
+		"while the NIC is plugged: the kernel ties a macvtap to its parent device for good "+
+		"(vmnet detach --vm "+g.name) {
 		t.Errorf("another parent device: %v", err)
 	}
 	if got := h.listedOne(g).Source; got != "eth0" {

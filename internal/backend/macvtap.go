@@ -81,9 +81,8 @@ func (s *macvtapInterface) hasGuestsMAC() error {
 	if !s.spec.Prepared || l.Kind != vtap.IPVtap || bytes.Equal(mac, s.parent.MAC) {
 		return nil
 	}
-	return fmt.Errorf("the guest of an ipvtap has the address of its parent device: "+
-		"%s has %s, and the guest comes with %s (ip link set %[1]s address %[3]s, if nothing else uses %[1]s; "+
-		"or --macvtap, --bridge or --routed)", s.parent.Name, s.parent.MAC, mac)
+	return fmt.Errorf("an ipvtap has its parent device's address: %s has %s, and the guest comes with %s "+
+		"(ip link set %[1]s address %[3]s, if it is spare; or --macvtap)", s.parent.Name, s.parent.MAC, mac)
 }
 
 // config returns the settings of the interface.

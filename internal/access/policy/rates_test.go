@@ -114,8 +114,8 @@ func TestOVS(t *testing.T) {
 		{asks(1001, "", ""), "policy.yaml:6"},
 		{asks(1000, "bob-1", ""), "denied: policy.yaml:4: iface-id bob-1 is not among alice-* " +
 			"(ask without --iface-id, or add bob-1 to iface-ids)"},
-		{asks(1000, "alice-1", "/tmp/db"), "denied: policy.yaml:5: database \"/tmp/db\" is not among /run/ovs-a/db.sock " +
-			"(ask without --ovsdb, or add \"/tmp/db\" to ovsdb)"},
+		{asks(1000, "alice-1", "/tmp/db"), "denied: policy.yaml:5: database \"/tmp/db\" is not among " +
+			"/run/ovs-a/db.sock (ask without --ovsdb, or add \"/tmp/db\" to ovsdb)"},
 		{asks(1001, "alice-1", ""), "denied: policy.yaml:6: iface-id alice-1 may not be asked for " +
 			"(ask without --iface-id, or add alice-1 to iface-ids)"},
 	} {
