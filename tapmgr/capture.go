@@ -36,7 +36,7 @@ func (m *Manager) OpenCapture(ctx context.Context, vm, id string) (CapturePlace,
 	if err != nil {
 		return CapturePlace{}, fmt.Errorf("capture %s: %w", strings.TrimSuffix(vm+"/"+id, "/"), err)
 	}
-	p := CapturePlace{NIC: s.NIC, Reversed: s.Type != nic.TypeTap && s.Type != nic.TypeRouted}
+	p := CapturePlace{NIC: s.NIC, Reversed: !nic.HasTap(s.Type)}
 	fail := func(format string, args ...any) (CapturePlace, error) {
 		return CapturePlace{}, fmt.Errorf("capture %s/%s: "+format, append([]any{s.VM, s.ID}, args...)...)
 	}

@@ -245,7 +245,7 @@ func sighting(s inventory.Seen) Sighting {
 func trafficOf(s rtnl.Stats, kind string) *nic.Traffic {
 	rx := nic.Direction{Packets: s.RxPackets, Bytes: s.RxBytes, Errors: s.RxErrors, Dropped: s.RxDropped}
 	tx := nic.Direction{Packets: s.TxPackets, Bytes: s.TxBytes, Errors: s.TxErrors, Dropped: s.TxDropped}
-	if kind == nic.TypeTap || kind == nic.TypeOVS || kind == nic.TypeRouted {
+	if nic.HasTap(kind) {
 		return &nic.Traffic{FromGuest: rx, ToGuest: tx}
 	}
 	return &nic.Traffic{FromGuest: tx, ToGuest: rx}

@@ -138,6 +138,12 @@ func TestLiveOVS(t *testing.T) {
 	}) {
 		t.Fatalf("got %+v, %v", res, err)
 	}
+	place, err := h.OpenCapture(h.context(20*time.Second), g.Name, "net0")
+	if err != nil || place.Reversed {
+		t.Errorf("captured at %+v, %v: a tap receives what the guest sends", place, err)
+	} else if err := place.Socket.Close(); err != nil {
+		t.Error(err)
+	}
 	name := g.link("net0")
 	if g.tap("net0").Tun.VnetHdr {
 		t.Error("the tap has a vnet header, of which a bridge in user space completes nothing")

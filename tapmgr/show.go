@@ -150,7 +150,7 @@ func (m *Manager) detail(ctx context.Context, dev inventory.Device) (Detail, err
 	}
 	if dev.Want.Switch {
 		m.detailPort(ctx, &d, dev)
-	} else if dev.Want.Type != nic.TypeTap && !dev.IsRouted() && !dev.IsOVS() {
+	} else if !nic.HasTap(dev.Want.Type) {
 		d.Lower, d.RxFilter = m.host.LowerName(&dev), inventory.RxFilter(&dev)
 		d.Mirrored = d.RxFilter == nic.RxMirror && !dev.AllMulti
 	}

@@ -79,7 +79,7 @@ func (m Machine) rateOf(h *inventory.Host, dev inventory.Device) (checks []Check
 
 // queued returns the limit of a NIC whose frames wait in its device's root qdisc.
 func queued(r nic.Record) portrate.Limit {
-	if r.Type == nic.TypeTap || r.Type == nic.TypeRouted {
+	if nic.HasTap(r.Type) {
 		return r.Rates.Down
 	}
 	return r.Rates.Up

@@ -27,6 +27,18 @@ func TestTooFast(t *testing.T) {
 	}
 }
 
+// TestQueued: at a tap, the frames for the guest wait; a macvtap sends those of the guest.
+func TestQueued(t *testing.T) {
+	rates := portrate.Config{Up: portrate.Limit{Bits: 1}, Down: portrate.Limit{Bits: 2}}
+	for kind, want := range map[string]portrate.Limit{
+		nic.TypeTap: rates.Down, nic.TypeOVS: rates.Down, nic.TypeRouted: rates.Down, "macvtap": rates.Up,
+	} {
+		if got := queued(nic.Record{Type: kind, Rates: rates}); got != want {
+			t.Errorf("%s: %v, want %v", kind, got, want)
+		}
+	}
+}
+
 // TestLiveRates: limits that are not in force, and those that cost queues or that a card does not
 // reach, are findings.
 func TestLiveRates(t *testing.T) {

@@ -142,7 +142,7 @@ func (d *Domain) costOfNoHook(r nic.Record, isStored bool) []string {
 	cost := "cannot be restored with this NIC once it was saved, migrated or put back to a snapshot"
 	switch {
 	case !isStored:
-	case r.Type == nic.TypeTap || r.Type == nic.TypeOVS || r.Type == nic.TypeRouted:
+	case nic.HasTap(r.Type):
 		cost = "starts without a network at this NIC, or not at all, and " + cost
 	default:
 		cost = "starts with a macvtap of which libvirt alone knows, or not at all, and " + cost

@@ -71,7 +71,7 @@ func (d *Domain) lifetimeStep(r nic.Record, device string) step.Step {
 // (managed='no').
 func storedXML(spec nic.Spec, r nic.Record, device string) (string, error) {
 	x := ethernet(r, device)
-	x.Managed = r.Type == nic.TypeTap || r.Type == nic.TypeOVS || r.Type == nic.TypeRouted
+	x.Managed = nic.HasTap(r.Type)
 	if mode, ok := directMode(spec.Lower, r.MTU); ok {
 		x.Managed, x.Parent, x.Mode = true, r.Source, mode
 	}

@@ -171,7 +171,8 @@ func (h *Host) Show(ctx context.Context, name string) (nic.Parent, error) {
 	}
 	all, err := h.maker.Devices(ctx)
 	for _, n := range inventory.NICs(all, "") {
-		if n.Type != nic.TypeTap && !n.Switch && (n.Source == link.Name || slices.Contains(link.AltNames, n.Source)) {
+		onBridge := n.Type == nic.TypeTap || n.Type == nic.TypeOVS
+		if !onBridge && !n.Switch && (n.Source == link.Name || slices.Contains(link.AltNames, n.Source)) {
 			p.NICs = append(p.NICs, n)
 		}
 	}

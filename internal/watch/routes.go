@@ -3,6 +3,7 @@ package watch
 import (
 	"context"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -27,18 +28,18 @@ type routes struct {
 	wake    chan struct{}
 
 	mu   sync.Mutex
-	taps map[int]bool // those of NICs that leave something, by interface index
+	nics map[int]bool // those that leave something, by interface index: whether they are routed
 }
 
 func newRoutes(restore func(context.Context) bool) *routes {
-	return &routes{restore: restore, wake: make(chan struct{}, 1), taps: map[int]bool{}}
+	return &routes{restore: restore, wake: make(chan struct{}, 1), nics: map[int]bool{}}
 }
 
 // device notes the device of a NIC that leaves something on the host.
 func (r *routes) device(l *rtnl.Link) {
 	if record, ok := nic.ParseRecord(l.Alias); ok && record.LeavesTraces() {
 		r.mu.Lock()
-		r.taps[l.Index] = true
+		r.nics[l.Index] = record.Type == nic.TypeRouted
 		r.mu.Unlock()
 	}
 }
@@ -46,7 +47,7 @@ func (r *routes) device(l *rtnl.Link) {
 // link is about a link that may be the uplink of a routed NIC.
 func (r *routes) link() {
 	r.mu.Lock()
-	any := len(r.taps) > 0
+	any := slices.Contains(slices.Collect(maps.Values(r.nics)), true)
 	r.mu.Unlock()
 	if any {
 		r.rouse()
@@ -55,18 +56,18 @@ func (r *routes) link() {
 
 func (r *routes) gone(index int) {
 	r.mu.Lock()
-	known := r.taps[index]
-	delete(r.taps, index)
+	_, known := r.nics[index]
+	delete(r.nics, index)
 	r.mu.Unlock()
 	if known {
 		r.rouse()
 	}
 }
 
-// keep forgets all taps except these, and looks at what there is.
+// keep forgets all NICs except these, and looks at what there is.
 func (r *routes) keep(there map[int]bool) {
 	r.mu.Lock()
-	maps.DeleteFunc(r.taps, func(index int, _ bool) bool { return !there[index] })
+	maps.DeleteFunc(r.nics, func(index int, _ bool) bool { return !there[index] })
 	r.mu.Unlock()
 	r.rouse()
 }

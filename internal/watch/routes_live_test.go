@@ -119,3 +119,43 @@ func TestLiveShaperGoes(t *testing.T) {
 	nstest.Eventually(t, patience, "the shaper is gone", func() bool { return shapers() == 0 })
 	t.Logf("the shaper is gone after %v", time.Since(killed))
 }
+
+// TestLiveShaperOfMacvtapGoes: so does that of a macvtap that libvirt has by its name, and that is
+// there when the watch begins.
+func TestLiveShaperOfMacvtapGoes(t *testing.T) {
+	h := newHost(t)
+	h.ip("link", "add", "eth0", "type", "veth", "peer", "name", "lan0")
+	h.ip("link", "add", "P2-net0", "link", "eth0", "type", "macvtap", "mode", "bridge")
+	r := nic.Record{
+		VM: "P2", NIC: "net0", Type: "macvtap", Source: "eth0", MAC: nic.DefaultMAC("P2", "net0"), Mode: "bridge",
+		Model: nic.DefaultModel, Queues: 1, Via: nic.ViaLibvirt,
+		Rates: portrate.Config{Down: portrate.Limit{Bits: 1e8}, Shape: true},
+	}
+	alias, err := r.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := h.nl.Link("P2-net0")
+	if err == nil {
+		err = h.nl.Set(l.Index, rtnl.Alias(alias))
+	}
+	if err == nil {
+		err = ratelimit.Set(h.nl, l, r.Rates)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	shapers := func() int {
+		all, err := h.nl.Links("ifb", 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(all)
+	}
+	if shapers() != 1 {
+		t.Fatalf("%d shapers at first", shapers())
+	}
+	h.watch(nil)
+	h.ip("link", "delete", "P2-net0")
+	nstest.Eventually(t, patience, "the shaper is gone", func() bool { return shapers() == 0 })
+}

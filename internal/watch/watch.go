@@ -13,7 +13,6 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -23,6 +22,7 @@ import (
 	"vmnet/internal/network"
 	"vmnet/internal/nsport"
 	"vmnet/libvirt"
+	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 )
@@ -216,15 +216,14 @@ func (w *watcher) reread(ctx context.Context, events *rtnl.Events) error {
 
 // readLinks handles all links as if they were new, and forgets those that are gone.
 func (w *watcher) readLinks() error {
-	bridges, err := w.nl.Links("bridge", 0)
-	if err != nil {
-		return err
+	var all []*rtnl.Link
+	for _, kind := range []string{"bridge", "tun", string(vtap.Macvtap), string(vtap.IPVtap)} {
+		some, err := w.nl.Links(kind, 0)
+		if err != nil {
+			return err
+		}
+		all = append(all, some...)
 	}
-	taps, err := w.nl.Links("tun", 0)
-	if err != nil {
-		return err
-	}
-	all := slices.Concat(bridges, taps)
 	there := make(map[int]bool, len(all))
 	for _, l := range all {
 		there[l.Index] = true
