@@ -117,7 +117,7 @@ lint: ## vet, staticcheck, gofumpt, go mod tidy (a minute at first, then seconds
 	@$(GO) mod tidy -diff
 
 # What to judge the structure by: internal/arch/verbs.go says which files are counted.
-arch: ## lines, files to open, knots, links and coverage without root, as figures (a minute)
+arch: ## lines, files to open for a verb (20 at most), knots, links, coverage without root (minutes; root, QEMU)
 	@$(GO) run ./internal/arch/report
 
 fuzz: ## each fuzz target for FUZZTIME (20s)

@@ -258,7 +258,7 @@ func differences(s nic.Spec, dev *inventory.Device) []string {
 		}
 	}
 	if s.LinkDown {
-		add("link", upDown(!r.LinkDown), upDown(false))
+		add("link", nic.UpDown(!r.LinkDown), nic.UpDown(false))
 	}
 	if s.IfaceID != "" {
 		add("iface-id", r.OVSIfaceID(), s.IfaceID)
@@ -295,13 +295,6 @@ func differences(s nic.Spec, dev *inventory.Device) []string {
 		diff = append(diff, "its further options differ")
 	}
 	return diff
-}
-
-func upDown(up bool) string {
-	if up {
-		return "up"
-	}
-	return "down"
 }
 
 // addRates adds how rates differ from those that were asked for.

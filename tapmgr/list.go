@@ -143,11 +143,22 @@ func (m *Manager) ShowParent(ctx context.Context, name string) (nic.Parent, erro
 // A Sighting is a NIC of [Manager.Survey], with what is known of it without its guest's monitor.
 type Sighting struct {
 	nic.NIC
-	Addresses []nic.Address     `json:"addresses"`         // IPv4 first, IPv6 link-local ones last
+	Addresses []nic.Address     `json:"addresses"`         // IPv4 first, link-local ones last
 	Traffic   *nic.Traffic      `json:"traffic,omitempty"` // nil if nobody counts
 	Drops     map[string]uint64 `json:"drops,omitempty"`   // by port security or a switch, by reason
 
 	device inventory.Device // its Link is nil for a host access
+}
+
+// Usual returns the addresses by which others reach the NIC: those that are not link-local, or that
+// its record has.
+func (s *Sighting) Usual() (usual []netip.Addr) {
+	for _, a := range s.Addresses {
+		if !a.IP.IsLinkLocalUnicast() || slices.Contains(s.IP, a.IP) {
+			usual = append(usual, a.IP)
+		}
+	}
+	return usual
 }
 
 // Look says what Survey looks up besides the NICs themselves.

@@ -15,6 +15,7 @@ import (
 	"vmnet/internal/evpn"
 	"vmnet/internal/nsport"
 	"vmnet/internal/stablemac"
+	"vmnet/tapmgr/nic"
 )
 
 func (a *app) bridgeCommand() *cobra.Command {
@@ -154,7 +155,7 @@ func (a *app) printBridges(all []bridge.Info) error {
 	rows := [][]string{{"BRIDGE", "LINK", "MTU", "MAC", "STP", "VLANS", "PORTS", "ADDRESSES"}}
 	for _, b := range all {
 		rows = append(rows, []string{
-			b.Name, upDown(b.Up), strconv.Itoa(b.MTU), b.MAC, onOff(b.STP), onOff(b.VLANFiltering),
+			b.Name, nic.UpDown(b.Up), strconv.Itoa(b.MTU), b.MAC, onOff(b.STP), onOff(b.VLANFiltering),
 			strconv.Itoa(len(b.Ports)), strings.Join(b.Addresses, " "),
 		})
 	}
@@ -199,7 +200,7 @@ type shownBridge struct {
 
 func (a *app) printBridge(b shownBridge) error {
 	err := a.block(b.Name, append([]field{
-		{"link", upDown(b.Up)},
+		{"link", nic.UpDown(b.Up)},
 		{"MAC", b.MAC},
 		{"MTU", fmt.Sprintf("%d bytes", b.MTU)},
 		{"STP", onOff(b.STP)},
@@ -248,13 +249,6 @@ func learnedIn(l brport.Learned) string {
 		return l.MAC
 	}
 	return fmt.Sprintf("%s (VLAN %d)", l.MAC, l.VLAN)
-}
-
-func upDown(up bool) string {
-	if up {
-		return "up"
-	}
-	return "down"
 }
 
 func onOff(on bool) string {

@@ -16,6 +16,7 @@ import (
 	"vmnet/internal/cli/nicflags"
 	"vmnet/internal/evpn"
 	"vmnet/internal/kernel/netns"
+	"vmnet/tapmgr/nic"
 )
 
 // vxlanFlags adds the flags of a bridge's VXLAN device. The result completes the bridge's Config
@@ -105,7 +106,7 @@ func vxlanFields(v *bridge.VXLAN, s *evpn.Status) []field {
 	}
 	fields := []field{
 		{"VXLAN", fmt.Sprintf("%s, VNI %d, %s port %d, MTU %d bytes, %s%s", v.Interface, v.VNI, v.Local, v.Port, v.MTU,
-			upDown(v.Up), own)},
+			nic.UpDown(v.Up), own)},
 		{"remote hosts", fmt.Sprintf("%s (%s), %d MACs", orNone(strings.Join(v.Remotes, " ")), by, v.MACs)},
 	}
 	if s == nil {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"net/netip"
 	"os/user"
 	"slices"
 	"strconv"
@@ -10,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
 	"vmnet/internal/addresses"
 	"vmnet/internal/cli/console"
 	"vmnet/internal/metrics"
@@ -190,12 +190,7 @@ func ipText(n tapmgr.Sighting, wide bool) string {
 		}
 		return strings.Join(all, ";")
 	}
-	var usual []netip.Addr
-	for _, a := range n.Addresses {
-		if !a.IP.IsLinkLocalUnicast() || slices.Contains(n.IP, a.IP) {
-			usual = append(usual, a.IP)
-		}
-	}
+	usual := n.Usual()
 	const most = 2
 	text := nic.FormatIPs(usual[:min(most, len(usual))])
 	if more := len(usual) - most; more > 0 {

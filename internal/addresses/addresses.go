@@ -159,7 +159,7 @@ func (b *book) configured(n *nic.NIC) {
 	b.add(source, n.IP...)
 }
 
-// sorted returns the addresses, IPv4 first and IPv6 link-local ones last.
+// sorted returns the addresses, IPv4 first and link-local ones last.
 func (b *book) sorted() []nic.Address {
 	all := []nic.Address{}
 	for a, from := range b.from {

@@ -129,7 +129,7 @@ var properties = []property{
 	{"switch port", func(v *View) bool { return v.SwitchPort.Port != nil }, is("no loop"), foundLoop, mendLoop},
 	{"link", func(v *View) bool {
 		return v.HasLink()
-	}, wantLink, func(v *View) string { return upDown(v.Up) }, mendLink},
+	}, wantLink, func(v *View) string { return nic.UpDown(v.Up) }, mendLink},
 	{"carrier", func(v *View) bool {
 		return v.isTap() && v.Up && !v.IsPlain()
 	}, wantCarrier, func(v *View) string { return nic.OnOff(v.Carrier) }, mendCarrier},
@@ -149,10 +149,10 @@ var properties = []property{
 	}, is(working), foundTrouble, mendTrouble},
 	{"bridge state", func(v *View) bool {
 		return v.onBridge() && v.Home != nil
-	}, is("up"), func(v *View) string { return upDown(v.Home.Up) }, mendHome},
+	}, is("up"), func(v *View) string { return nic.UpDown(v.Home.Up) }, mendHome},
 	{"parent device", func(v *View) bool {
 		return !v.onBridge() && !v.IsOVS() && v.Home != nil
-	}, is("up"), func(v *View) string { return upDown(v.Home.Up) }, mendHome},
+	}, is("up"), func(v *View) string { return nic.UpDown(v.Home.Up) }, mendHome},
 	{"frames of the parent device", func(v *View) bool {
 		return !v.onBridge() && !v.IsOVS() && v.Home != nil
 	}, is("its own"), foundClaim, mendClaim},
@@ -162,7 +162,7 @@ func is(text string) func(*View) string { return func(*View) string { return tex
 
 // wantLink returns whether the device should be up: not before a commit. A macvtap or ipvtap has
 // the carrier of its parent device, so it is down while its guest's link is.
-func wantLink(v *View) string { return upDown(v.Want.IsUp() || v.isTap() && !v.Want.Prepared) }
+func wantLink(v *View) string { return nic.UpDown(v.Want.IsUp() || v.isTap() && !v.Want.Prepared) }
 
 func wantCarrier(v *View) string { return nic.OnOff(!v.Want.LinkDown) }
 
@@ -372,13 +372,6 @@ func foundClaim(v *View) string {
 		return "taken by a userspace switch"
 	}
 	return "its own"
-}
-
-func upDown(up bool) string {
-	if up {
-		return "up"
-	}
-	return "down"
 }
 
 // OrNothing returns s, or words for no port settings.

@@ -259,7 +259,7 @@ func mendLoop(v *View) Remedy {
 }
 
 func mendLink(v *View) Remedy {
-	return setting(v, wantLink(v), rtnl.Up(wantLink(v) == upDown(true)))
+	return setting(v, wantLink(v), rtnl.Up(wantLink(v) == nic.UpDown(true)))
 }
 
 func mendCarrier(v *View) Remedy {

@@ -46,7 +46,7 @@ func NICs(all []tapmgr.Sighting, vhost map[int]time.Duration) []Family {
 		add(&state, 1, Label{"state", string(n.State)})
 		add(&connected, number(n.State == nic.Up || n.State == "forwarding"))
 		add(&queues, float64(n.Queues))
-		add(&addresses, float64(len(n.Addresses)-linkLocal(n.Addresses)))
+		add(&addresses, float64(len(n.Usual())))
 		for i := range traffic {
 			if n.Traffic != nil {
 				add(&traffic[i].Family, float64(*traffic[i].of(n.Traffic)))
@@ -75,15 +75,6 @@ func trustedFirst(all []tapmgr.Sighting) []tapmgr.Sighting {
 	sorted := slices.Clone(all)
 	slices.SortStableFunc(sorted, func(a, b tapmgr.Sighting) int { return cmp.Compare(min(a.UID, 1), min(b.UID, 1)) })
 	return sorted
-}
-
-func linkLocal(all []nic.Address) (n int) {
-	for _, a := range all {
-		if a.IP.IsLinkLocalUnicast() {
-			n++
-		}
-	}
-	return n
 }
 
 func number(b bool) float64 {

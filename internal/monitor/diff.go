@@ -51,7 +51,7 @@ func diffLink(old, now *rtnl.Link, name func(int) string) (events []Event) {
 		}
 	}
 	if old.Up != now.Up {
-		add(KindLink, upDown(now.Up), "")
+		add(KindLink, nic.UpDown(now.Up), "")
 	}
 	if old.Carrier != now.Carrier && old.Up == now.Up {
 		add(KindLink, map[bool]string{true: "carrier", false: "no-carrier"}[now.Carrier], "")
@@ -73,13 +73,6 @@ func kindText(l *rtnl.Link) string {
 		return "tap"
 	}
 	return l.Kind
-}
-
-func upDown(up bool) string {
-	if up {
-		return "up"
-	}
-	return "down"
 }
 
 // diffNICs returns what has changed of NICs. Their order does not matter.

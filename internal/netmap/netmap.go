@@ -168,10 +168,8 @@ func (b *builder) addNIC(n *tapmgr.Sighting) {
 	case n.ID == "":
 		e.Name = n.VM
 	}
-	for _, a := range n.Addresses {
-		if !a.IP.IsLinkLocalUnicast() {
-			e.Addresses = append(e.Addresses, a.IP.String())
-		}
+	for _, a := range n.Usual() {
+		e.Addresses = append(e.Addresses, a.String())
 	}
 	if n.Type != nic.TypeSocket {
 		b.taken[n.Interface] = true

@@ -61,8 +61,8 @@ var runs = []run{
 var idle = map[string][]string{"vmnet": {"version"}, "vmnet-hook": {}, "qemu-netup-full": {"--version"}}
 
 // trace runs the programs in new namespaces beside a real QEMU whose guest is paused. For each verb
-// it prints how many files have code that ran: of the verb's packages, and of all of these packages
-// of the module.
+// it prints how many files of the packages of the module that match have code that ran: of the
+// verb's packages, and of all.
 func trace(w io.Writer, verbose bool, packages ...string) error {
 	dir, err := os.MkdirTemp("", "vmnet-arch-")
 	if err != nil {
