@@ -75,7 +75,8 @@ func judge(requested nic.Spec, dev *inventory.Device, plugged, held bool, pid in
 	case dev == nil && plugged:
 		return existing{},
 			fmt.Errorf(
-				"%w: the guest has device %s without a link here: it is another netns's, or the guest has not released a former one (vmnet detach --vm %s --nic %s)",
+				"%w: the guest has device %s without a link here: it is another netns's, or the guest has not "+
+					"released a former one (vmnet detach --vm %s --nic %s)",
 				nic.ErrExist, nic.DeviceID(id), requested.VM, id)
 	case dev == nil:
 		return existing{}, nil
@@ -84,7 +85,8 @@ func judge(requested nic.Spec, dev *inventory.Device, plugged, held bool, pid in
 	case !held:
 		return existing{},
 			fmt.Errorf(
-				"%w: %s belongs to another process than %d, whose device %s was attached in another netns (two guests of one name?)",
+				"%w: %s belongs to another process than %d, whose device %s was attached in another netns (two "+
+					"guests of one name?)",
 				nic.ErrExist, dev.Name, pid, nic.DeviceID(id))
 	}
 	diff := differences(requested, dev)
@@ -173,7 +175,8 @@ func (a *attachment) repaired(ctx context.Context, dev *inventory.Device) (nic.R
 			return nic.Result{},
 				step.WithStage(nic.ErrLink,
 					fmt.Errorf(
-						"%s: %s: want %s, found %s, and to mend that takes root (vmnet reconcile as root; or detach it, and attach it again)",
+						"%s: %s: want %s, found %s, and to mend that takes root (vmnet reconcile as root; or detach it, "+
+							"and attach it again)",
 						dev.Name, f.What, cmp.Or(f.Want, "none"), cmp.Or(f.Found, "none")))
 		}
 		list = append(list, a.m.host.MendStep(v, f))
@@ -187,7 +190,8 @@ func (a *attachment) repaired(ctx context.Context, dev *inventory.Device) (nic.R
 		res := a.Result(dev, false)
 		res.Notices = append(res.Notices,
 			fmt.Sprintf(
-				"a former attach of %s was cut short after the guest had it: it works, and is listed as %s (until vmnet reconcile as root; or detach it, and attach it again)",
+				"a former attach of %s was cut short after the guest had it: it works, and is listed as %s (until "+
+					"vmnet reconcile as root; or detach it, and attach it again)",
 				dev.Name, nic.Incomplete))
 		return res, nil
 	}

@@ -125,11 +125,13 @@ func (d *Domain) undoAttach(ctx context.Context, nicID string) error {
 var explanations = []struct{ part, own string }{
 	{
 		"No more available PCI slots",
-		"the guest has no free PCI port: give it some while it is off, <controller type='pci' model='pcie-root-port'/> for each NIC (virsh edit), or detach another device",
+		"the guest has no free PCI port: give it some while it is off, <controller type='pci' " +
+			"model='pcie-root-port'/> for each NIC (virsh edit), or detach another device",
 	},
 	{
 		"does not support hotplugging",
-		"the guest's machine takes no devices while it runs: give it PCI Express root ports (virsh edit), or <acpi/> among its features",
+		"the guest's machine takes no devices while it runs: give it PCI Express root ports (virsh edit), or " +
+			"<acpi/> among its features",
 	},
 	{"vhost-net was requested", "libvirt cannot use vhost-net: attach with --vhost off"},
 	{
@@ -142,7 +144,8 @@ var explanations = []struct{ part, own string }{
 	},
 	{
 		"is tun module loaded?",
-		"libvirt cannot open /dev/net/tun: load the module (modprobe tun), or give libvirt the device (cgroup_device_acl in qemu.conf)",
+		"libvirt cannot open /dev/net/tun: load the module (modprobe tun), or give libvirt the device " +
+			"(cgroup_device_acl in qemu.conf)",
 	},
 	{"Too many open files", "libvirt may open no more files: raise LimitNOFILE= of its service"},
 	{
