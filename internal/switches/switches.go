@@ -1,5 +1,5 @@
 // Package switches asks the userspace switches that run for their ports. It waits for none of them
-// for long, and believes only what each one's user may say.
+// for long, and trusts only what each one's user may say.
 package switches
 
 import (
