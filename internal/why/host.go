@@ -33,7 +33,7 @@ func (w *walker) reachHost(br, in *rtnl.Link) {
 		vlan := w.vlan()
 		m, isMember := w.member(br.Index, vlan)
 		asPVID := in == br && pvid(w.VLANs[br.Index]) == vlan
-		if !isMember || in == br && !asPVID && m.Untagged == false {
+		if !isMember || in == br && !asPVID && !m.Untagged {
 			w.stop(where, fmt.Sprintf("bridge vlan add dev %s vid %d pvid untagged self", br.Name, vlan),
 				"the bridge itself is not in VLAN %d, which the guest is in", vlan)
 			return

@@ -167,9 +167,6 @@ func (f *Facts) lab() {
 	f.Links = append(f.Links, server)
 }
 
-const forwardChain = `{"table":{"family":"ip","name":"filter"}},
-{"chain":{"family":"ip","table":"filter","name":"FORWARD","hook":"forward","policy":"drop"}},`
-
 // TestNoFault: where all is well, no fault is named, and nothing is unknown.
 func TestNoFault(t *testing.T) {
 	for name, change := range map[string]func(*Facts){
