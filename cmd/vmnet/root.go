@@ -86,7 +86,7 @@ Exit status: 0 for success, 1 for a failure or a difference found, 2 for wrong u
 		a.attachCommand(), a.applyCommand(), a.macCommand(), a.detachCommand(), a.setCommand(),
 		a.prepareCommand(), a.commitCommand(), a.abortCommand(),
 		a.listCommand(), a.showCommand(), a.mapCommand(), a.metricsCommand(), a.captureCommand(),
-		a.monitorCommand(), a.topCommand(), a.whyCommand(),
+		a.monitorCommand(), a.topCommand(), a.whyCommand(), a.whyBusyCommand(),
 		a.checkCommand(),
 		a.reconcileCommand(), a.watchCommand(), a.networkCommand(), a.forwardCommand(), a.netnsCommand(),
 		a.bridgeCommand(),

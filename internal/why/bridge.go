@@ -158,8 +158,8 @@ func (w *walker) forwards(br, l *rtnl.Link) {
 		w.stop("port "+l.Name, "wait; or ip link set "+br.Name+" type bridge stp_state 0 forward_delay 0",
 			"STP has it in state %s, and lets it forward in some seconds", s)
 	case rtnl.Blocking:
-		w.stop("port "+l.Name, "find the loop; or bridge link set dev "+l.Name+" state 3",
-			"it is blocked: STP sees a loop, or an administrator has set the state")
+		w.stop("port "+l.Name, "find the loop; or ip link set "+br.Name+" type bridge stp_state 0, if there is none",
+			"STP blocks it, since it sees a loop")
 	default:
 		if br.Up && l.Up && l.Carrier {
 			cure = "bridge link set dev " + l.Name + " state 3"

@@ -142,7 +142,7 @@ var bridgeFaults = []fault{
 	},
 	{
 		"STP blocks", func(f *Facts) { f.NIC.Link.Port.State = rtnl.Blocking },
-		"port P2-net0", "blocked", "state 3",
+		"port P2-net0", "STP blocks it", "stp_state 0",
 	},
 	{
 		"port disabled", func(f *Facts) { f.NIC.Link.Port.State = rtnl.Disabled },
@@ -233,7 +233,7 @@ var bridgeFaults = []fault{
 	},
 	{
 		"uplink blocked", func(f *Facts) { f.onBr1(); f.link("eth1").Port.State = rtnl.Blocking }, "port eth1",
-		"blocked",
+		"STP blocks it",
 		"find the loop",
 	},
 	{

@@ -35,7 +35,11 @@ func List(ctx context.Context, ns *netns.NS) (*Ruleset, error) {
 	if err != nil {
 		return nil, err
 	}
-	return Parse(out)
+	r, err := Parse(out)
+	if err != nil {
+		return nil, err
+	}
+	return r, r.readDevices(func(id TableID) (string, error) { return ListTable(ctx, ns, id.Family, id.Name) })
 }
 
 // run runs nft in ns with that standard input.

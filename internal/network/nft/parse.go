@@ -3,6 +3,8 @@ package nft
 import (
 	"encoding/json"
 	"fmt"
+	"regexp"
+	"strings"
 )
 
 // Ruleset is what nft lists of a namespace.
@@ -92,6 +94,33 @@ func (r *Ruleset) add(kind string, raw json.RawMessage, chains map[TableID]map[s
 	}
 	delete(content, "handle") // which the kernel counts up
 	r.tables[id] = append(r.tables[id], map[string]any{kind: content})
+	return nil
+}
+
+// hookedAt finds the devices of a base chain in a listing as text.
+var hookedAt = regexp.MustCompile(`chain (\S+) \{\s+type \S+ hook \S+ devices? (?:= \{([^}]*)\}|(\S+)) priority`)
+
+// readDevices fills in the devices of chains of family netdev, which nft before 1.0.7 leaves out of
+// its JSON. list returns a table as text.
+func (r *Ruleset) readDevices(list func(TableID) (string, error)) error {
+	texts := map[TableID]string{}
+	for _, c := range r.Chains {
+		if c.Table.Family != "netdev" || c.Hook == "" || len(c.Devices) > 0 {
+			continue
+		}
+		if _, read := texts[c.Table]; !read {
+			text, err := list(c.Table)
+			if err != nil {
+				return err
+			}
+			texts[c.Table] = text
+		}
+		for _, m := range hookedAt.FindAllStringSubmatch(texts[c.Table], -1) {
+			if m[1] == c.Name {
+				c.Devices = strings.Fields(strings.NewReplacer(",", " ", `"`, "").Replace(m[2] + m[3]))
+			}
+		}
+	}
 	return nil
 }
 

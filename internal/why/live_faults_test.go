@@ -1,0 +1,181 @@
+package why
+
+// liveFaults are made by commands. TAP0 stands for the tap of net0, MAC0 for its address.
+var liveFaults = []broken{
+	{
+		name: "bridge down", make: "ip link set br0 down",
+		mend:  "ip link set br0 up; ip route replace default via 192.0.2.1 dev up0",
+		where: "bridge br0", why: "it is down",
+	},
+	{
+		name: "tap down", make: "ip link set TAP0 down", mend: "ip link set TAP0 up", where: "tap TAP0",
+		why: "it is down",
+	},
+	{
+		name: "on no bridge", make: "ip link set TAP0 nomaster", mend: "ip link set TAP0 master br0",
+		where: "tap TAP0",
+		why:   "it is on no bridge",
+	},
+	{
+		name: "on another bridge", make: "ip link set TAP0 master br1", mend: "ip link set TAP0 master br0",
+		where: "tap TAP0", why: "it is on br1, and belongs on br0",
+	},
+	{
+		name: "disabled", make: "bridge link set dev TAP0 state 0", mend: "bridge link set dev TAP0 state 3",
+		where: "port TAP0", why: "it is disabled",
+	},
+	{
+		name: "learning", make: "bridge link set dev TAP0 state 2", mend: "bridge link set dev TAP0 state 3",
+		where: "port TAP0", why: "learning",
+	},
+	{
+		name: "locked", make: "bridge link set dev TAP0 locked on; ip link set TAP0 type bridge_slave fdb_flush",
+		mend: "bridge link set dev TAP0 locked off", where: "port TAP0", why: "it is locked",
+	},
+	{
+		name: "isolated both", make: "bridge link set dev TAP0 isolated on; bridge link set dev TAP1 isolated on",
+		mend: "bridge link set dev TAP0 isolated off; bridge link set dev TAP1 isolated off", to: "VM/net1",
+		where: "port TAP1", why: "isolated ports",
+	},
+	{
+		name: "neither learned nor flooded",
+		make: "bridge link set dev TAP1 learning off flood off; ip link set TAP1 type bridge_slave fdb_flush",
+		mend: "bridge link set dev TAP1 learning on flood on", to: "VM/net1", where: "port TAP1",
+		why: "no frames to unknown addresses",
+	},
+	{
+		name: "no broadcasts", make: "bridge link set dev TAP1 bcast_flood off",
+		mend: "bridge link set dev TAP1 bcast_flood on",
+		to:   "VM/net1", frame: "arp", where: "port TAP1", why: "no broadcast frames",
+	},
+	{
+		name: "peer's tap down", make: "ip link set TAP1 down", mend: "ip link set TAP1 up", to: "VM/net1",
+		where: "port TAP1", why: "down",
+	},
+	{
+		name: "carrier off", make: "ip link set TAP0 carrier off", mend: "ip link set TAP0 carrier on",
+		where: "tap TAP0",
+		why:   "its carrier is off",
+	},
+	{
+		name: "ip_forward off", make: "sysctl -qw net.ipv4.ip_forward=0", mend: "sysctl -qw net.ipv4.ip_forward=1",
+		where: "host", why: "net.ipv4.ip_forward is 0",
+	},
+	{
+		name: "forwarding off on the bridge", make: "sysctl -qw net.ipv4.conf.br0.forwarding=0",
+		mend: "sysctl -qw net.ipv4.conf.br0.forwarding=1", where: "host", why: "net.ipv4.conf.br0.forwarding is 0",
+	},
+	{
+		name: "rp_filter", make: "sysctl -qw net.ipv4.conf.br0.rp_filter=1; ip route add 10.0.0.11/32 dev up0",
+		mend: "ip route del 10.0.0.11/32 dev up0; sysctl -qw net.ipv4.conf.br0.rp_filter=0", where: "rp_filter",
+		why: "its own route there is by up0",
+	},
+	{
+		name: "no default route", make: "ip route del default", mend: "ip route add default via 192.0.2.1 dev up0",
+		where: "route to outside", why: "no default route",
+	},
+	{
+		name: "no route to a target", make: "ip route add unreachable 203.0.113.0/24",
+		mend: "ip route del unreachable 203.0.113.0/24", to: "203.0.113.5", where: "route to 203.0.113.5",
+		why: "no route",
+	},
+	{
+		name: "Docker",
+		make: "nft 'add table ip filter; add chain ip filter DOCKER-USER; add chain ip filter FORWARD " +
+			"{ type filter hook forward priority 0; policy drop; }; add rule ip filter FORWARD jump DOCKER-USER; " +
+			"add rule ip filter FORWARD ct state established,related accept'",
+		mend: "nft delete table ip filter", where: "chain ip filter FORWARD", why: "Docker drops it",
+	},
+	{
+		name: "ufw",
+		make: "nft 'add table ip filter; add chain ip filter ufw-user-forward; add chain ip filter FORWARD " +
+			"{ type filter hook forward priority 0; policy drop; }; add rule ip filter FORWARD jump ufw-user-forward'",
+		mend: "nft delete table ip filter", where: "chain ip filter FORWARD", why: "ufw drops it",
+	},
+	{
+		name: "firewalld",
+		make: "nft 'add table inet firewalld; add chain inet firewalld filter_FORWARD { type filter hook forward " +
+			"priority 10; policy accept; }; " +
+			"add rule inet firewalld filter_FORWARD ct state { established, related } accept; " +
+			"add rule inet firewalld filter_FORWARD reject with icmpx admin-prohibited'",
+		mend: "nft delete table inet firewalld", where: "chain inet firewalld filter_FORWARD",
+		why: "firewalld drops it",
+	},
+	{
+		name: "one port is dropped",
+		make: "nft 'add table inet t; add chain inet t f { type filter hook forward priority 0; policy accept; }; " +
+			"add rule inet t f ip saddr 10.0.0.0/24 tcp dport { 25, 465 } drop'",
+		mend: "nft delete table inet t", frame: "tcp:25", where: "chain inet t f", why: "drops it",
+	},
+	{
+		name: "input dropped",
+		make: "nft 'add table inet t; add chain inet t i { type filter hook input priority 0; policy drop; }; " +
+			"add rule inet t i iifname != \"br*\" accept'",
+		mend: "nft delete table inet t", to: "10.0.0.1", frame: "tcp:22", where: "chain inet t i", why: "drops it",
+	},
+	{
+		name: "a chain of family bridge",
+		make: "nft 'add table bridge b; add chain bridge b f { type filter hook forward priority 0; " +
+			"policy accept; }; " +
+			"add rule bridge b f ether saddr MAC0 drop'",
+		mend: "nft delete table bridge b", to: "VM/net1", where: "chain bridge b f", why: "drops it",
+	},
+	{
+		name: "a chain at the tap",
+		make: "nft 'add table netdev n; add chain netdev n i " +
+			"{ type filter hook ingress device TAP0 priority 0; policy drop; }'",
+		mend: "nft delete table netdev n", where: "chain netdev n i", why: "drops it",
+	},
+	{
+		name: "br_netfilter with FORWARD DROP",
+		make: "sysctl -qw net.bridge.bridge-nf-call-iptables=1; nft 'add table ip filter; " +
+			"add chain ip filter DOCKER; " +
+			"add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }'",
+		mend: "nft delete table ip filter; sysctl -qw net.bridge.bridge-nf-call-iptables=0", to: "VM/net1",
+		where: "chain ip filter FORWARD, by br_netfilter", why: "Docker drops it",
+	},
+	{name: "no DHCP server", frame: "dhcp", where: "bridge br0", why: "nothing on it serves DHCP"},
+	{
+		name: "no way out", make: "ip address del 10.0.0.1/24 dev br0", mend: "ip address add 10.0.0.1/24 dev br0",
+		where: "bridge br0", why: "nothing leads out of it",
+	},
+	{
+		name: "wrong network", make: "ip address del 10.0.0.1/24 dev br0; ip address add 10.77.0.1/24 dev br0; " +
+			"ip neigh replace 10.0.0.11 lladdr MAC0 dev br0 nud permanent",
+		mend:  "ip address del 10.77.0.1/24 dev br0; ip address add 10.0.0.1/24 dev br0",
+		where: "host on br0", why: "on another network",
+	},
+	{
+		name: "IPv6 off",
+		make: "ip address add 2001:db8:1::1/64 dev br0 nodad; sysctl -qw net.ipv6.conf.br0.disable_ipv6=1",
+		mend: "sysctl -qw net.ipv6.conf.br0.disable_ipv6=0", to: "2001:db8:2::1", where: "host on br0",
+		why: "IPv6 is off",
+	},
+	{
+		name: "static entry elsewhere", make: "bridge fdb replace MAC0 dev TAP1 master static",
+		mend: "bridge fdb del MAC0 dev TAP1 master", where: "the answer", why: "leads frames for MAC0 to TAP1",
+	},
+	{
+		name: "learned elsewhere", make: "bridge fdb replace MAC0 dev TAP1 master dynamic",
+		mend: "bridge fdb del MAC0 dev TAP1 master", where: "the answer", why: "has learned MAC0 behind TAP1",
+	},
+	{
+		name: "the host has the guest's address", make: "ip address add 10.0.0.11/32 dev up0",
+		mend:  "ip address del 10.0.0.11/32 dev up0",
+		where: "the answer", why: "the host itself has",
+	},
+	{
+		name: "uplink down", make: "ip link set up1 down", mend: "ip link set up1 up", nic: "net2", where: "port up1",
+		why: "down",
+	},
+	{
+		name: "uplink disabled", make: "bridge link set dev up1 state 0", mend: "bridge link set dev up1 state 3",
+		nic:   "net2",
+		where: "port up1", why: "it is disabled",
+	},
+	{
+		name: "MTU of the uplink", make: "ip link set up1 mtu 1400",
+		mend: "ip link set up1 mtu 1500; ip link set br1 mtu 1500",
+		nic:  "net2", frame: "tcp:443", where: "port up1", why: "larger than 1400 bytes",
+	},
+}
