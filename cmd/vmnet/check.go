@@ -96,6 +96,7 @@ func orNone(s string) string {
 
 func (a *app) reconcileCommand() *cobra.Command {
 	var dry bool
+	var rows foreignRows
 	cmd := &cobra.Command{
 		Use:   "reconcile",
 		Short: "Restore NICs, and remove leftovers",
@@ -104,15 +105,32 @@ persistent and left behind. Undo interrupted attaches, and finish interrupted de
 vmnet check finds on the other NICs: put ports that have no bridge back on theirs, and restore
 links, addresses, MTUs and port settings. Leave alone what only somebody else can fix, NICs that
 another vmnet is working on, and NICs that are on another bridge, and list them with their cure. Do
-the same for the interfaces of network namespaces (vmnet netns).`,
+the same for the interfaces of network namespaces (vmnet netns).
+
+A port in Open vSwitch's database that another program has made, and whose device has gone, stays
+until somebody deletes it. --foreign-rows names those ports, asks, and removes them, instead of the
+rest. A port whose device comes back meanwhile is left alone.`,
 		Example: `  vmnet reconcile --dry-run
-  vmnet reconcile`,
+  vmnet reconcile
+  vmnet reconcile --foreign-rows`,
 		Args: noArgs(),
 	}
-	cmd.Flags().BoolVar(&dry, "dry-run", false, "only print what would be done")
+	f := cmd.Flags()
+	f.BoolVar(&dry, "dry-run", false, "only print what would be done")
+	f.BoolVar(&rows.wanted, "foreign-rows", false, "remove ports of Open vSwitch that others have left, and no NIC")
+	f.BoolVar(&rows.yes, "yes", false, "with --foreign-rows: ask nobody")
+	f.StringSliceVar(&rows.ovsdbs, "ovsdb", nil,
+		"with --foreign-rows: `SOCKET` of Open vSwitch's database, if it is not this machine's usual one (repeatable)")
 	format := outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error {
+		if !rows.wanted && (rows.yes || len(rows.ovsdbs) > 0) {
+			return usagef("--yes and --ovsdb are for --foreign-rows")
+		}
 		return a.withManager(func(m *tapmgr.Manager) error {
+			if rows.wanted {
+				rows.dry, rows.json = dry, *format == "json"
+				return rows.run(cmd, a, m)
+			}
 			actions, err := m.Reconcile(cmd.Context(), dry)
 			if err == nil {
 				var more []nic.Action

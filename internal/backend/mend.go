@@ -264,7 +264,7 @@ func (m *Maker) staleOVS(ctx context.Context, path string) (stale []ovs.Port, er
 	ctx, cancel := context.WithTimeoutCause(ctx, ovs.ReadAllWait, inventory.ErrSilent)
 	defer cancel()
 	var ports []ovs.Port
-	err = ovs.With(ctx, path, func(c *ovs.Conn) (err error) {
+	err = m.UseOVS(ctx, path, func(c *ovs.Conn) (err error) {
 		ports, err = c.Ports(ctx)
 		return err
 	})
@@ -303,7 +303,7 @@ func (m *Maker) TidyOVS(ctx context.Context, dry bool, vm, nicID string, paths .
 			}
 		}
 		if err == nil && len(some) > 0 && !dry {
-			err = ovs.With(ctx, path, func(c *ovs.Conn) error { return c.Remove(ctx, some) })
+			err = m.UseOVS(ctx, path, func(c *ovs.Conn) error { return c.Remove(ctx, some) })
 		}
 		if errors.Is(err, ovsdb.ErrNotRunning) || errors.Is(err, fs.ErrPermission) {
 			continue

@@ -73,7 +73,7 @@ func (m Machine) leftPorts(name string, ports []ovs.Port, links []*rtnl.Link) (c
 		switch {
 		case p.IsStale(here, names):
 			ours = append(ours, p.Name)
-		case p.Owner == nil && p.Type == "" && !there[p.Name]:
+		case p.IsAbandoned(func(name string) bool { return there[name] }):
 			others = append(others, p.Name)
 		}
 	}
@@ -82,7 +82,7 @@ func (m Machine) leftPorts(name string, ports []ovs.Port, links []*rtnl.Link) (c
 			"%s of guests of vmnet that have ended: %s", countPorts(ours), some(ours))...)
 	}
 	if len(others) > 0 {
-		checks = append(checks, warn(name, "ovs-vsctl del-port NAME, of those that nobody needs",
+		checks = append(checks, warn(name, "vmnet reconcile --foreign-rows, if nobody needs them",
 			"%s of others whose devices have gone: %s", countPorts(others), some(others))...)
 	}
 	return checks

@@ -39,7 +39,7 @@ func TestLiveOpenVSwitch(t *testing.T) {
 		"external_ids:ovn-bridge=br-ovn", "external_ids:ovn-encap-ip=127.0.0.1")
 	for _, want := range []Check{
 		{"Open vSwitch", Warn, "1 port of guests of vmnet that have ended: P2-net0", "vmnet reconcile"},
-		{"Open vSwitch", Warn, "1 port of others whose devices have gone: theirs", "ovs-vsctl del-port"},
+		{"Open vSwitch", Warn, "1 port of others whose devices have gone: theirs", "reconcile --foreign-rows"},
 		{"OVN", Fail, "no system-id", "external_ids:system-id="},
 		{"OVN", Fail, "no ovn-encap-type", "geneve"},
 		{"OVN", Fail, "there is no bridge br-ovn", "ovn-host"},

@@ -281,8 +281,8 @@ type Host struct {
 	// Notice, if not nil, is called with what could not be read, such as a switch that does not
 	// answer.
 	Notice func(text string)
-	// LookInto, if not nil, runs f with the privilege to look into other users' processes, which a
-	// privileged helper has at no other time.
+	// LookInto, if not nil, runs f with the privilege to look into other users' processes and to
+	// connect to Open vSwitch's database, which a privileged helper has at no other time.
 	LookInto func(f func() error) error
 
 	asker switches.Asker

@@ -1,0 +1,38 @@
+package backend
+
+import (
+	"context"
+	"errors"
+
+	"vmnet/internal/ovs"
+)
+
+// AbandonedOVS returns the ports in the database with that socket that others than vmnet have made
+// for devices that have gone.
+func (m *Maker) AbandonedOVS(ctx context.Context, path string) (found []ovs.Port, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, ovs.ReadAllWait,
+		errors.New("the database of Open vSwitch does not answer"))
+	defer cancel()
+	var ports []ovs.Port
+	err = m.UseOVS(ctx, path, func(c *ovs.Conn) (err error) {
+		ports, err = c.Ports(ctx)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	links, err := m.NL.Links("", 0) // after the rows, so that a device of a row is among them
+	if err != nil {
+		return nil, err
+	}
+	names := map[string]bool{}
+	for _, l := range links {
+		names[l.Name] = true
+	}
+	for _, p := range ports {
+		if p.IsAbandoned(func(name string) bool { return names[name] }) {
+			found = append(found, p)
+		}
+	}
+	return found, nil
+}
