@@ -84,9 +84,9 @@ func parseOwner(text string) *Owner {
 }
 
 // IsAbandoned reports whether the port is one that vmnet has not made, for a device that is not
-// there and that Open vSwitch does not reach elsewhere. there tells whether a link of a name is in
-// the network namespace in which ovs-vswitchd looks for devices. A device that comes back works in
-// the kernel's datapath by the same row, so only a person knows that nobody needs it.
+// there and that Open vSwitch does not reach elsewhere. there reports whether a link of a name is
+// in the network namespace in which ovs-vswitchd looks for devices. A device that comes back works
+// in the kernel's datapath by the same row, so only a person knows that nobody needs it.
 func (p *Port) IsAbandoned(there func(name string) bool) bool {
 	return p.Owner == nil && p.Type == "" && !there(p.Name) && (p.Error != "" || !p.LinkUp)
 }
