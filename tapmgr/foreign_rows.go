@@ -24,7 +24,7 @@ func (m *Manager) RemoveForeignRows(ctx context.Context, rows []nic.Action) ([]n
 		return nil, nil
 	}
 	return m.eachForeignRow(ctx, func(path string, ports []ovs.Port) error {
-		return m.host.UseOVS(ctx, path, func(c *ovs.Conn) error { return c.Remove(ctx, ports) })
+		return ovs.With(ctx, path, func(c *ovs.Conn) error { return c.Remove(ctx, ports) })
 	}, rows...)
 }
 

@@ -253,6 +253,17 @@ func (m *Maker) Databases() []string {
 	return paths
 }
 
+// readPorts reads all ports in the database with that socket.
+func readPorts(ctx context.Context, path string) (ports []ovs.Port, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, ovs.ReadAllWait, inventory.ErrSilent)
+	defer cancel()
+	err = ovs.With(ctx, path, func(c *ovs.Conn) (err error) {
+		ports, err = c.Ports(ctx)
+		return err
+	})
+	return ports, err
+}
+
 // staleOVS returns the ports in the database with that socket that vmnet has made for devices that
 // have gone.
 func (m *Maker) staleOVS(ctx context.Context, path string) (stale []ovs.Port, err error) {
@@ -261,13 +272,7 @@ func (m *Maker) staleOVS(ctx context.Context, path string) (stale []ovs.Port, er
 		return nil, err
 	}
 	here := ovs.Here(netns)
-	ctx, cancel := context.WithTimeoutCause(ctx, ovs.ReadAllWait, inventory.ErrSilent)
-	defer cancel()
-	var ports []ovs.Port
-	err = m.UseOVS(ctx, path, func(c *ovs.Conn) (err error) {
-		ports, err = c.Ports(ctx)
-		return err
-	})
+	ports, err := readPorts(ctx, path)
 	if err != nil {
 		return nil, err
 	}
@@ -303,7 +308,7 @@ func (m *Maker) TidyOVS(ctx context.Context, dry bool, vm, nicID string, paths .
 			}
 		}
 		if err == nil && len(some) > 0 && !dry {
-			err = m.UseOVS(ctx, path, func(c *ovs.Conn) error { return c.Remove(ctx, some) })
+			err = ovs.With(ctx, path, func(c *ovs.Conn) error { return c.Remove(ctx, some) })
 		}
 		if errors.Is(err, ovsdb.ErrNotRunning) || errors.Is(err, fs.ErrPermission) {
 			continue

@@ -26,7 +26,7 @@ func (m *Maker) ovsPlaceOf(ctx context.Context, spec nic.Spec, l *rtnl.Link) (pl
 		return nil, fmt.Errorf("%s is no Linux bridge, and only root puts a NIC on a bridge of Open vSwitch", l.Name)
 	}
 	p := &ovsPlace{link: l}
-	err := m.UseOVS(ctx, spec.OVSDB, func(c *ovs.Conn) (err error) {
+	err := ovs.With(ctx, spec.OVSDB, func(c *ovs.Conn) (err error) {
 		p.br, err = c.Bridge(ctx, l.Name)
 		return err
 	})
@@ -59,7 +59,7 @@ func (p *ovsPlace) planPlace(ctx context.Context, s *hostTap, r *nic.Record) (i 
 		return i, err
 	}
 	p.cfg = configOf(*r, s.name, owner)
-	return i, s.m.UseOVS(ctx, s.spec.OVSDB, func(c *ovs.Conn) error { return c.CheckName(ctx, s.name, owner.Place) })
+	return i, ovs.With(ctx, s.spec.OVSDB, func(c *ovs.Conn) error { return c.CheckName(ctx, s.name, owner.Place) })
 }
 
 // planUserspace refuses what a bridge that forwards in user space would silently ignore: it takes
@@ -101,7 +101,7 @@ func (p *ovsPlace) put(s *hostTap, w making) []step.Step {
 		Text: fmt.Sprintf("OVSDB transact: insert Port %s of %s%s, iface-id %s; wait for ovs-vswitchd", s.name,
 			p.br.Name, portText(s.spec.Port), p.cfg.IfaceID),
 		Do: func(ctx context.Context) error {
-			return s.m.UseOVS(ctx, s.spec.OVSDB, func(c *ovs.Conn) error {
+			return ovs.With(ctx, s.spec.OVSDB, func(c *ovs.Conn) error {
 				tried = true
 				return c.Add(ctx, p.br, cfg())
 			})
@@ -110,7 +110,7 @@ func (p *ovsPlace) put(s *hostTap, w making) []step.Step {
 			if !tried {
 				return nil
 			}
-			return s.m.UseOVS(ctx, s.spec.OVSDB, func(c *ovs.Conn) error {
+			return ovs.With(ctx, s.spec.OVSDB, func(c *ovs.Conn) error {
 				return c.Withdraw(ctx, s.name, cfg().Owner)
 			})
 		},
@@ -175,14 +175,14 @@ func (m *Maker) withOVS(ctx context.Context, dev *inventory.Device, f func(*ovs.
 	}
 	cfg := configOf(dev.Want, dev.Name, owner)
 	cfg.VMID = uuidOf(dev.VMMPID())
-	return m.UseOVS(ctx, dev.Want.OVSDB, func(c *ovs.Conn) error { return f(c, cfg) })
+	return ovs.With(ctx, dev.Want.OVSDB, func(c *ovs.Conn) error { return f(c, cfg) })
 }
 
 // RunsOVS returns why one of the databases with these sockets cannot be used, or nil.
 func (m *Maker) RunsOVS(ctx context.Context, paths ...string) error {
 	var errs []error
 	for _, path := range paths {
-		errs = append(errs, m.UseOVS(ctx, path, func(*ovs.Conn) error { return nil }))
+		errs = append(errs, ovs.With(ctx, path, func(*ovs.Conn) error { return nil }))
 	}
 	return errors.Join(errs...)
 }

@@ -2,7 +2,6 @@ package backend
 
 import (
 	"context"
-	"errors"
 
 	"vmnet/internal/ovs"
 )
@@ -10,14 +9,7 @@ import (
 // AbandonedOVS returns the ports in the database with that socket that others than vmnet have made
 // for devices that have gone.
 func (m *Maker) AbandonedOVS(ctx context.Context, path string) (found []ovs.Port, err error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, ovs.ReadAllWait,
-		errors.New("the database of Open vSwitch does not answer"))
-	defer cancel()
-	var ports []ovs.Port
-	err = m.UseOVS(ctx, path, func(c *ovs.Conn) (err error) {
-		ports, err = c.Ports(ctx)
-		return err
-	})
+	ports, err := readPorts(ctx, path)
 	if err != nil {
 		return nil, err
 	}

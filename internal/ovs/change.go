@@ -17,16 +17,18 @@ type Config struct {
 	Name     string // of the tap, which exists
 	Settings brport.Settings
 	Owner    Owner
-	IfaceID  string // by which OVN knows it; empty if it does not
-	MAC      string // of the guest; empty if it is not known
+	IfaceID  string // by which OVN knows it
+	MAC      string // of the guest
 	VMID     string // UUID of the guest; empty if it has none
 }
 
 // ids returns the external ids of the interface that are vmnet's to write (IntegrationGuide.rst of
 // Open vSwitch).
 func (cfg Config) ids() ovsdb.Map {
-	m := ovsdb.Map{"iface-id": cfg.IfaceID, "attached-mac": cfg.MAC, "iface-status": "active", "vm-id": cfg.VMID}
-	maps.DeleteFunc(m, func(_, value string) bool { return value == "" })
+	m := ovsdb.Map{"iface-id": cfg.IfaceID, "attached-mac": cfg.MAC, "iface-status": "active"}
+	if cfg.VMID != "" {
+		m["vm-id"] = cfg.VMID
+	}
 	return m
 }
 
@@ -58,7 +60,7 @@ func (c *Conn) former(ctx context.Context, name string, here Place) ([]Port, err
 func (p *Port) taken(db string) error {
 	whose := "which vmnet did not make"
 	if o := p.Owner; o != nil {
-		whose = fmt.Sprintf("that of %s of another machine or network namespace", o.Label())
+		whose = fmt.Sprintf("that of %s/%s of another machine or network namespace", o.VM, o.NIC)
 	}
 	on := "of no bridge"
 	if p.Bridge != "" {
@@ -168,7 +170,7 @@ func (c *Conn) Set(ctx context.Context, cfg Config) error {
 
 // guard fails the transaction unless the port is there and still its owner's.
 func (p *Port) guard() ovsdb.Op {
-	if p.owner == "" {
+	if p.owner == "" { // a port that others have left
 		return ovsdb.Await(0, "Port", ovsdb.Is(p.id), ovsdb.Where("name", "==", p.Name))
 	}
 	return ovsdb.Await(0, "Port", ovsdb.Is(p.id),
