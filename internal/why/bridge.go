@@ -104,7 +104,7 @@ func (w *walker) entersPort(br, l *rtnl.Link) {
 	if w.forwards(br, l); w.stopped {
 		return
 	}
-	if p.Locked && !w.learned(l.Index) {
+	if p.Locked && !w.learned(w.NIC, l.Index) {
 		w.stop(where, fmt.Sprintf("bridge fdb add %s dev %s master static, or bridge link set dev %[2]s locked off",
 			w.NIC.mac(), l.Name), "it is locked, and the FDB has no entry of %s for it", w.NIC.mac())
 		return
@@ -168,10 +168,10 @@ func (w *walker) forwards(br, l *rtnl.Link) {
 	}
 }
 
-// learned reports whether the FDB has the guest's address behind a port.
-func (w *walker) learned(port int) bool {
+// learned reports whether the FDB has a guest's address behind a port.
+func (w *walker) learned(n *NIC, port int) bool {
 	return slices.ContainsFunc(w.FDB, func(e rtnl.FDBEntry) bool {
-		return e.Port == port && e.MAC.String() == w.NIC.mac().String()
+		return e.Port == port && e.MAC.String() == n.mac().String()
 	})
 }
 
@@ -192,10 +192,8 @@ func (w *walker) leaveBridge(br *rtnl.Link) {
 	uplinks := w.uplinks(br)
 	switch {
 	case len(uplinks) > 0:
-		for _, up := range uplinks[:1] {
-			if w.leavesBy(br, up, true); !w.stopped {
-				w.uplink(up)
-			}
+		if w.leavesBy(br, uplinks[0], true); !w.stopped {
+			w.uplink(uplinks[0])
 		}
 	case host != nil && w.Frame.Kind == DHCP:
 		w.stop("bridge "+br.Name, "vmnet network create NAME --nat SUBNET, or start a DHCP server on "+br.Name,
@@ -254,9 +252,7 @@ func (w *walker) leavesBy(br, l *rtnl.Link, isFlooded bool) {
 	if w.forwards(br, l); w.stopped {
 		return
 	}
-	known := w.Peer != nil && slices.ContainsFunc(w.FDB, func(e rtnl.FDBEntry) bool {
-		return e.Port == l.Index && e.MAC.String() == w.Peer.mac().String()
-	})
+	known := w.Peer != nil && w.learned(w.Peer, l.Index)
 	in := w.NIC.Link.Port
 	vlan := 0
 	if w.filters() {

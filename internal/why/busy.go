@@ -2,12 +2,13 @@ package why
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 
 	"vmnet/internal/kernel/rtnl"
-	"vmnet/internal/network/config"
+	"vmnet/internal/network/roster"
 	"vmnet/internal/ovs"
 	"vmnet/tapmgr"
 )
@@ -42,8 +43,9 @@ type BusyFacts struct {
 
 // Abroad is a device in another namespace whose parent device is here.
 type Abroad struct {
-	Name, Kind, Mode string
-	Lower            int
+	Name, Kind string
+	Passthru   bool // it takes its parent device for itself
+	Lower      int
 }
 
 // Opener is a process that has a tap open.
@@ -82,13 +84,6 @@ func (f *BusyFacts) Explain() *Busy {
 
 func (b *Busy) add(by, blocks, cure string) { b.Holds = append(b.Holds, Hold{by, blocks, cure}) }
 
-func find(all []*rtnl.Link, is func(*rtnl.Link) bool) *rtnl.Link {
-	if i := slices.IndexFunc(all, is); i >= 0 {
-		return all[i]
-	}
-	return nil
-}
-
 func describe(l *rtnl.Link) string {
 	kind := l.Kind
 	switch {
@@ -109,7 +104,7 @@ func describe(l *rtnl.Link) string {
 
 // master adds the bridge, bond or switch that the device is a port of.
 func (f *BusyFacts) master(b *Busy, l *rtnl.Link) {
-	m := find(f.Links, func(m *rtnl.Link) bool { return m.Index == l.Master && m.Index != 0 })
+	m := linkAt(f.Links, l.Master)
 	row := slices.IndexFunc(f.OVS, func(p ovs.Port) bool { return p.Name == l.Name && p.Bridge != "" })
 	switch {
 	case row >= 0:
@@ -133,25 +128,19 @@ func (f *BusyFacts) children(b *Busy, l *rtnl.Link) {
 			continue
 		}
 		byKind[c.Kind] = append(byKind[c.Kind], c.Name)
-		const modePassthru = 8 // MACVLAN_MODE_PASSTHRU
-		if c.Macvlan != nil && c.Macvlan.Mode == modePassthru {
+		if isPassthru(c) {
 			passthru = c.Name
 		}
 	}
 	for _, a := range f.Abroad {
 		if a.Lower == l.Index {
 			byKind[a.Kind] = append(byKind[a.Kind], a.Name)
-			if a.Mode == "passthru" {
+			if a.Passthru {
 				passthru = a.Name
 			}
 		}
 	}
-	kinds := []string{}
-	for kind := range byKind {
-		kinds = append(kinds, kind)
-	}
-	slices.Sort(kinds)
-	for _, kind := range kinds {
+	for _, kind := range slices.Sorted(maps.Keys(byKind)) {
 		names := byKind[kind]
 		by := fmt.Sprintf("parent device of %s %s", kind, strings.Join(names, ", "))
 		cure := "ip link delete " + names[0] + "; of a guest: vmnet detach"
@@ -210,8 +199,8 @@ func (f *BusyFacts) ports(b *Busy, l *rtnl.Link) {
 		b.add("its ports "+strings.Join(names, ", "), "its deletion by vmnet bridge delete without --force",
 			"vmnet bridge delete "+l.Name+" --force")
 	}
-	if strings.HasPrefix(l.Alias, "vmnet network=") {
-		b.add("network "+l.Name+" of vmnet", "", "vmnet network delete "+l.Name)
+	if name := roster.NetworkOf(l); name != "" {
+		b.add("network "+name+" of vmnet", "", "vmnet network delete "+name)
 	}
 }
 
@@ -251,7 +240,7 @@ func (f *BusyFacts) addresses(b *Busy, l *rtnl.Link) {
 func (f *BusyFacts) address() *Busy {
 	b := &Busy{Device: f.Addr.String(), What: "an address", Holds: []Hold{}}
 	for _, a := range f.Addrs {
-		l := find(f.Links, func(l *rtnl.Link) bool { return l.Index == a.Link })
+		l := linkAt(f.Links, a.Link)
 		switch {
 		case l == nil:
 		case a.Addr() == f.Addr:
@@ -273,8 +262,8 @@ func (f *BusyFacts) address() *Busy {
 }
 
 func networkOf(l *rtnl.Link) string {
-	if _, ok := config.ParseServerMark(l.Alias); !ok && strings.HasPrefix(l.Alias, "vmnet network=") {
-		return ", network " + l.Name
+	if name := roster.NetworkOf(l); name != "" {
+		return ", network " + name
 	}
 	return ""
 }

@@ -38,7 +38,7 @@ func TestBusy(t *testing.T) {
 			f.Abroad = []Abroad{{Name: "P2-net0", Kind: "ipvtap", Lower: indexEth0}}
 		}, "parent device of ipvtap P2-net0", "macvtap on it", "vmnet detach"},
 		{"passthru", "eth0", func(f *BusyFacts) {
-			f.Abroad = []Abroad{{Name: "P2-net0", Kind: "macvtap", Mode: "passthru", Lower: indexEth0}}
+			f.Abroad = []Abroad{{Name: "P2-net0", Kind: "macvtap", Passthru: true, Lower: indexEth0}}
 		}, "parent device of macvtap P2-net0", "everything else", "vmnet detach"},
 		{"tap", "P2-net0", func(f *BusyFacts) {
 			f.Links[2].Master = 0

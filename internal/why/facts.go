@@ -70,7 +70,7 @@ type NIC struct {
 // Process is a VMM's process.
 type Process struct {
 	Halted bool // by a signal, or a debugger
-	Vhost  int  // its vhost threads; 0 if it has none, or they cannot be seen
+	Vhost  bool // it is seen to have a vhost thread
 	Seen   bool
 }
 
@@ -165,20 +165,20 @@ func (n *NIC) address(like netip.Addr) netip.Addr {
 
 // link returns the host's link of that name, or nil.
 func (f *Facts) link(name string) *rtnl.Link {
-	for _, l := range f.Links {
-		if l.Name == name {
-			return l
-		}
-	}
-	return nil
+	return find(f.Links, func(l *rtnl.Link) bool { return l.Name == name })
 }
 
 // at returns the host's link of that index, or nil.
-func (f *Facts) at(index int) *rtnl.Link {
-	for _, l := range f.Links {
-		if l.Index == index && index != 0 {
-			return l
-		}
+func (f *Facts) at(index int) *rtnl.Link { return linkAt(f.Links, index) }
+
+// linkAt returns the link of that index, or nil.
+func linkAt(all []*rtnl.Link, index int) *rtnl.Link {
+	return find(all, func(l *rtnl.Link) bool { return l.Index == index && index != 0 })
+}
+
+func find(all []*rtnl.Link, is func(*rtnl.Link) bool) *rtnl.Link {
+	if i := slices.IndexFunc(all, is); i >= 0 {
+		return all[i]
 	}
 	return nil
 }

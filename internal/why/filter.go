@@ -80,22 +80,16 @@ func (w *walker) unread() bool {
 	if w.Firewall != nil {
 		return false
 	}
-	if reason, missing := w.Missing[PartFirewall]; missing {
+	if reason, missing := w.Missing[PartFirewall]; missing && !w.said("firewall") {
 		w.unknown("firewall", "nft list ruleset, as root", "its rules could not be read: %s", reason)
-		delete(w.Missing, PartFirewall)
 	}
 	return true
 }
 
 // legacy adds once that nft does not list the rules of iptables-legacy.
 func (w *walker) legacy() {
-	if w.stopped || len(w.Firewall.Legacy) == 0 {
+	if w.stopped || len(w.Firewall.Legacy) == 0 || w.said("iptables-legacy") {
 		return
-	}
-	for _, s := range w.steps {
-		if s.Where == "iptables-legacy" {
-			return
-		}
 	}
 	w.unknown("iptables-legacy", "iptables-legacy -vS FORWARD",
 		"nft does not list its rules, which may drop the packet")

@@ -47,7 +47,7 @@ func (w *walker) guest(n *NIC) {
 		},
 		check{off(g.LinkUp), "the guest's driver sees no carrier", linkUp(n)},
 		check{
-			n.Process.Seen && n.Process.Vhost == 0 && g.OnVhost != nil && *g.OnVhost,
+			n.Process.Seen && !n.Process.Vhost && g.OnVhost != nil && *g.OnVhost,
 			"its vhost thread has ended, so nobody moves its frames", "vmnet detach, then attach; dmesg may say why",
 		},
 	)

@@ -68,7 +68,7 @@ func (w *walker) comeBack() {
 			return
 		}
 		for _, a := range o.Addresses {
-			if own := w.NIC.address(a.IP); own.IsValid() && own == a.IP && w.used(a.IP) {
+			if own := w.NIC.address(a.IP); own.IsValid() && own == a.IP {
 				w.stop(where, "give one of them another address",
 					"%s/%s (%s) has the address %s as well, and answers for it", o.VM, o.ID, o.Interface, a.IP)
 				return
@@ -85,9 +85,6 @@ func (w *walker) comeBack() {
 	}
 	w.pass(where, "nothing else has the guest's addresses")
 }
-
-// used reports whether the guest is known to use an address, so that it is no mere plan.
-func (w *walker) used(a netip.Addr) bool { return w.NIC.address(a) == a }
 
 // misled stops the answer where the bridge has learned the guest's address behind another port.
 func (w *walker) misled(where string) {

@@ -80,7 +80,7 @@ func (f *BusyFacts) readLink(ctx context.Context, ns *netns.NS, nl *rtnl.Conn, l
 	if all, allErr := macvlan.Everywhere(nl); err == nil && allErr == nil && self >= 0 {
 		for _, d := range all {
 			if d.LowerNS == self && d.Lower == l.Index {
-				f.Abroad = append(f.Abroad, Abroad{Name: d.Name, Kind: d.Kind, Mode: modeOf(d.Link), Lower: d.Lower})
+				f.Abroad = append(f.Abroad, Abroad{d.Name, d.Kind, isPassthru(d.Link), d.Lower})
 			}
 		}
 	}
@@ -101,12 +101,10 @@ func (f *BusyFacts) readLink(ctx context.Context, ns *netns.NS, nl *rtnl.Conn, l
 	return nil
 }
 
-func modeOf(l *rtnl.Link) string {
+// isPassthru reports whether a macvlan or macvtap takes its parent device for itself.
+func isPassthru(l *rtnl.Link) bool {
 	const modePassthru = 8 // MACVLAN_MODE_PASSTHRU
-	if l.Macvlan != nil && l.Macvlan.Mode == modePassthru {
-		return "passthru"
-	}
-	return ""
+	return l.Macvlan != nil && l.Macvlan.Mode == modePassthru
 }
 
 // readOpeners finds the processes that have a tap open, as far as the caller may see.

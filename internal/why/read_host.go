@@ -34,9 +34,7 @@ func processOf(pid int) Process {
 		state := text[end+2]
 		p.Halted = state == 'T' || state == 't'
 	}
-	if _, has := procview.VhostTimes([]int{pid})[pid]; has {
-		p.Vhost = 1
-	}
+	_, p.Vhost = procview.VhostTimes([]int{pid})[pid]
 	return p
 }
 

@@ -5,6 +5,7 @@ package why
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -62,6 +63,11 @@ func (w *walker) add(s Step) {
 	}
 	w.steps = append(w.steps, s)
 	w.stopped = s.Verdict == Stops
+}
+
+// said reports whether there is a Step of a place already.
+func (w *walker) said(where string) bool {
+	return slices.ContainsFunc(w.steps, func(s Step) bool { return s.Where == where })
 }
 
 func (w *walker) pass(where, format string, args ...any) {
