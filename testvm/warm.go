@@ -1,7 +1,6 @@
 package testvm
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -124,7 +123,7 @@ func (c Config) writeState(ctx context.Context, dir, key string) (*os.File, erro
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, cmp.Or(c.BootTimeout, bootTimeout()))
+	ctx, cancel := context.WithTimeout(ctx, c.BootTimeout)
 	defer cancel()
 	if err = vm.migrate(ctx, f); err == nil {
 		_, err = f.Seek(0, io.SeekStart)

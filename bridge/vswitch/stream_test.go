@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -221,15 +220,7 @@ func TestStreamsComeAndGo(t *testing.T) {
 		_ = conn.Close()
 		await(t, p, vport.StateDown)
 	}
-	if n := p.Dropped(Down); n != 3 {
-		t.Errorf("%d frames were dropped because the port was down", n)
-	}
-	if err := l.sw.RemovePort("guest"); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the socket's file: %v", err)
-	}
+	l.endsGuest(p, path)
 }
 
 // TestStreamConnects has a port that connects to servers, which come later and go.

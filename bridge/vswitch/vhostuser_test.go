@@ -185,14 +185,21 @@ func TestVhostUserFrontendsComeAndGo(t *testing.T) {
 		})
 		l.send("far", etherFrame(mac(1), mac(2), nil, 60))
 	}
+	l.endsGuest(p, path)
+}
+
+// endsGuest wants three frames dropped while nobody was at port guest, and removes it with the file
+// of its socket.
+func (l *lan) endsGuest(p *Port, path string) {
+	l.tb.Helper()
 	if n := p.Dropped(Down); n != 3 {
-		t.Errorf("%d frames are dropped because the port is down", n)
+		l.tb.Errorf("%d frames are dropped because the port is down", n)
 	}
 	if err := l.sw.RemovePort("guest"); err != nil {
-		t.Fatal(err)
+		l.tb.Fatal(err)
 	}
 	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the socket's file: %v", err)
+		l.tb.Errorf("the socket's file: %v", err)
 	}
 }
 

@@ -115,10 +115,7 @@ func addGroups(root *cobra.Command) {
 			"attach", "detach", "set", "apply", "prepare", "commit", "abort", "list", "show",
 			"map", "why", "why-busy", "top", "monitor", "capture", "metrics", "check", "reconcile", "watch", "mac",
 		}},
-		{groupPlaces, "Where NICs are attached:", []string{
-			"network", "forward", "netns", "bridge", "switch",
-			"lower",
-		}},
+		{groupPlaces, "Where NICs are attached:", []string{"network", "forward", "netns", "bridge", "switch", "lower"}},
 		{groupMachine, "This machine:", []string{"hook", "policy", "doctor", "version", "help", "completion"}},
 	} {
 		root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})

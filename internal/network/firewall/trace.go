@@ -42,17 +42,16 @@ func (h Host) Trace(hook, family string, p Packet) (found []Passed) {
 
 // cureOf returns how a base chain lets the packet pass.
 func cureOf(c *nft.Chain, o owner, p *Packet) string {
+	list := "nft -a list chain " + strings.Join([]string{c.Table.Family, c.Table.Name, c.Name}, " ")
 	switch {
 	case c.Table.Family == "bridge" || c.Table.Family == "netdev":
-		return "nft -a list chain " + strings.Join([]string{c.Table.Family, c.Table.Name, c.Name}, " ") +
-			" shows the rule; nft delete rule removes it by its handle"
+		return list + " shows the rule; nft delete rule removes it by its handle"
 	case c.Hook == "forward":
 		return o.forward(passage{link: p.In}, c)
 	case c.Hook == "input":
 		return o.input(p.In)
 	}
-	return "nft -a list chain " + strings.Join([]string{c.Table.Family, c.Table.Name, c.Name}, " ") +
-		" shows its rules"
+	return list + " shows its rules"
 }
 
 // Translates reports whether a chain gives the packet, on its way out, another source address. sure
