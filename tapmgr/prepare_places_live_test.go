@@ -21,7 +21,7 @@ func TestLivePreparedRouted(t *testing.T) {
 	before := h.routing()
 	var g *guest
 	var spec nic.Spec
-	anew := func() (name string) {
+	fresh := func() (name string) {
 		t.Helper()
 		if g != nil { // it is deaf to device_del
 			if err := g.Kill(); err != nil {
@@ -44,7 +44,7 @@ func TestLivePreparedRouted(t *testing.T) {
 			t.Errorf("%s: check finds %+v", what, got)
 		}
 	}
-	name := anew()
+	name := fresh()
 	silent("prepared")
 	h.reconciled()
 	for what, args := range map[string][]string{
@@ -77,14 +77,14 @@ func TestLivePreparedRouted(t *testing.T) {
 		if got := h.check(); len(got) > 0 {
 			t.Errorf("killed after %s: check finds %+v", name, got)
 		}
-		anew()
+		fresh()
 	}
 	res, err := h.Commit(h.context(20*time.Second), nic.Target{VM: g.name}, "", false)
 	if err != nil || len(res) != 1 || !strings.Contains(strings.Join(res[0].Notices, "\n"),
 		farMAC+" still answers for "+routedAddr+" on eth0: end the QEMU") {
 		t.Errorf("%+v, %v: want a notice about %s", res, err, farMAC)
 	}
-	name = anew()
+	name = fresh()
 	if err := h.abort(g); err != nil {
 		t.Fatal(err)
 	}
