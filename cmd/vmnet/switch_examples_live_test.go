@@ -54,7 +54,9 @@ func TestLiveSwitchExamples(t *testing.T) {
 	for _, e := range runExamples(t) {
 		t.Run(e.where+" "+strings.Join(e.args, " "), func(t *testing.T) {
 			ns := nstest.New(t)
+			dir := t.TempDir()
 			for i, arg := range e.args {
+				e.args[i] = strings.Replace(arg, "/run/me/", dir+"/", 1)
 				switch arg {
 				case "--packet":
 					device, _, _ := strings.Cut(e.args[i+1], ",")
