@@ -3,6 +3,7 @@ package testvm
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"debug/elf"
 	"errors"
 	"fmt"
@@ -21,6 +22,35 @@ import (
 
 // program is the import path of the program that is host and /init.
 const program = "vmnet/cmd/testvm"
+
+// packed has the archives that this process has made, by what they were made from: packing and
+// hashing one takes longer than all else that starts a guest.
+var packed struct {
+	mu       sync.Mutex
+	archives map[string]content
+}
+
+// initramfs returns the archive that buildInitramfs makes, and makes each one once.
+func initramfs(k Kernel, init content, c Config) (content, error) {
+	busybox, _ := exec.LookPath("busybox")
+	key := fmt.Sprintf("%q %x %q %t %q", k, init.sum, c.Modules, c.Root != "", busybox)
+	packed.mu.Lock()
+	defer packed.mu.Unlock()
+	archive, ok := packed.archives[key]
+	if ok {
+		return archive, nil
+	}
+	b, err := buildInitramfs(k, init.bytes, c)
+	if err != nil {
+		return content{}, err
+	}
+	if packed.archives == nil {
+		packed.archives = map[string]content{}
+	}
+	archive = newContent(b)
+	packed.archives[key] = archive
+	return archive, nil
+}
 
 // buildInitramfs packs /init, the modules with their dependencies, and, for interactive use,
 // busybox if the host has a static one. A guest with another root needs only what it takes to mount
@@ -104,10 +134,18 @@ func isStatic(path string) bool {
 	return true
 }
 
+// A content has the bytes of a file.
+type content struct {
+	bytes []byte
+	sum   [sha256.Size]byte
+}
+
+func newContent(b []byte) content { return content{b, sha256.Sum256(b)} }
+
 // initProgram returns the program that becomes /init: the one at path. If path is empty, it is this
 // program if that is a static cmd/testvm, or the one that the surrounding lab host has, or a new
 // build.
-func initProgram(ctx context.Context, path string) ([]byte, error) {
+func initProgram(ctx context.Context, path string) (content, error) {
 	info, ok := debug.ReadBuildInfo()
 	switch {
 	case path == "" && ok && info.Path == program && isStatic("/proc/self/exe"):
@@ -117,14 +155,14 @@ func initProgram(ctx context.Context, path string) ([]byte, error) {
 	case path == "":
 		return built.get(ctx)
 	case !isStatic(path):
-		return nil, fmt.Errorf("use %s as the guest's /init: it is not a static program (build it with CGO_ENABLED=0)",
-			path)
+		return content{}, fmt.Errorf(
+			"use %s as the guest's /init: it is not a static program (build it with CGO_ENABLED=0)", path)
 	}
-	content, err := os.ReadFile(path)
+	b, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("read the guest's /init: %w", err)
+		return content{}, fmt.Errorf("read the guest's /init: %w", err)
 	}
-	return content, nil
+	return newContent(b), nil
 }
 
 // built is the program that this process has built.
@@ -132,24 +170,25 @@ var built buildOnce
 
 type buildOnce struct {
 	mu      sync.Mutex
-	content []byte
+	content content
 }
 
 // get builds the program once. An error is not kept: ctx may be its cause.
-func (b *buildOnce) get(ctx context.Context) ([]byte, error) {
+func (b *buildOnce) get(ctx context.Context) (content, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.content != nil {
+	if b.content.bytes != nil {
 		return b.content, nil
 	}
 	cache, err := CacheDir()
 	if err != nil {
-		return nil, err
+		return content{}, err
 	}
-	b.content, err = buildProgram(ctx, cache)
+	program, err := buildProgram(ctx, cache)
 	if err != nil {
-		return nil, fmt.Errorf("build the guest's /init: %w", err)
+		return content{}, fmt.Errorf("build the guest's /init: %w", err)
 	}
+	b.content = newContent(program)
 	return b.content, nil
 }
 

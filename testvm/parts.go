@@ -2,6 +2,7 @@ package testvm
 
 import (
 	"context"
+	"crypto/sha256"
 	"os"
 	"path/filepath"
 )
@@ -10,6 +11,8 @@ import (
 type Parts struct {
 	Kernel, Initramfs string // files
 	Args              string // the kernel's command line
+
+	sum [sha256.Size]byte // of the initramfs
 }
 
 // CopyKernel copies the kernel to dir, where another user, such as the one that libvirt runs guests
@@ -38,10 +41,12 @@ func MakeParts(ctx context.Context, c Config, dir string) (Parts, error) {
 	if err != nil {
 		return Parts{}, err
 	}
-	initramfs, err := buildInitramfs(kernel, init, c)
+	archive, err := initramfs(kernel, init, c)
 	if err != nil {
 		return Parts{}, err
 	}
-	p := Parts{Kernel: kernel.Image, Initramfs: filepath.Join(dir, "initramfs"), Args: kernelArgs(c)}
-	return p, os.WriteFile(p.Initramfs, initramfs, 0o600)
+	p := Parts{
+		Kernel: kernel.Image, Initramfs: filepath.Join(dir, "initramfs"), Args: kernelArgs(c), sum: archive.sum,
+	}
+	return p, os.WriteFile(p.Initramfs, archive.bytes, 0o600)
 }

@@ -39,29 +39,16 @@ func (c Config) warmKey(parts Parts) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	info, err := os.Stat(program)
-	if err != nil {
-		return "", err
-	}
 	h := sha256.New()
-	fmt.Fprintf(h, "%s %d %d %q %d %d %d %q\n", program, info.Size(), info.ModTime().UnixNano(),
-		c.Machine, c.SparePorts, c.MemoryMiB, c.CPUs, kernelArgs(c.twin()))
-	for _, path := range []string{parts.Kernel, parts.Initramfs} {
-		if err := hashFile(h, path); err != nil {
+	for _, path := range []string{program, parts.Kernel} {
+		info, err := os.Stat(path)
+		if err != nil {
 			return "", err
 		}
+		fmt.Fprintf(h, "%q %d %d\n", path, info.Size(), info.ModTime().UnixNano())
 	}
+	fmt.Fprintf(h, "%x %v %v %v %q %q\n", parts.sum, c.SparePorts, c.MemoryMiB, c.CPUs, c.Machine, kernelArgs(c.twin()))
 	return fmt.Sprintf("%x", h.Sum(nil)[:16]), nil
-}
-
-func hashFile(w io.Writer, path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	_, err = io.Copy(w, f)
-	return err
 }
 
 // twin describes the guest that is booted in place of those like c. That it was stopped when its
