@@ -73,23 +73,5 @@ func (m *Manager) sight(ctx context.Context, vm, id string) (Sighting, error) {
 	if err != nil {
 		return Sighting{}, err
 	}
-	var ids []string
-	var found []Sighting
-	for _, s := range all {
-		ids = append(ids, s.ID)
-		if id == "" || s.ID == id || s.Interface == id {
-			found = append(found, s)
-		}
-	}
-	switch {
-	case len(found) == 1:
-		return found[0], nil
-	case len(all) == 0:
-		return Sighting{}, errors.New("there is no such guest with a NIC (vmnet list shows all)")
-	case len(found) == 0:
-		return Sighting{}, fmt.Errorf("the guest has no such NIC, only %s", strings.Join(ids, ", "))
-	case id == "":
-		return Sighting{}, fmt.Errorf("the guest has several NICs: name one of %s", strings.Join(ids, ", "))
-	}
-	return Sighting{}, errors.New("several guests say that they have it (vmnet list shows them)")
+	return only(all, id, func(s Sighting) nic.NIC { return s.NIC })
 }

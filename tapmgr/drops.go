@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,8 +42,9 @@ func (m *Manager) OpenDrops(ctx context.Context, vm, id string) (*Drops, error) 
 		err = errors.New("the kernel checks no frame of it (if it is on a switch: " +
 			"vmnet switch capture SWITCH --drops)")
 	}
-	d := &Drops{NIC: dev.NIC(), m: m, dev: dev}
+	var d *Drops
 	if err == nil {
+		d = &Drops{NIC: dev.NIC(), m: m, dev: dev}
 		err = m.host.On(&dev, func(nl *rtnl.Conn) (err error) {
 			d.capture, err = bpfguard.OpenCapture(nl, dev.Link)
 			return err
@@ -61,28 +63,11 @@ func (m *Manager) OpenDrops(ctx context.Context, vm, id string) (*Drops, error) 
 // onlyDevice returns the device of a guest's NIC.
 func (m *Manager) onlyDevice(ctx context.Context, vm, id string) (inventory.Device, error) {
 	all, err := m.host.AllDevices(ctx)
-	var found []inventory.Device
-	var ids []string
-	for _, dev := range all {
-		if dev.Want.VM == vm && !dev.IsUnconfirmed() {
-			ids = append(ids, dev.Want.NIC)
-			if id == "" || dev.Want.NIC == id {
-				found = append(found, dev)
-			}
-		}
+	if err != nil {
+		return inventory.Device{}, err
 	}
-	none := inventory.Device{Link: &rtnl.Link{}}
-	switch {
-	case err != nil:
-		return none, err
-	case len(ids) == 0:
-		return none, errors.New("there is no such guest with a NIC (vmnet list shows all)")
-	case len(found) == 0:
-		return none, fmt.Errorf("the guest has no such NIC, only %s", strings.Join(ids, ", "))
-	case len(found) > 1:
-		return none, fmt.Errorf("the guest has several NICs: name one of %s", strings.Join(ids, ", "))
-	}
-	return found[0], nil
+	all = slices.DeleteFunc(all, func(dev inventory.Device) bool { return dev.Want.VM != vm || dev.IsUnconfirmed() })
+	return only(all, id, func(dev inventory.Device) nic.NIC { return dev.NIC() })
 }
 
 // SetDeadline bounds the waits of Next. A deadline of at most a second keeps the capture complete.

@@ -23,6 +23,7 @@ func (w *walker) bridge() {
 	if w.placed(br); w.done() {
 		return
 	}
+	w.unseen(PartNetwork, "vmnet network check, as root")
 	if w.entersPort(br, l); w.stopped {
 		return
 	}
@@ -66,6 +67,9 @@ func (w *walker) filters() bool {
 	return br != nil && br.Bridge != nil && br.Bridge.VLANFiltering
 }
 
+// knowsVLANs reports whether the bridge keeps VLANs apart, and those of its ports are known.
+func (w *walker) knowsVLANs() bool { return w.filters() && w.Missing[PartVLANs] == "" }
+
 // vlan is the VLAN that the frame belongs to on a bridge that filters; 0 if its port drops it.
 func (w *walker) vlan() int {
 	if w.Frame.VLAN != 0 {
@@ -104,7 +108,8 @@ func (w *walker) entersPort(br, l *rtnl.Link) {
 	if w.forwards(br, l); w.stopped {
 		return
 	}
-	if p.Locked && !w.learned(w.NIC, l.Index) {
+	fdbUnseen := w.unseen(PartFDB, "bridge fdb show br "+br.Name)
+	if p.Locked && !fdbUnseen && !w.learned(w.NIC, l.Index) {
 		w.stop(where, fmt.Sprintf("bridge fdb add %s dev %s master static, or bridge link set dev %[2]s locked off",
 			w.NIC.mac(), l.Name), "it is locked, and the FDB has no entry of %s for it", w.NIC.mac())
 		return
@@ -114,8 +119,7 @@ func (w *walker) entersPort(br, l *rtnl.Link) {
 		w.pass(where, "%s", text+portText(p))
 		return
 	}
-	if reason, missing := w.Missing[PartVLANs]; missing {
-		w.unknown(where, "bridge vlan show dev "+l.Name, "its VLANs could not be read: %s", reason)
+	if w.unseen(PartVLANs, "bridge vlan show") {
 		return
 	}
 	vlan := w.vlan()
@@ -255,7 +259,7 @@ func (w *walker) leavesBy(br, l *rtnl.Link, isFlooded bool) {
 	known := w.Peer != nil && w.learned(w.Peer, l.Index)
 	in := w.NIC.Link.Port
 	vlan := 0
-	if w.filters() {
+	if w.knowsVLANs() {
 		vlan = w.vlan()
 	}
 	membership, isMember := w.member(l.Index, vlan)
@@ -282,7 +286,7 @@ func (w *walker) leavesBy(br, l *rtnl.Link, isFlooded bool) {
 			fmt.Sprintf("bridge vlan add dev %s vid %d untagged", l.Name, vlan),
 		},
 		check{
-			!isFlooded && !known && !p.Flood,
+			!isFlooded && !known && !p.Flood && w.Missing[PartFDB] == "",
 			"it gets no frames to unknown addresses, and its guest's was not learned",
 			"bridge link set dev " + l.Name + " flood on; or learning on, and have its guest send something",
 		},
@@ -309,6 +313,7 @@ func (w *walker) leavesText(l *rtnl.Link, known bool, vlan int, m rtnl.VLANs) st
 		text += ", gets broadcasts"
 	case known:
 		text += ", the address was learned there"
+	case w.Missing[PartFDB] != "":
 	default:
 		text += ", gets what has an unknown address"
 	}

@@ -55,6 +55,8 @@ const (
 	PartFDB      Part = "forwarding database"
 	PartFirewall Part = "firewall"
 	PartNetwork  Part = "network"
+	PartRoutes   Part = "routes"
+	PartProxies  Part = "proxy entries"
 	PartOVS      Part = "Open vSwitch"
 	PartSwitch   Part = "switch"
 	PartTrace    Part = "flows"

@@ -80,9 +80,7 @@ func (w *walker) unread() bool {
 	if w.Firewall != nil {
 		return false
 	}
-	if reason, missing := w.Missing[PartFirewall]; missing && !w.said("firewall") {
-		w.unknown("firewall", "nft list ruleset, as root", "its rules could not be read: %s", reason)
-	}
+	w.unseen(PartFirewall, "nft list ruleset, as root")
 	return true
 }
 

@@ -11,7 +11,7 @@ import (
 // subinterface of it. It is nil if the host has no address there.
 func (w *walker) hostSide(br *rtnl.Link) *rtnl.Link {
 	vlan := w.Frame.VLAN
-	if w.filters() {
+	if w.knowsVLANs() {
 		vlan = w.vlan()
 	}
 	for _, l := range w.Links {
@@ -29,7 +29,7 @@ func (w *walker) hostSide(br *rtnl.Link) *rtnl.Link {
 // reachHost follows the frame from the bridge into the host's own stack.
 func (w *walker) reachHost(br, in *rtnl.Link) {
 	where := "host on " + in.Name
-	if w.filters() {
+	if w.knowsVLANs() {
 		vlan := w.vlan()
 		m, isMember := w.member(br.Index, vlan)
 		asPVID := in == br && pvid(w.VLANs[br.Index]) == vlan
@@ -96,7 +96,7 @@ func (w *walker) crowded() {
 // unsourced stops a packet that the kernel drops because of its source (rp_filter).
 func (w *walker) unsourced(in *rtnl.Link) {
 	const strict, loose = "1", "2"
-	if w.To.Addr.Is6() || !w.Back.Addr.IsValid() {
+	if w.To.Addr.Is6() || !w.Back.Addr.IsValid() || w.unseen(PartRoutes, "ip route get "+w.Back.Addr.String()) {
 		return
 	}
 	all, own := "net/ipv4/conf/all/rp_filter", "net/ipv4/conf/"+in.Name+"/rp_filter"
@@ -122,6 +122,10 @@ func (w *walker) route(in *rtnl.Link) {
 		return
 	}
 	if w.forwarding(in); w.stopped {
+		return
+	}
+	if w.unseen(PartRoutes, "ip route get "+w.To.Addr.String()) {
+		w.ended = true
 		return
 	}
 	out := w.at(w.Out.Link)

@@ -83,6 +83,9 @@ func (w *walker) comeBack() {
 	if w.misled(where); w.stopped {
 		return
 	}
+	if w.Missing[PartFDB] != "" {
+		return // which was said
+	}
 	w.pass(where, "nothing else has the guest's addresses")
 }
 

@@ -104,29 +104,11 @@ func (r *reader) missing(p Part, err error) {
 
 // nic reads a guest's NIC.
 func (r *reader) nic(ctx context.Context, vm, id string) (*NIC, error) {
-	details, err := r.Manager.Show(ctx, vm)
+	d, err := r.Manager.ShowNIC(ctx, vm, id)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("why %s: %w", strings.TrimSuffix(vm+"/"+id, "/"), err)
 	}
-	var found []tapmgr.Detail
-	var ids []string
-	for _, d := range details {
-		ids = append(ids, d.ID)
-		if id == "" || d.ID == id || d.Interface == id {
-			found = append(found, d)
-		}
-	}
-	switch {
-	case len(details) == 0:
-		return nil, fmt.Errorf("why %s: there is no such guest with a NIC (vmnet list shows all)", vm)
-	case len(found) == 0:
-		return nil, fmt.Errorf("why %s: it has no NIC %s, only %s", vm, id, strings.Join(ids, ", "))
-	case id == "" && len(found) > 1:
-		return nil, fmt.Errorf("why %s: it has several NICs: name one of %s with --nic", vm, strings.Join(ids, ", "))
-	case len(found) > 1:
-		return nil, fmt.Errorf("why %s/%s: several guests say that they have it (vmnet list shows them)", vm, id)
-	}
-	n := &NIC{Detail: found[0]}
+	n := &NIC{Detail: d}
 	n.Link = r.hostLink(&n.Detail)
 	if n.PID != 0 {
 		n.Process = processOf(n.PID)

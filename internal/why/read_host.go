@@ -65,15 +65,15 @@ func (r *reader) readRoutes(context.Context) {
 		if link, err := r.nl.RouteTo(a.Addr); err == nil {
 			a.Link = link
 		} else if !errors.Is(err, syscall.ENETUNREACH) && !errors.Is(err, syscall.EHOSTUNREACH) {
-			r.missing("routes", err)
+			r.missing(PartRoutes, err)
 		}
 		return a
 	}
 	r.Out = to(Route{Addr: r.Facts.To.Addr})
 	r.Back = to(Route{Addr: r.Facts.NIC.address(r.Facts.To.Addr)})
-	if proxies, err := r.nl.Proxies(); err == nil {
-		r.Proxies = proxies
-	}
+	var err error
+	r.Proxies, err = r.nl.Proxies()
+	r.missing(PartProxies, err)
 }
 
 func (r *reader) readSettings(context.Context) {

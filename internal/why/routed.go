@@ -30,7 +30,7 @@ func (w *walker) routedGuest() {
 			"give the guest one of these, or vmnet detach, then attach with --ip",
 		},
 		check{
-			w.Back.Addr.IsValid() && w.Back.Link != n.Link.Index,
+			w.Back.Addr.IsValid() && w.Back.Link != n.Link.Index && w.Missing[PartRoutes] == "",
 			fmt.Sprintf("the host has no route to %s by its tap", w.Back.Addr), "vmnet reconcile",
 		},
 	)
@@ -45,6 +45,10 @@ func (w *walker) routedGuest() {
 		return
 	}
 	if w.forwarding(n.Link); w.stopped {
+		return
+	}
+	if w.unseen(PartRoutes, "ip route get "+w.To.Addr.String()) {
+		w.ended = true
 		return
 	}
 	out := w.at(w.Out.Link)
@@ -67,7 +71,7 @@ func (w *walker) routedGuest() {
 // proxied reports whether the host answers for the guest's address on the uplink.
 func (w *walker) proxied(up *rtnl.Link) {
 	a := w.Back.Addr
-	if !a.IsValid() {
+	if !a.IsValid() || w.unseen(PartProxies, "ip neighbour show proxy dev "+up.Name) {
 		return
 	}
 	if !slices.ContainsFunc(w.Proxies, func(p rtnl.Proxy) bool { return p.Link == up.Index && p.Addr == a }) {

@@ -82,6 +82,15 @@ func (w *walker) unknown(where, how, format string, args ...any) {
 	w.add(Step{Where: where, Verdict: Unknown, Why: fmt.Sprintf(format, args...), Cure: how})
 }
 
+// unseen reports whether a part of the facts is missing, and adds that once, with how to see it.
+func (w *walker) unseen(p Part, how string) bool {
+	reason, missing := w.Missing[p]
+	if where := string(p); missing && !w.said(where) {
+		w.unknown(where, how, "not seen from here: %s", reason)
+	}
+	return missing
+}
+
 // a check reports one thing of a device that would stop the frame.
 type check struct {
 	fault     bool
