@@ -15,7 +15,10 @@ func TestMissing(t *testing.T) {
 		without func(*Facts)
 		how     string
 	}{
-		{"FDB", PartFDB, func(f *Facts) { f.toP3(); f.Peer.Link.Port.Flood = false }, func(f *Facts) { f.FDB = nil }, "fdb show"},
+		{
+			"FDB", PartFDB, func(f *Facts) { f.toP3(); f.Peer.Link.Port.Flood = false },
+			func(f *Facts) { f.FDB = nil }, "bridge fdb show br br0",
+		},
 		{
 			"FDB of a locked port", PartFDB, func(f *Facts) { f.NIC.Link.Port.Locked = true },
 			func(f *Facts) { f.FDB = nil }, "bridge fdb show br br0",
