@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestMissing: what could not be read is told once, with how to see it, and stops nothing.
+// TestMissing: the walk reports once what could not be read, with how to see it. It stops nothing.
 func TestMissing(t *testing.T) {
 	const reason = "permission denied"
 	for _, tc := range []struct {
