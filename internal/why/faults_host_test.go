@@ -338,7 +338,9 @@ var otherFaults = []fault{
 	},
 	{
 		"nothing leads out of a switch", func(f *Facts) {
-			f.onSwitch()
+			for i := range f.onSwitch().Ports {
+				f.Switch.Ports[i].Kind = control.Packet // as a tap is given to a switch
+			}
 			f.Peer, f.To = nil, Target{Outside, "outside", beyond}
 		},
 		"switch sw0", "nothing leads out", "add-port",
@@ -366,6 +368,14 @@ var otherFaults = []fault{
 	{
 		"OVS VLAN mismatch", func(f *Facts) { f.onOVS(); f.OVS[0].Settings.VLAN, f.OVS[1].Settings.VLAN = 5, 6 },
 		"bridge br-int", "not in VLAN 5", "tag=5",
+	},
+	{
+		"OVS tags what the peer gets", func(f *Facts) { f.onOVS(); f.OVS[0].Settings.VLAN = 5 },
+		"bridge br-int", "VLAN 5 leave P3-net0 with a tag", "tag=5",
+	},
+	{
+		"OVS port with a tag for one without", func(f *Facts) { f.onOVS(); f.OVS[1].Settings.VLAN = 5 },
+		"bridge br-int", "not in VLAN 0", "clear port P3-net0 tag",
 	},
 	{
 		"OVS ports protected", func(f *Facts) {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"vmnet/bridge"
+	"vmnet/bridge/portsec"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/network/config"
 	"vmnet/internal/network/tool"
@@ -23,15 +24,17 @@ import (
 // patience bounds a wait on a loaded machine.
 const patience = 60 * time.Second
 
-// site is a host in a namespace of its own, with a guest: net0 and net1 are on br0, which the host
-// forwards to up0; net2 is on br1, whose uplink is up1.
+// site is a host in a namespace of its own, with a guest. Its way out is by up0; up1 leads out as
+// well, and up2 to far2 of the host itself.
 type site struct {
 	*testing.T
 	ns, beyond *netns.NS
 	m          *tapmgr.Manager
 	vm         *testvm.VM
 	name       string
+	macs       map[string]string // of the guest's NICs, by id
 	dir        config.Dir
+	keeps      string // commands before each fault
 }
 
 // sh runs commands in the host's namespace.
@@ -50,11 +53,12 @@ func (s *site) in(ns *netns.NS, script string) {
 	}
 }
 
-func newSite(t *testing.T) *site {
+// newHost is a site without a guest.
+func newHost(t *testing.T) *site {
 	t.Helper()
+	nstest.RequireRoot(t)
 	_, err := tool.Find("nft", "nftables")
 	nstest.Require(t, "nft", err == nil, "apt install nftables")
-	testvm.Require(t)
 	s := &site{T: t, ns: nstest.New(t), beyond: nstest.New(t), dir: config.Dir(t.TempDir())}
 	file, err := s.beyond.File()
 	if err != nil {
@@ -68,23 +72,9 @@ func newSite(t *testing.T) *site {
 		}
 	}
 	s.sh(fmt.Sprintf("for i in 0 1; do ip link set far$i netns /proc/%d/fd/%d; done; ip link set far2 up",
-		syscall.Getpid(),
-		file.Fd()))
+		syscall.Getpid(), file.Fd()))
 	s.in(s.beyond, "ip link set far0 up; ip link set far1 up")
 	s.sh("ip route add default via 192.0.2.1 dev up0; sysctl -qw net.ipv4.ip_forward=1")
-	s.sh("nft add table ip nat; nft 'add chain ip nat POSTROUTING { type nat hook postrouting priority srcnat; }'; " +
-		"nft add rule ip nat POSTROUTING oifname up0 masquerade")
-	h, err := bridge.Open(s.ns.Path())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer h.Close()
-	for name, addrs := range map[string][]netip.Prefix{"br0": {netip.MustParsePrefix("10.0.0.1/24")}, "br1": nil} {
-		if err := h.Create(bridge.Config{Name: name, Addresses: addrs}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	s.sh("ip link set up1 master br1")
 	if s.m, err = tapmgr.Open(s.ns.Path()); err != nil {
 		t.Fatal(err)
 	}
@@ -93,9 +83,26 @@ func newSite(t *testing.T) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.name = fmt.Sprintf("P2-%d", inode%1e6)
-	s.vm = testvm.StartT(t, testvm.Config{Name: s.name})
+	s.name, s.macs = fmt.Sprintf("P2-%d", inode%1e6), map[string]string{}
 	return s
+}
+
+// bridges makes br0, from which the host forwards to up0 with NAT, and br1 with the uplink up1.
+func (s *site) bridges() {
+	s.Helper()
+	s.sh("nft 'add table ip nat; add chain ip nat POSTROUTING { type nat hook postrouting priority srcnat; }; " +
+		"add rule ip nat POSTROUTING oifname up0 masquerade'")
+	h, err := bridge.Open(s.ns.Path())
+	if err != nil {
+		s.Fatal(err)
+	}
+	defer h.Close()
+	for name, addrs := range map[string][]netip.Prefix{"br0": {netip.MustParsePrefix("10.0.0.1/24")}, "br1": nil} {
+		if err := h.Create(bridge.Config{Name: name, Addresses: addrs}); err != nil {
+			s.Fatal(err)
+		}
+	}
+	s.sh("ip link set up1 master br1")
 }
 
 func (s *site) ctx() context.Context {
@@ -104,19 +111,28 @@ func (s *site) ctx() context.Context {
 	return ctx
 }
 
-// attach gives the guest a NIC, and an address on it.
-func (s *site) attach(spec nic.Spec, address string) nic.NIC {
+// plug gives the guest a NIC.
+func (s *site) plug(spec nic.Spec) nic.NIC {
 	s.Helper()
 	spec.Target, spec.Vhost = nic.Target{VM: s.name}, nic.VhostOff
 	r, err := s.m.Attach(s.ctx(), spec)
 	if err != nil {
 		s.Fatal(err)
 	}
-	// While the guest's links change, its kernel may refuse to list them.
-	nstest.Eventually(s, patience, "the guest uses "+spec.NIC, func() bool {
-		return s.vm.Guest.UseNIC(s.ctx(), r.NIC.MAC, address) == nil
-	})
+	s.macs[r.NIC.ID] = r.NIC.MAC
 	return r.NIC
+}
+
+// set changes a NIC.
+func (s *site) set(id string, change func(*nic.Spec)) {
+	s.Helper()
+	_, err := s.m.Set(s.ctx(), nic.Target{VM: s.name}, id, func(now nic.Spec) (nic.Spec, error) {
+		change(&now)
+		return now, nil
+	})
+	if err != nil {
+		s.Fatal(err)
+	}
 }
 
 // follow follows a frame of one of the guest's NICs.
@@ -151,8 +167,10 @@ func (s *site) well(id, to, frame string) {
 // broken is a fault that is made for real, and mended again.
 type broken struct {
 	name, make, mend string
-	nic, to, frame   string // defaults: net0, outside, icmp
-	where, why       string // of the step that stops the frame
+	keeps            string      // the site's
+	do, undo         func(*site) // the same by functions
+	nic, to, frame   string      // defaults: net0, outside, icmp
+	where, why       string      // of the step that stops the frame
 }
 
 func (b broken) defaults(s *site) broken {
@@ -161,11 +179,36 @@ func (b broken) defaults(s *site) broken {
 			*p = value
 		}
 	}
-	names := strings.NewReplacer("VM", s.name, "TAP0", s.tap("net0"), "TAP1", s.tap("net1"), "TAP2", s.tap("net2"))
-	for _, p := range []*string{&b.make, &b.mend, &b.to, &b.where, &b.why} {
-		*p = names.Replace(*p)
+	names := []string{"VM", s.name}
+	for i := range 10 {
+		id := fmt.Sprintf("net%d", i)
+		names = append(names, fmt.Sprintf("TAP%d", i), s.tap(id), fmt.Sprintf("MAC%d", i), s.macs[id])
+	}
+	b.keeps = s.keeps
+	for _, p := range []*string{&b.keeps, &b.make, &b.mend, &b.to, &b.where, &b.why} {
+		*p = strings.NewReplacer(names...).Replace(*p)
 	}
 	return b
+}
+
+// breaks makes each fault, demands that it is named, and mends it.
+func (s *site) breaks(all []broken) {
+	s.Helper()
+	for _, b := range all {
+		b = b.defaults(s)
+		s.Run(b.name, func(t *testing.T) {
+			sub := *s
+			sub.T = t
+			sub.sh(b.keeps)
+			sub.sh(b.make)
+			defer sub.sh(b.mend)
+			if b.do != nil {
+				b.do(&sub)
+				defer b.undo(&sub)
+			}
+			sub.named(b)
+		})
+	}
 }
 
 func (s *site) tap(id string) string {
@@ -173,77 +216,64 @@ func (s *site) tap(id string) string {
 	return name
 }
 
-// TestLiveFaults makes faults for real, on a host with a real guest. Each is named, and where it is
-// mended, none is.
+// TestLiveFaults makes faults of the host. Each is named, and where it is mended, none is.
 func TestLiveFaults(t *testing.T) {
-	s := newSite(t)
-	s.attach(nic.Spec{NIC: "net0", Bridge: "br0"}, "10.0.0.11/24")
-	net1 := s.attach(nic.Spec{NIC: "net1", Bridge: "br0"}, "10.0.0.12/24")
-	s.attach(nic.Spec{NIC: "net2", Bridge: "br1"}, "192.0.2.40/24")
-	if _, err := s.vm.Guest.Ping(s.ctx(), "10.0.0.1"); err != nil { // from now on the host knows the guest's address
-		t.Fatal(err)
-	}
-	for _, to := range [][3]string{
+	s := newKinds(t)
+	s.bridges()
+	s.plug(nic.Spec{NIC: "net0", Bridge: "br0"})
+	s.plug(nic.Spec{NIC: "net1", Bridge: "br0"})
+	s.plug(nic.Spec{NIC: "net2", Bridge: "br1"})
+	s.keeps = "ip neigh replace 10.0.0.11 lladdr MAC0 dev br0 nud permanent"
+	wells := [][3]string{
 		{"net0", "outside", "icmp"},
 		{"net0", "outside", "tcp:443"},
 		{"net0", s.name + "/net1", "icmp"},
 		{"net0", "10.0.0.1", "tcp:22"},
 		{"net2", "outside", "dhcp"},
 		{"net0", "outside", "arp"},
-	} {
+	}
+	for _, to := range wells {
 		s.well(to[0], to[1], to[2])
 	}
-	macs := strings.NewReplacer("MAC1", net1.MAC, "MAC0", s.macOf("net0"))
-	for _, b := range liveFaults {
-		b = b.defaults(s)
-		b.make, b.mend, b.why = macs.Replace(b.make), macs.Replace(b.mend), macs.Replace(b.why)
-		t.Run(b.name, func(t *testing.T) {
-			sub := *s
-			sub.T = t
-			sub.sh(macs.Replace("ip neigh replace 10.0.0.11 lladdr MAC0 dev br0 nud permanent")) // no fault lets it go
-			sub.sh(b.make)
-			defer sub.sh(b.mend)
-			sub.named(b)
-		})
+	s.breaks(liveFaults)
+	for _, to := range wells {
+		s.well(to[0], to[1], to[2])
 	}
-	s.well("net0", "outside", "tcp:443")
-	s.guestFaults()
-	s.well("net0", "outside", "tcp:443")
 	t.Logf("%d faults by commands", len(liveFaults))
 }
 
-func (s *site) macOf(id string) string {
-	s.Helper()
-	all, err := s.m.List(s.ctx(), s.name)
-	if err != nil {
-		s.Fatal(err)
-	}
-	for _, n := range all {
-		if n.ID == id {
-			return n.MAC
-		}
-	}
-	s.Fatal("no " + id)
-	return ""
-}
-
-// named demands that the walk ends at the fault.
+// named demands that the walk soon ends at the fault, which a daemon may see a moment later.
 func (s *site) named(b broken) {
 	s.Helper()
-	w := s.follow(b.nic, b.to, b.frame)
-	stop := w.Stopped()
-	if stop == nil || !strings.HasPrefix(stop.Where, b.where) || !strings.Contains(stop.Why,
-		b.why) || stop.Cure == "" {
-		s.Errorf("want %s: %s; found\n%s", b.where, b.why, w.Text(80, nil))
+	var w *Walk
+	for end := time.Now().Add(patience); ; {
+		w = s.follow(b.nic, b.to, b.frame)
+		stop := w.Stopped()
+		if stop != nil && strings.HasPrefix(stop.Where, b.where) && strings.Contains(stop.Why, b.why) && stop.Cure != "" {
+			return
+		}
+		if time.Now().After(end) {
+			s.Errorf("want %s: %s; found\n%s", b.where, b.why, w.Text(80, nil))
+			return
+		}
 	}
 }
 
-// guestFaults are faults of the guest and its QEMU.
-func (s *site) guestFaults() {
-	c, err := qmp.Dial(s.ctx(), s.vm.QMP)
-	if err != nil {
-		s.Fatal(err)
+// TestLiveFaultsOfGuests makes faults of a real guest and its QEMU.
+func TestLiveFaultsOfGuests(t *testing.T) {
+	testvm.Require(t)
+	s := newHost(t)
+	s.bridges()
+	s.vm = testvm.StartT(t, testvm.Config{Name: s.name})
+	n := s.plug(nic.Spec{NIC: "net0", Bridge: "br0"})
+	// While the guest's links change, its kernel may refuse to list them.
+	nstest.Eventually(s, patience, "the guest uses its NIC", func() bool {
+		return s.vm.Guest.UseNIC(s.ctx(), n.MAC, "10.0.0.11/24") == nil
+	})
+	if _, err := s.vm.Guest.Ping(s.ctx(), "10.0.0.1"); err != nil { // from now on the host knows its address
+		t.Fatal(err)
 	}
+	s.well("net0", "outside", "tcp:443")
 	do := func(command string, args any) func() {
 		return func() {
 			c, err := qmp.Dial(s.ctx(), s.vm.QMP)
@@ -256,11 +286,23 @@ func (s *site) guestFaults() {
 			}
 		}
 	}
-	_ = c.Close()
 	link := func(up bool) func() { return do("set_link", map[string]any{"name": "vmnet-net0", "up": up}) }
 	signal := func(sig syscall.Signal) func() {
 		return func() {
 			if err := s.vm.Signal(sig); err != nil {
+				s.Fatal(err)
+			}
+		}
+	}
+	device, err := s.vm.Guest.WaitNIC(s.ctx(), s.macs["net0"])
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.set("net0", func(n *nic.Spec) { n.Security.Checks = portsec.MAC })
+	defer s.set("net0", func(n *nic.Spec) { n.Security.Checks = 0 })
+	sends := func(from string) func() {
+		return func() {
+			if err := s.vm.Guest.SetMAC(s.ctx(), device.Name, from); err != nil {
 				s.Fatal(err)
 			}
 		}
@@ -277,4 +319,11 @@ func (s *site) guestFaults() {
 		s.named(broken{nic: "net0", to: "outside", frame: "icmp", where: "guest " + s.name, why: f.why})
 		f.mend()
 	}
+	sends("52:54:00:99:99:99")()
+	s.named(broken{
+		nic: "net0", to: "outside", frame: "icmp", where: "port security",
+		why: "the guest sends from 52:54:00:99:99:99",
+	})
+	sends(s.macs["net0"])()
+	s.well("net0", "outside", "tcp:443")
 }

@@ -1,8 +1,11 @@
 package why
 
 import (
+	"slices"
 	"strings"
 	"testing"
+
+	"vmnet/bridge/vswitch/vport"
 )
 
 // TestMissing: the walk reports once what could not be read, with how to see it. It stops nothing.
@@ -69,6 +72,24 @@ func TestMissing(t *testing.T) {
 		}
 		if w.Stopped() != nil || len(told) != 1 || !strings.Contains(told[0].Cure, tc.how) {
 			t.Errorf("%s: told %d times:\n%s", tc.name, len(told), w.Text(80, nil))
+		}
+	}
+}
+
+// TestStormLimit: a limit of which frames were dropped is no fault, but may be the reason.
+func TestStormLimit(t *testing.T) {
+	for kind, reason := range map[Kind]string{ARP: "broadcast storm", ICMP: "unknown-unicast storm"} {
+		f := world()
+		p := &f.onSwitch().Ports[0]
+		p.Config.Storm = vport.GuestStorm(7)
+		f.Frame.Kind, p.Stats.Drops = kind, map[string]uint64{reason: 93}
+		w := Follow(f)
+		i := slices.IndexFunc(w.Steps, func(s Step) bool { return s.Where == "storm limit of P2-net0" })
+		if i < 0 || w.Stopped() != nil || w.Steps[i].Verdict != Unknown || !strings.Contains(w.Steps[i].Why, "93 frames over 7") {
+			t.Errorf("%s: %s", kind, w.Text(80, nil))
+		}
+		if p.Stats.Drops = nil; len(Follow(f).Steps) != len(w.Steps)-1 {
+			t.Errorf("%s: nothing was dropped: %s", kind, Follow(f).Text(80, nil))
 		}
 	}
 }

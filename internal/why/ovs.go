@@ -90,12 +90,25 @@ func (w *walker) ovsBetween(in, out *ovs.Port) {
 		},
 		check{
 			!w.ovsCarries(out, vlan), fmt.Sprintf("%s is not in VLAN %d, which the guest is in", out.Name, vlan),
-			fmt.Sprintf("ovs-vsctl set port %s tag=%d", out.Name, vlan),
+			ovsTag(out, vlan),
+		},
+		check{
+			in.Settings.VLAN != 0 && out.Settings.VLAN == 0 && len(out.Settings.Trunk) == 0,
+			fmt.Sprintf("frames of VLAN %d leave %s with a tag, which the guest there does not expect", vlan, out.Name),
+			ovsTag(out, vlan),
 		},
 	)
 	if !w.stopped {
 		w.flows(in, out.Name)
 	}
+}
+
+// ovsTag returns how a port gets into a VLAN; 0 is that of untagged frames.
+func ovsTag(p *ovs.Port, vlan int) string {
+	if vlan == 0 {
+		return "ovs-vsctl clear port " + p.Name + " tag"
+	}
+	return fmt.Sprintf("ovs-vsctl set port %s tag=%d", p.Name, vlan)
 }
 
 // ovsVLAN is the VLAN in which a port takes the frame in.
@@ -134,8 +147,7 @@ func (w *walker) ovsOut(in *ovs.Port) {
 		}
 		if l := w.link(p.Name); l != nil && l.Tun == nil || p.Type != "" && p.Type != "internal" {
 			if !w.ovsCarries(&p, w.ovsVLAN(in)) {
-				w.stop("port "+p.Name, fmt.Sprintf("ovs-vsctl set port %s tag=%d", p.Name, w.ovsVLAN(in)),
-					"it is not in VLAN %d, which the guest is in", w.ovsVLAN(in))
+				w.stop("port "+p.Name, ovsTag(&p, w.ovsVLAN(in)), "it is not in VLAN %d, which the guest is in", w.ovsVLAN(in))
 				return
 			}
 			if l != nil {

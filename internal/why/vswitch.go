@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"vmnet/bridge/brport"
+	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/bridge/vswitch/vport"
 	"vmnet/tapmgr/nic"
@@ -37,6 +38,7 @@ func (w *walker) userspaceSwitch() {
 	if w.takesIn(in); w.stopped {
 		return
 	}
+	w.storms(in)
 	if w.Peer != nil && w.Peer.Switch && w.Peer.Source == n.Source {
 		out := w.portOf(w.Peer)
 		if out == nil {
@@ -99,6 +101,21 @@ func (w *walker) takesIn(p *control.Port) {
 			"vmnet set --vm " + w.NIC.VM + " --nic " + w.NIC.ID + " --native ID or --vlan ID",
 		},
 	)
+}
+
+// storms reports that the switch has dropped frames of the same kind over the port's limit, as it may
+// drop this one.
+func (w *walker) storms(p *control.Port) {
+	limit, reason := p.Config.Storm.Broadcast, vswitch.Broadcasts
+	if !w.Frame.broadcast() {
+		limit, reason = p.Config.Storm.Unknown, vswitch.Unknowns
+	}
+	if p.Stats == nil || limit == 0 || p.Stats.Drops[reason.String()] == 0 {
+		return
+	}
+	w.unknown("storm limit of "+p.Name, "vmnet switch stats "+w.NIC.Source+", which counts on while it drops frames",
+		"it has dropped %d frames over %d a second (%s), as it may drop this one", p.Stats.Drops[reason.String()], limit,
+		reason)
 }
 
 func withTag(vlan int) string {
@@ -171,11 +188,12 @@ func (w *walker) switchLeaves(in, out *control.Port) {
 func (w *walker) switchUplink(in *control.Port) {
 	for i := range w.Switch.Ports {
 		p := &w.Switch.Ports[i]
-		if p.Kind != control.Packet {
+		l := w.link(p.Device)
+		if p.Kind != control.Packet || l != nil && l.Tun != nil { // a guest's
 			continue
 		}
 		if w.switchLeaves(in, p); !w.stopped {
-			if l := w.link(p.Device); l != nil {
+			if l != nil {
 				w.below(l)
 			}
 			w.pass("uplink "+p.Device, "the frame leaves the switch; vmnet switch capture %s shows what comes back",

@@ -11,11 +11,15 @@ import (
 	"vmnet/internal/network/config"
 	"vmnet/internal/network/firewall"
 	"vmnet/internal/network/nft"
+	"vmnet/internal/vmm/qmptest"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 )
 
-func TestMain(m *testing.M) { leaktest.Main(m) }
+func TestMain(m *testing.M) {
+	qmptest.Main()
+	leaktest.Main(m)
+}
 
 // Indexes of the links of the host that tests change.
 const (

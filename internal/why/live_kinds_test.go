@@ -1,0 +1,401 @@
+package why
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"vmnet/bridge"
+	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/control"
+	"vmnet/bridge/vswitch/control/server"
+	"vmnet/bridge/vswitch/vport"
+	"vmnet/internal/endpoint"
+	"vmnet/internal/kernel/announce"
+	"vmnet/internal/network"
+	"vmnet/internal/network/config"
+	"vmnet/internal/nstest"
+	"vmnet/internal/ovstest"
+	"vmnet/internal/vmm/qmptest"
+	"vmnet/macvtap/vtap"
+	"vmnet/tapmgr/nic"
+	"vmnet/testvm/lab"
+)
+
+// newKinds is a site whose guest is a process that holds files and answers like a QEMU: the devices,
+// switches and rules are real, and cost no boot.
+func newKinds(t *testing.T) *site {
+	t.Helper()
+	s := newHost(t)
+	qmptest.Start(t, qmptest.Config{Name: s.name})
+	return s
+}
+
+// TestLiveFaultsOfMacvtaps: net0 and net1 are on up2, beyond which is a bridge.
+func TestLiveFaultsOfMacvtaps(t *testing.T) {
+	s := newKinds(t)
+	s.sh("ip link add br2 up type bridge; ip link set far2 master br2")
+	for _, id := range []string{"net0", "net1"} {
+		s.plug(nic.Spec{NIC: id, Lower: &nic.Lower{Kind: vtap.Macvtap, Device: "up2", Mode: "bridge"}})
+	}
+	mode := func(mode string) func(*site) {
+		return func(s *site) {
+			for _, id := range []string{"net0", "net1"} {
+				s.set(id, func(n *nic.Spec) { n.Lower.Mode = mode })
+			}
+		}
+	}
+	s.well("net0", s.name+"/net1", "icmp")
+	s.well("net0", "outside", "icmp")
+	s.breaks([]broken{
+		{name: "its own host", to: "198.18.0.1", where: "parent device up2", why: "own addresses on up2"},
+		{
+			name: "parent down", make: "ip link set up2 down", mend: "ip link set up2 up", where: "macvtap TAP0",
+			why: "up2 is down",
+		},
+		{
+			name: "no carrier", make: "ip link set far2 down", mend: "ip link set far2 up", where: "macvtap TAP0",
+			why: "up2 has no carrier",
+		},
+		{
+			name: "private", do: mode("private"), undo: mode("bridge"), to: "VM/net1", where: "parent device up2",
+			why: "mode private",
+		},
+		{
+			name: "VEPA without hairpin", do: mode("vepa"), undo: func(*site) {}, to: "VM/net1", where: "port far2",
+			why: "no hairpin",
+		},
+	})
+	s.sh("bridge link set dev far2 hairpin on")
+	s.well("net0", s.name+"/net1", "icmp")
+}
+
+// TestLiveFaultsOfRoutedGuests: net0 has an address of the LAN at up0.
+func TestLiveFaultsOfRoutedGuests(t *testing.T) {
+	s := newKinds(t)
+	s.plug(nic.Spec{NIC: "net0", Routed: "up0", IP: []netip.Addr{netip.MustParseAddr("192.0.2.50")}})
+	s.well("net0", "outside", "icmp")
+	s.well("net0", "192.0.2.7", "tcp:22")
+	s.breaks([]broken{
+		{
+			name: "nobody answers for it", make: "ip neigh del proxy 192.0.2.50 dev up0",
+			mend: "ip neigh add proxy 192.0.2.50 dev up0", where: "proxy entry on up0", why: "to nobody",
+		},
+		{
+			name: "no route to it", make: "ip route del 192.0.2.50 dev TAP0", mend: "ip route add 192.0.2.50 dev TAP0",
+			where: "host on TAP0", why: "no route to 192.0.2.50 by its tap",
+		},
+		{
+			name:  "rp_filter, and a route elsewhere",
+			make:  "sysctl -qw net.ipv4.conf.TAP0.rp_filter=1; ip route replace 192.0.2.50 dev up0",
+			mend:  "sysctl -qw net.ipv4.conf.TAP0.rp_filter=0; ip route replace 192.0.2.50 dev TAP0",
+			where: "host on TAP0", why: "no route to 192.0.2.50 by its tap",
+		},
+		{
+			name: "not forwarded", make: "sysctl -qw net.ipv4.conf.TAP0.forwarding=0",
+			mend: "sysctl -qw net.ipv4.conf.TAP0.forwarding=1", where: "host", why: "net.ipv4.conf.TAP0.forwarding is 0",
+		},
+		{
+			name: "Docker",
+			make: "nft 'add table ip filter; add chain ip filter DOCKER-USER; add chain ip filter FORWARD " +
+				"{ type filter hook forward priority 0; policy drop; }'",
+			mend: "nft delete table ip filter", where: "chain ip filter FORWARD", why: "Docker drops it",
+		},
+		{
+			name: "DHCP", frame: "dhcp", where: "host on TAP0", why: "gets no address by DHCP",
+		},
+	})
+	s.well("net0", "outside", "icmp")
+}
+
+// runSwitch runs a switch in the test, whose path and end it returns.
+func (s *site) runSwitch() (path string, end func()) {
+	s.Helper()
+	dir, err := os.MkdirTemp("", "why") // a socket's path must be short
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.Cleanup(func() { _ = os.RemoveAll(dir) })
+	path = filepath.Join(dir, "sw")
+	l, err := server.Listen(path)
+	if err != nil {
+		s.Fatal(err)
+	}
+	sw := vswitch.New(vswitch.Config{})
+	srv := server.New(sw, control.Info{Name: path})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(ctx, l) }()
+	ended := false
+	end = func() {
+		if ended {
+			return
+		}
+		ended = true
+		cancel()
+		if err := errors.Join(<-done, sw.Close(), l.Close()); err != nil {
+			s.Error(err)
+		}
+		srv.Close()
+	}
+	s.Cleanup(end)
+	s.m.AskSwitches, s.m.Switches = true, []string{path}
+	return path, end
+}
+
+// loop gives the switch two uplinks that are connected to each other, and waits until it has stopped
+// the first one.
+func (s *site) loop(c *control.Client) {
+	s.Helper()
+	s.sh("ip link add br9 up type bridge")
+	for _, name := range []string{"u1", "u2"} {
+		s.sh(fmt.Sprintf("ip link add %s up type veth peer name w%[1]s; ip link set w%[1]s up", name))
+		files, err := endpoint.PacketFiles(s.ns, name)
+		if err != nil {
+			s.Fatal(err)
+		}
+		p := control.Port{Name: name, Kind: control.Packet, Device: name, Config: vport.Config{NoLoopGuard: name == "u2"}}
+		err = c.AddPort(s.ctx(), p, files...)
+		for _, f := range files {
+			err = errors.Join(err, f.Close())
+		}
+		if err != nil {
+			s.Fatal(err)
+		}
+	}
+	s.sh("ip link set wu1 master br9; ip link set wu2 master br9")
+	br, err := nstest.Handle(s, s.ns).LinkByName("br9")
+	if err != nil {
+		s.Fatal(err)
+	}
+	broadcast := announce.Frames(mac3, []netip.Addr{address1})
+	nstest.Eventually(s, patience, "the switch stops u1", func() bool {
+		if err := announce.Send(s.ns, br.Attrs().Index, broadcast...); err != nil {
+			s.Fatal(err)
+		}
+		ports, err := c.Ports(s.ctx())
+		return err == nil && slices.ContainsFunc(ports, func(p control.Port) bool {
+			return p.Name == "u1" && p.Stats != nil && p.Stats.State == vport.StateStopped
+		})
+	})
+	s.sh("ip link set wu2 nomaster")
+}
+
+// TestLiveFaultsOfSwitches: net0 and net1 are on a switch in userspace.
+func TestLiveFaultsOfSwitches(t *testing.T) {
+	s := newKinds(t)
+	path, end := s.runSwitch()
+	for _, id := range []string{"net0", "net1"} {
+		s.plug(nic.Spec{NIC: id, Switch: &nic.Switch{Name: path, By: nic.ByTap}})
+	}
+	c, err := control.Dial(s.ctx(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	was := map[string]vport.Config{}
+	ports, err := c.Ports(s.ctx())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range ports {
+		was[p.Name] = p.Config
+	}
+	change := func(change func(*vport.Config), ids ...string) func(*site) {
+		return func(s *site) {
+			for _, id := range ids {
+				cfg := was[s.tap(id)]
+				change(&cfg)
+				if err := c.SetPort(s.ctx(), s.tap(id), cfg); err != nil {
+					s.Fatal(err)
+				}
+			}
+		}
+	}
+	back := change(func(*vport.Config) {}, "net0", "net1")
+	s.well("net0", s.name+"/net1", "icmp")
+	s.breaks([]broken{
+		{
+			name: "another VLAN", do: change(func(c *vport.Config) { c.VLAN = 20 }, "net1"), undo: back, to: "VM/net1",
+			where: "port TAP1", why: "not in VLAN 1",
+		},
+		{
+			name: "isolated both", do: change(func(c *vport.Config) { c.Isolated = true }, "net0", "net1"), undo: back,
+			to: "VM/net1", where: "port TAP1", why: "isolated ports",
+		},
+		{
+			name: "locked to another address", undo: back, to: "VM/net1", where: "port TAP0", why: "locked to other",
+			do: change(func(c *vport.Config) { c.MACs = append(c.MACs[:0:0], mac3) }, "net0"),
+		},
+		{
+			name: "down", make: "ip link set TAP1 down", mend: "ip link set TAP1 up", to: "VM/net1", where: "port TAP1",
+			why: "it is down",
+		},
+		{name: "no uplink", where: "switch " + path, why: "nothing leads out of it"},
+	})
+	s.well("net0", s.name+"/net1", "icmp")
+	s.loop(c)
+	s.named(broken{nic: "net0", to: "outside", frame: "arp", where: "port u1", why: "a loop"})
+	end()
+	s.named(broken{nic: "net0", to: "outside", frame: "icmp", where: "switch " + path, why: "has ended"})
+}
+
+// TestLiveFaultsOfOpenVSwitch: net0 and net1 are ports of a real Open vSwitch, which is asked what it
+// would do with the frame (ofproto/trace).
+func TestLiveFaultsOfOpenVSwitch(t *testing.T) {
+	s := newKinds(t)
+	o := ovstest.New(t, s.ns)
+	o.StartSwitch()
+	o.AddBridge("br-int")
+	s.m.UseDatabases(o.Socket())
+	for _, id := range []string{"net0", "net1"} {
+		s.plug(nic.Spec{NIC: id, Bridge: "br-int", OVSDB: o.Socket()})
+	}
+	vsctl := "ovs-vsctl --timeout=30 --db=unix:" + o.Socket() + " "
+	ofctl := func(command, flow string) string {
+		return "ovs-ofctl " + command + " unix:" + filepath.Join(o.Dir, "br-int.mgmt") + " '" + flow + "'"
+	}
+	wellTraced := func() {
+		s.well("net0", s.name+"/net1", "icmp")
+		w := s.follow("net0", s.name+"/net1", "icmp")
+		if !slices.ContainsFunc(w.Steps, func(p Step) bool { return p.Where == "flows of br-int" && p.Verdict == Passes }) {
+			t.Errorf("ovs-vswitchd was not asked:\n%s", w.Text(80, nil))
+		}
+	}
+	wellTraced()
+	to := "VM/net1"
+	s.breaks([]broken{
+		{
+			name: "tag", make: vsctl + "set port TAP0 tag=5", mend: vsctl + "clear port TAP0 tag", to: to,
+			where: "bridge br-int", why: "VLAN 5 leave TAP1 with a tag",
+		},
+		{
+			name: "both tags", make: vsctl + "set port TAP0 tag=5 -- set port TAP1 tag=6",
+			mend: vsctl + "clear port TAP0 tag -- clear port TAP1 tag", to: to, where: "bridge br-int",
+			why: "TAP1 is not in VLAN 5",
+		},
+		{
+			name: "protected", make: vsctl + "set port TAP0 protected=true -- set port TAP1 protected=true",
+			mend: vsctl + "set port TAP0 protected=false -- set port TAP1 protected=false", to: to,
+			where: "bridge br-int", why: "protected",
+		},
+		{
+			name: "link down", make: "ip link set TAP1 down", mend: "ip link set TAP1 up", to: to, where: "port TAP1",
+			why: "sees no carrier",
+		},
+		{
+			name: "a flow drops it", make: ofctl("add-flow", "priority=9,dl_src=MAC0,actions=drop"),
+			mend: ofctl("del-flows", "dl_src=MAC0"), to: to, where: "flows of br-int", why: "ovs-vswitchd drops it",
+		},
+		{
+			name: "another NIC's row", make: vsctl + "set interface TAP0 external_ids:attached-mac=02:00:00:00:00:09",
+			mend: vsctl + "set interface TAP0 external_ids:attached-mac=MAC0", to: to, where: "port TAP0",
+			why: "left behind by another NIC",
+		},
+	})
+	wellTraced()
+	s.breaks([]broken{
+		{name: "row deleted", make: vsctl + "del-port TAP0", to: to, where: "Open vSwitch", why: "it has no port TAP0"},
+	})
+}
+
+// noServer is the service of networks without a server.
+type noServer struct{}
+
+func (noServer) Start(context.Context, *network.Manager, *config.Network) error { return nil }
+func (noServer) Stop(context.Context, *network.Manager, *config.Network) error  { return nil }
+func (noServer) Text(*config.Network) string                                    { return "" }
+func (noServer) AtBoot(context.Context, *config.Network) bool                   { return true }
+
+// TestLiveFaultsOfNetworks: net0 is on a network with NAT.
+func TestLiveFaultsOfNetworks(t *testing.T) {
+	s := newKinds(t)
+	m := &network.Manager{NS: s.ns, Dir: s.dir, State: t.TempDir(), Service: noServer{}}
+	if err := m.Open(); err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	subnet := netip.MustParsePrefix("10.0.0.0/24")
+	err := m.Create(s.ctx(), network.Wanted{Network: &config.Network{Name: "lab", NAT: true, Subnet: subnet, Domain: "lab.internal"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.plug(nic.Spec{NIC: "net0", Bridge: "lab"})
+	s.sh("ip neigh replace 10.0.0.11 lladdr " + s.macs["net0"] + " dev lab nud permanent")
+	s.well("net0", "outside", "tcp:443")
+	s.breaks([]broken{
+		{
+			name: "ip_forward off", make: "sysctl -qw net.ipv4.ip_forward=0", mend: "sysctl -qw net.ipv4.ip_forward=1",
+			where: "host", why: "ip_forward is 0",
+		},
+		{
+			name: "Docker",
+			make: "nft 'add table ip filter; add chain ip filter DOCKER-USER; add chain ip filter FORWARD " +
+				"{ type filter hook forward priority 0; policy drop; }'",
+			mend: "nft delete table ip filter", where: "chain ip filter FORWARD", why: "Docker drops it",
+		},
+		{
+			name: "no DHCP", frame: "dhcp", where: "network lab", why: "its file says no DHCP",
+		},
+		{
+			name: "masquerade flushed", make: "nft flush ruleset", where: "network lab", why: "rules: want",
+		},
+	})
+	if _, _, err := m.Apply(s.ctx(), "lab"); err != nil {
+		t.Fatal(err)
+	}
+	s.well("net0", "outside", "tcp:443")
+}
+
+// TestLabFaultsOfVLANs: net0 and net1 are on a bridge that keeps VLANs apart.
+func TestLabFaultsOfVLANs(t *testing.T) {
+	lab.Inside(t)
+	s := newKinds(t)
+	h, err := bridge.Open(s.ns.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	err = h.Create(bridge.Config{
+		Name: "br0", VLANFiltering: true, Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/24")},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"net0", "net1"} {
+		s.plug(nic.Spec{NIC: id, Bridge: "br0"})
+	}
+	s.well("net0", s.name+"/net1", "icmp")
+	s.well("net0", "10.0.0.1", "icmp")
+	const vlan10 = "bridge vlan del dev %s vid 1; bridge vlan add dev %[1]s vid 10 pvid untagged"
+	const vlan1 = "bridge vlan del dev %s vid 10; bridge vlan add dev %[1]s vid 1 pvid untagged"
+	s.breaks([]broken{
+		{
+			name: "missing at the peer", make: fmt.Sprintf(vlan10, "TAP0"), mend: fmt.Sprintf(vlan1, "TAP0"),
+			to: "VM/net1", where: "port TAP1", why: "not a member of VLAN 10",
+		},
+		{
+			name: "missing at the host", make: fmt.Sprintf(vlan10, "TAP0"), mend: fmt.Sprintf(vlan1, "TAP0"),
+			to: "10.0.0.1", where: "host on br0", why: "not in VLAN 10",
+		},
+		{
+			name: "no PVID", make: "bridge vlan add dev TAP0 vid 1 untagged",
+			mend: "bridge vlan add dev TAP0 vid 1 pvid untagged", where: "port TAP0", why: "no PVID",
+		},
+		{
+			name: "tagged for the peer", make: "bridge vlan add dev TAP1 vid 1 pvid",
+			mend: "bridge vlan add dev TAP1 vid 1 pvid untagged", to: "VM/net1", where: "port TAP1", why: "with a tag",
+		},
+		{
+			name: "answers in another VLAN", make: "bridge vlan add dev TAP1 vid 10 pvid untagged",
+			mend: "bridge vlan del dev TAP1 vid 10; bridge vlan add dev TAP1 vid 1 pvid untagged", to: "VM/net1",
+			where: "port TAP1", why: "answers belong to VLAN 10",
+		},
+	})
+	s.well("net0", s.name+"/net1", "icmp")
+}
