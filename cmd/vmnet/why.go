@@ -22,6 +22,7 @@ type whyVerb struct {
 	vm, nic string
 	to      string
 	frame   why.Frame
+	live    bool
 	config  string // directory of the networks' files
 }
 
@@ -34,19 +35,27 @@ func (a *app) whyCommand() *cobra.Command {
 the host interface, port security and rates, the port of the bridge or switch with its VLANs,
 isolation, STP and FDB, the chains of firewalls, the host's forwarding, routes and NAT, the uplink,
 and the other end back. The walk ends with the first thing that stops the frame and the command that
-cures it. What cannot be seen from here is marked with a ?, with how to see it. Nothing is sent, and
-nothing is changed.
+cures it. What cannot be seen from here is marked with a ?, with how to see it. Nothing is changed,
+and without --live nothing is sent.
 
 The frame is an echo request unless --frame names another one: arp, dhcp, tcp:PORT or udp:PORT. It
 is for a host outside, unless --to names a guest or an address. Frames of tcp and udp are as large as
 the guest's MTU permits.
+
+With --live the host then sends probes to the guest, and to the other guest if --to names one: ARP
+requests at the guest's tap and at its bridge, from no address (RFC 5227), and an echo request.
+Meanwhile it counts what passes the devices of the frame's way, and what the kernel drops there, with
+the reason and the function (tracepoint skb:kfree_skb, as root, Linux 5.17 or later with BTF; else
+only counters). It takes at most ten seconds and leaves nothing behind. A macvtap is reached by the
+host access of its parent device only.
 
 Root sees most: the rules of firewalls, the guests of other users, and networks' settings. The exit
 status is 1 if something stops the frame, 0 if nothing is found that does.`,
 		Example: `  vmnet why P2
   vmnet why P2/net1 --frame dhcp
   vmnet why P2 --to P3 --frame tcp:443
-  vmnet why P2 --to 10.0.0.1 -o json`,
+  vmnet why P2 --to 10.0.0.1 -o json
+  vmnet why P2 --live`,
 		Args:              oneArg("the name of a guest, with /NIC for one of several"),
 		ValidArgsFunction: a.attachedGuests,
 	}
@@ -64,6 +73,7 @@ status is 1 if something stops the frame, 0 if nothing is found that does.`,
 		}
 		return nil
 	}), "vlan", "the guest sends the frame with the tag of this VLAN `ID`")
+	f.BoolVar(&o.live, "live", false, "also send probes, and watch what is counted and dropped")
 	f.StringVar(&o.config, "config-dir", config.DefaultDir, "`DIRECTORY` of the networks' files")
 	format := outputFlag(cmd)
 	complete(cmd, "frame", cobra.FixedCompletions(why.Words, noFiles))
@@ -114,17 +124,21 @@ func (a *app) follow(ctx context.Context, o *whyVerb) (*why.Walk, error) {
 		return nil, err
 	}
 	defer ns.Close()
-	var facts *why.Facts
-	err = a.withManager(func(m *tapmgr.Manager) (err error) {
-		facts, err = why.Read(ctx, why.Request{
+	var walk *why.Walk
+	err = a.withManager(func(m *tapmgr.Manager) error {
+		q := why.Request{
 			Manager: m, NS: ns, Dir: config.Dir(o.config), VM: o.vm, NIC: o.nic, To: o.to, Frame: o.frame,
-		})
+		}
+		facts, err := why.Read(ctx, q)
+		if err != nil {
+			return err
+		}
+		if walk = why.Follow(facts); o.live {
+			walk.Live, err = why.Live(ctx, q, facts)
+		}
 		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	return why.Follow(facts), nil
+	return walk, err
 }
 
 func (a *app) paintVerdict(v why.Verdict, text string) string {

@@ -45,7 +45,7 @@ var layers = [][]string{
 	{
 		"internal/kernel/bridges", "internal/kernel/macvlan", "vhost", "qmp", "libvirt", "internal/network/firewall",
 		"internal/network/integrate", "internal/kernel/bpfguard", "internal/kernel/ratelimit",
-		"internal/kernel/peers", "internal/routed", "internal/vmm/agent",
+		"internal/kernel/peers", "internal/kernel/skbdrops", "internal/routed", "internal/vmm/agent",
 		"internal/ovs",
 	},
 	{"internal/kernel/forwarding", "internal/kernel/clsact"},

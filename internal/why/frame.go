@@ -135,11 +135,16 @@ func (w *walker) bytes() []byte {
 	case w.To.Addr.Is6():
 		return w.ipv6(f, src, dst)
 	case w.Frame.Kind == ARP:
-		f = append(f, 0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1)
-		f = append(append(f, mac...), four(src)...)
-		return append(append(f, make([]byte, 6)...), four(dst)...)
+		return arpRequest(f, mac, src, dst)
 	}
 	return ipv4(f, map[Kind]byte{ICMP: 1, TCP: 6, UDP: 17}[w.Frame.Kind], src, dst, 40000, w.Frame.Port)
+}
+
+// arpRequest appends who has dst, asked by mac and src, to the addresses of a frame.
+func arpRequest(f []byte, mac net.HardwareAddr, src, dst netip.Addr) []byte {
+	f = append(f, 0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1)
+	f = append(append(f, mac...), four(src)...)
+	return append(append(f, make([]byte, 6)...), four(dst)...)
 }
 
 func four(a netip.Addr) []byte {

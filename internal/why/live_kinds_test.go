@@ -27,8 +27,8 @@ import (
 	"vmnet/testvm/lab"
 )
 
-// newKinds is a site whose guest is a process that holds files and answers like a QEMU: the devices,
-// switches and rules are real, and cost no boot.
+// newKinds is a site whose guest is a process that holds files and answers like a QEMU: the
+// devices, switches and rules are real, and cost no boot.
 func newKinds(t *testing.T) *site {
 	t.Helper()
 	s := newHost(t)
@@ -98,7 +98,8 @@ func TestLiveFaultsOfRoutedGuests(t *testing.T) {
 		},
 		{
 			name: "not forwarded", make: "sysctl -qw net.ipv4.conf.TAP0.forwarding=0",
-			mend: "sysctl -qw net.ipv4.conf.TAP0.forwarding=1", where: "host", why: "net.ipv4.conf.TAP0.forwarding is 0",
+			mend: "sysctl -qw net.ipv4.conf.TAP0.forwarding=1", where: "host",
+			why: "net.ipv4.conf.TAP0.forwarding is 0",
 		},
 		{
 			name: "Docker",
@@ -148,8 +149,8 @@ func (s *site) runSwitch() (path string, end func()) {
 	return path, end
 }
 
-// loop gives the switch two uplinks that are connected to each other, and waits until it has stopped
-// the first one.
+// loop gives the switch two uplinks that are connected to each other, and waits until it has
+// stopped the first one.
 func (s *site) loop(c *control.Client) {
 	s.Helper()
 	s.sh("ip link add br9 up type bridge")
@@ -159,7 +160,8 @@ func (s *site) loop(c *control.Client) {
 		if err != nil {
 			s.Fatal(err)
 		}
-		p := control.Port{Name: name, Kind: control.Packet, Device: name, Config: vport.Config{NoLoopGuard: name == "u2"}}
+		p := control.Port{Name: name, Kind: control.Packet, Device: name}
+		p.Config.NoLoopGuard = name == "u2"
 		err = c.AddPort(s.ctx(), p, files...)
 		for _, f := range files {
 			err = errors.Join(err, f.Close())
@@ -245,8 +247,8 @@ func TestLiveFaultsOfSwitches(t *testing.T) {
 	s.named(broken{nic: "net0", to: "outside", frame: "icmp", where: "switch " + path, why: "has ended"})
 }
 
-// TestLiveFaultsOfOpenVSwitch: net0 and net1 are ports of a real Open vSwitch, which is asked what it
-// would do with the frame (ofproto/trace).
+// TestLiveFaultsOfOpenVSwitch: net0 and net1 are ports of a real Open vSwitch, which is asked what
+// it would do with the frame (ofproto/trace).
 func TestLiveFaultsOfOpenVSwitch(t *testing.T) {
 	s := newKinds(t)
 	o := ovstest.New(t, s.ns)
@@ -263,7 +265,9 @@ func TestLiveFaultsOfOpenVSwitch(t *testing.T) {
 	wellTraced := func() {
 		s.well("net0", s.name+"/net1", "icmp")
 		w := s.follow("net0", s.name+"/net1", "icmp")
-		if !slices.ContainsFunc(w.Steps, func(p Step) bool { return p.Where == "flows of br-int" && p.Verdict == Passes }) {
+		if !slices.ContainsFunc(w.Steps, func(p Step) bool {
+			return p.Where == "flows of br-int" && p.Verdict == Passes
+		}) {
 			t.Errorf("ovs-vswitchd was not asked:\n%s", w.Text(80, nil))
 		}
 	}
@@ -321,7 +325,8 @@ func TestLiveFaultsOfNetworks(t *testing.T) {
 	}
 	defer m.Close()
 	subnet := netip.MustParsePrefix("10.0.0.0/24")
-	err := m.Create(s.ctx(), network.Wanted{Network: &config.Network{Name: "lab", NAT: true, Subnet: subnet, Domain: "lab.internal"}})
+	n := &config.Network{Name: "lab", NAT: true, Subnet: subnet, Domain: "lab.internal"}
+	err := m.Create(s.ctx(), network.Wanted{Network: n})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -249,7 +250,8 @@ func (s *site) named(b broken) {
 	for end := time.Now().Add(patience); ; {
 		w = s.follow(b.nic, b.to, b.frame)
 		stop := w.Stopped()
-		if stop != nil && strings.HasPrefix(stop.Where, b.where) && strings.Contains(stop.Why, b.why) && stop.Cure != "" {
+		if stop != nil && strings.HasPrefix(stop.Where, b.where) && strings.Contains(stop.Why, b.why) &&
+			stop.Cure != "" {
 			return
 		}
 		if time.Now().After(end) {
@@ -274,6 +276,7 @@ func TestLiveFaultsOfGuests(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.well("net0", "outside", "tcp:443")
+	s.probed()
 	do := func(command string, args any) func() {
 		return func() {
 			c, err := qmp.Dial(s.ctx(), s.vm.QMP)
@@ -326,4 +329,55 @@ func TestLiveFaultsOfGuests(t *testing.T) {
 	})
 	sends(s.macs["net0"])()
 	s.well("net0", "outside", "tcp:443")
+}
+
+// look sends probes to net0.
+func (s *site) look() *Walk {
+	s.Helper()
+	q := Request{Manager: s.m, NS: s.ns, Dir: s.dir, VM: s.name, To: "outside", Frame: Frame{Kind: ICMP}}
+	f, err := Read(s.ctx(), q)
+	if err != nil {
+		s.Fatal(err)
+	}
+	w := Follow(f)
+	if w.Live, err = Live(s.ctx(), q, f); err != nil {
+		s.Fatal(err)
+	}
+	return w
+}
+
+// probed demands that the guest answers probes, and that the walk says what drops them, which it
+// cannot see otherwise.
+func (s *site) probed() {
+	s.Helper()
+	verdicts := func(w *Walk) (found []string) {
+		for _, step := range w.Live {
+			if strings.HasPrefix(step.Where, "ARP") || strings.HasPrefix(step.Where, "echo") {
+				found = append(found, string(step.Verdict))
+			}
+		}
+		return found
+	}
+	var w *Walk
+	nstest.Eventually(s, patience, "the guest answers all probes", func() bool {
+		w = s.look()
+		return slices.Equal(verdicts(w), []string{"passes", "passes", "passes"}) && w.Stopped() == nil
+	})
+	s.Log(w.Text(80, nil))
+	s.sh("nft 'add table bridge b; add chain bridge b i { type filter hook input priority 0; policy accept; }; " +
+		"add rule bridge b i meta protocol arp ether saddr " + s.macs["net0"] + " drop'")
+	w = s.look()
+	s.Log(w.Text(80, nil))
+	stop := w.Stopped()
+	if stop == nil || stop.Where != "ARP at br0" || !strings.Contains(stop.Why, "does not answer 3 requests") {
+		s.Errorf("ARP is dropped on its way to br0:\n%s", w.Text(80, nil))
+	} else if !strings.Contains(stop.Why, "NETFILTER_DROP") && !s.reasonsUnseen(w) {
+		s.Errorf("the kernel's reason is missing:\n%s", w.Text(80, nil))
+	}
+	s.sh("nft delete table bridge b")
+}
+
+// reasonsUnseen reports whether the kernel does not say why it drops frames, which the walk says.
+func (s *site) reasonsUnseen(w *Walk) bool {
+	return slices.ContainsFunc(w.Live, func(s Step) bool { return s.Where == "drop reasons" })
 }

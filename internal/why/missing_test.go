@@ -85,7 +85,8 @@ func TestStormLimit(t *testing.T) {
 		f.Frame.Kind, p.Stats.Drops = kind, map[string]uint64{reason: 93}
 		w := Follow(f)
 		i := slices.IndexFunc(w.Steps, func(s Step) bool { return s.Where == "storm limit of P2-net0" })
-		if i < 0 || w.Stopped() != nil || w.Steps[i].Verdict != Unknown || !strings.Contains(w.Steps[i].Why, "93 frames over 7") {
+		if i < 0 || w.Stopped() != nil || w.Steps[i].Verdict != Unknown ||
+			!strings.Contains(w.Steps[i].Why, "93 frames over 7") {
 			t.Errorf("%s: %s", kind, w.Text(80, nil))
 		}
 		if p.Stats.Drops = nil; len(Follow(f).Steps) != len(w.Steps)-1 {

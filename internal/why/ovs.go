@@ -147,7 +147,8 @@ func (w *walker) ovsOut(in *ovs.Port) {
 		}
 		if l := w.link(p.Name); l != nil && l.Tun == nil || p.Type != "" && p.Type != "internal" {
 			if !w.ovsCarries(&p, w.ovsVLAN(in)) {
-				w.stop("port "+p.Name, ovsTag(&p, w.ovsVLAN(in)), "it is not in VLAN %d, which the guest is in", w.ovsVLAN(in))
+				w.stop("port "+p.Name, ovsTag(&p, w.ovsVLAN(in)), "it is not in VLAN %d, which the guest is in",
+					w.ovsVLAN(in))
 				return
 			}
 			if l != nil {

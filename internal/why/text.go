@@ -24,13 +24,23 @@ func (w *Walk) Text(width int, paint Paint) string {
 	var b strings.Builder
 	head := fmt.Sprintf("%s to %s, %s", w.From, w.To, w.Frame)
 	b.WriteString(console.Clean(head) + "\n")
+	writeSteps(&b, w.Steps, width, paint)
+	if len(w.Live) > 0 {
+		b.WriteString("live\n")
+		writeSteps(&b, w.Live, width, paint)
+	}
+	b.WriteString(wrapped(console.Clean(w.summary()), "  ", width))
+	return b.String()
+}
+
+func writeSteps(b *strings.Builder, steps []Step, width int, paint Paint) {
 	column := 0
-	for _, s := range w.Steps {
+	for _, s := range steps {
 		if n := utf8.RuneCountInString(console.Clean(s.Where)); n <= maxWhere {
 			column = max(column, n)
 		}
 	}
-	for _, s := range w.Steps {
+	for _, s := range steps {
 		where := console.Clean(s.Where)
 		b.WriteString("  " + paint(s.Verdict, fmt.Sprintf("%-4s", marks[s.Verdict])) + "  " + where)
 		text := s.What
@@ -48,8 +58,6 @@ func (w *Walk) Text(width int, paint Paint) string {
 			b.WriteString(lead + wrapped(console.Clean("see: "+s.Cure), lead, width))
 		}
 	}
-	b.WriteString(wrapped(console.Clean(w.summary()), "  ", width))
-	return b.String()
 }
 
 // wrapped breaks text into lines that begin with lead, except for the first one, whose beginning

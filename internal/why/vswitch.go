@@ -103,8 +103,8 @@ func (w *walker) takesIn(p *control.Port) {
 	)
 }
 
-// storms reports that the switch has dropped frames of the same kind over the port's limit, as it may
-// drop this one.
+// storms reports that the switch has dropped frames of the same kind over the port's limit, as it
+// may drop this one.
 func (w *walker) storms(p *control.Port) {
 	limit, reason := p.Config.Storm.Broadcast, vswitch.Broadcasts
 	if !w.Frame.broadcast() {
@@ -114,8 +114,8 @@ func (w *walker) storms(p *control.Port) {
 		return
 	}
 	w.unknown("storm limit of "+p.Name, "vmnet switch stats "+w.NIC.Source+", which counts on while it drops frames",
-		"it has dropped %d frames over %d a second (%s), as it may drop this one", p.Stats.Drops[reason.String()], limit,
-		reason)
+		"it has dropped %d frames over %d a second (%s), as it may drop this one", p.Stats.Drops[reason.String()],
+		limit, reason)
 }
 
 func withTag(vlan int) string {

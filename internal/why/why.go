@@ -34,13 +34,14 @@ type Walk struct {
 	To    string `json:"to"`
 	Frame string `json:"frame"`
 	Steps []Step `json:"steps"`
+	Live  []Step `json:"live,omitempty"` // what probes have found, and what was counted meanwhile
 }
 
-// Stopped returns the Step that stops the frame; nil if none is known.
+// Stopped returns the Step that stops the frame, or else a probe; nil if none is known.
 func (w *Walk) Stopped() *Step {
-	for i := range w.Steps {
-		if w.Steps[i].Verdict == Stops {
-			return &w.Steps[i]
+	for _, steps := range [][]Step{w.Steps, w.Live} {
+		if i := slices.IndexFunc(steps, func(s Step) bool { return s.Verdict == Stops }); i >= 0 {
+			return &steps[i]
 		}
 	}
 	return nil
