@@ -121,7 +121,8 @@ func (w *Watch) Drops() (drops []Drop, _ error) {
 	name(places)
 	for k, n := range all {
 		drops = append(drops, Drop{
-			Link: int(k.Link), Protocol: uint16(k.Protocol), Reason: w.reason(k.Reason), Place: places[k.Place], Count: n,
+			Link: int(k.Link), Protocol: uint16(k.Protocol), Reason: w.reason(k.Reason), Place: places[k.Place],
+			Count: n,
 		})
 	}
 	slices.SortFunc(drops, func(a, b Drop) int {

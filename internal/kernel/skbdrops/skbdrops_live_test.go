@@ -22,8 +22,8 @@ func cable(t *testing.T) (ns *netns.NS, near, far int) {
 	t.Helper()
 	ns = nstest.New(t)
 	err := ns.Do(func() error {
-		return exec.Command("sh", "-ec", "ip link add near type veth peer name far; ip link set near up addrgenmode none; "+
-			"ip link set far up addrgenmode none").Run()
+		return exec.Command("sh", "-ec", "ip link add near type veth peer name far; "+
+			"ip link set near up addrgenmode none; ip link set far up addrgenmode none").Run()
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -39,8 +39,8 @@ func cable(t *testing.T) (ns *netns.NS, near, far int) {
 	return ns, near, far
 }
 
-// TestLiveDrops: a frame of a protocol that nobody takes is counted where it arrives, with its reason
-// and place, and one of the same link's number elsewhere is not.
+// TestLiveDrops: a frame of a protocol that nobody takes is counted where it arrives, with its
+// reason and place, and one of the same link's number elsewhere is not.
 func TestLiveDrops(t *testing.T) {
 	nstest.RequireRoot(t)
 	ns, near, far := cable(t)
