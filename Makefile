@@ -87,13 +87,15 @@ flaky = [ ! -s '$(BIN)/reruns' ] || { echo '== flaky, passed when run again:'; c
 # which an emulated processor makes very slow, unless VMNET_LAB_RACE is set. Vet is left to lint.
 test: setup test-packages test-pids test-lab ## all tests; without root, those that do not need it (20 minutes)
 
+# RACE is empty where the same tests run with the race detector anyway.
+RACE ?= -race
 test-packages:
 	@mkdir -p '$(BIN)' && rm -f '$(BIN)/reruns'
-	$(GO) tool gotestsum --format pkgname $(rerun) --packages './tapmgr ./cmd/qemu-netup-full ./internal/network ./cmd/vmnet-hook ./cmd/vmnet ./bridge/vswitch ./qmp ./...' -- -race -vet=off -timeout 25m -p 4 -skip '^TestLabHost$$|^TestLiveAllPIDs'
+	$(GO) tool gotestsum --format pkgname $(rerun) --packages './tapmgr ./cmd/qemu-netup-full ./internal/network ./cmd/vmnet-hook ./cmd/vmnet ./bridge/vswitch ./qmp ./...' -- $(RACE) -vet=off -timeout 25m -p 4 -skip '^TestLabHost$$|^TestLiveAllPIDs'
 	@$(flaky)
 
 test-pids:
-	VMNET_TEST_PIDS=machine $(GO) tool gotestsum --format testname -- -race -vet=off -timeout 10m -run '^TestLiveAllPIDs' ./tapmgr ./cmd/vmnet-hook ./internal/watch
+	VMNET_TEST_PIDS=machine $(GO) tool gotestsum --format testname -- $(RACE) -vet=off -timeout 10m -run '^TestLiveAllPIDs' ./tapmgr ./cmd/vmnet-hook ./internal/watch
 
 test-lab:
 	$(GO) tool gotestsum --format testname -- -vet=off -timeout 30m -run '^TestLabHost$$' ./testvm/lab

@@ -278,7 +278,8 @@ func (h *host) signal(g *guest, sig syscall.Signal) {
 	}
 }
 
-// TestLiveSwitchOfAServicesUserAfterACrash: what a crash has left in it is in nobody's way.
+// TestLiveSwitchOfAServicesUserAfterACrash: what a crash has left in it is in nobody's way. A port
+// on a stream goes as soon as the switch reads that nobody has the other end.
 func TestLiveSwitchOfAServicesUserAfterACrash(t *testing.T) {
 	h := newHost(t)
 	s := h.nobodysSwitch()
@@ -290,9 +291,6 @@ func TestLiveSwitchOfAServicesUserAfterACrash(t *testing.T) {
 		}).CombinedOutput()
 		if err == nil || !strings.Contains(err.Error(), "killed") {
 			t.Fatalf("%s: %v: %s", by, err, out)
-		}
-		if ports := s.ports(); by == nic.BySocket && len(ports) != 1 {
-			t.Errorf("%s: ports %+v: want what the crash has left", by, ports)
 		}
 		h.attach(s.on(g, "net0", by))
 		s.forwards(g)

@@ -36,8 +36,8 @@ step_root_sessions() { as_root 'go run ./internal/fresh/sessions -prompt "#" REA
 step_user_sessions() { as_user 'go run ./internal/fresh/sessions -prompt "$" README.md docs/switch.md'; }
 step_quick() { as_user 'make quick'; }
 
-# A user without root gets the same command, and fewer tests.
-step_user_test() { as_user 'make test'; }
+# A user without root gets the same command, and fewer tests. The step test has the race detector.
+step_user_test() { as_user 'make test RACE='; }
 
 # The step pidns runs the tests that cannot run in a process namespace.
 step_test() { as_root "VMNET_REQUIRE=${VMNET_REQUIRE:+$VMNET_REQUIRE,-pidns} make test"; }
