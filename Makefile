@@ -91,7 +91,7 @@ test: setup test-packages test-pids test-lab ## all tests; without root, those t
 RACE ?= -race
 test-packages:
 	@mkdir -p '$(BIN)' && rm -f '$(BIN)/reruns'
-	$(GO) tool gotestsum --format pkgname $(rerun) --packages './tapmgr ./cmd/qemu-netup-full ./internal/network ./cmd/vmnet-hook ./cmd/vmnet ./bridge/vswitch ./qmp ./...' -- $(RACE) -vet=off -timeout 25m -p 4 -skip '^TestLabHost$$|^TestLiveAllPIDs'
+	$(GO) tool gotestsum --format pkgname $(rerun) --packages './tapmgr ./cmd/qemu-netup-full ./internal/network ./cmd/vmnet-hook ./cmd/vmnet ./bridge/vswitch ./qmp ./...' -- $(RACE) -vet=off -timeout 40m -p 4 -skip '^TestLabHost$$|^TestLiveAllPIDs'
 	@$(flaky)
 
 test-pids:
