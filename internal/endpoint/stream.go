@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmnet/internal/filelock"
 	"vmnet/internal/kernel/sockopt"
 )
 
@@ -23,13 +24,18 @@ const maxSocketPath = 107
 // connect, until somebody changes the mode or the owner of its file. It replaces the file of a
 // socket on which no process listens. The caller closes the socket, and removes its file with
 // RemoveSocket.
-func ListenStream(path string) (*os.File, error) {
+func ListenStream(path string) (f *os.File, err error) {
 	if len(path) > maxSocketPath {
 		return nil, fmt.Errorf("socket path of %d bytes: want at most %d", len(path), maxSocketPath)
 	}
-	if err := RemoveSocket(path); err != nil {
-		return nil, err
-	}
+	err = ReplaceSocket(path, func() (err error) {
+		f, err = listenStream(path)
+		return err
+	})
+	return f, err
+}
+
+func listenStream(path string) (*os.File, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("socket: %w", err)
@@ -47,9 +53,27 @@ func ListenStream(path string) (*os.File, error) {
 	return f, nil
 }
 
+// ReplaceSocket removes the file of a socket on which no process listens, if there is one, and
+// calls listen, which makes a socket there. A lock beside it keeps concurrent calls apart: until it
+// listens, the new socket looks like one that is left over.
+func ReplaceSocket(path string, listen func() error) error {
+	unlock, err := filelock.Brief(path + ".lock")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unlock() }() // a lock that stays is used again
+	if err := removeUnused(path); err != nil {
+		return err
+	}
+	return listen()
+}
+
 // RemoveSocket removes the file of a socket on which no process listens. It is no error if there is
 // no file.
-func RemoveSocket(path string) error {
+func RemoveSocket(path string) error { return ReplaceSocket(path, func() error { return nil }) }
+
+// removeUnused is RemoveSocket for a caller that has locked the path.
+func removeUnused(path string) error {
 	st, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -57,7 +81,7 @@ func RemoveSocket(path string) error {
 	case err != nil:
 		return err
 	case st.Mode().Type() != fs.ModeSocket:
-		return fmt.Errorf("%s exists and is not a socket", path)
+		return fmt.Errorf("%s exists and is not a socket (remove it, or name another path)", path)
 	}
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
@@ -65,10 +89,13 @@ func RemoveSocket(path string) error {
 	}
 	err = unix.Connect(fd, &unix.SockaddrUnix{Name: path})
 	_ = unix.Close(fd)
-	if !errors.Is(err, unix.ECONNREFUSED) {
-		return fmt.Errorf("%s is the socket of another process that runs (%v when connecting to it)", path, err)
+	switch {
+	case err == nil, errors.Is(err, unix.EAGAIN): // its queue of connections is full
+		return fmt.Errorf("another process listens on %s (end it, or name another path)", path)
+	case errors.Is(err, unix.ECONNREFUSED):
+		return os.Remove(path)
 	}
-	return os.Remove(path)
+	return fmt.Errorf("connect to %s, which exists: %w (remove it, or name another path)", path, err)
 }
 
 // StreamDirectory opens the directory in which another process listens, for a switch that connects

@@ -3,8 +3,12 @@ package filelock_test
 import (
 	"context"
 	"errors"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"vmnet/internal/filelock"
@@ -40,5 +44,34 @@ func TestTake(t *testing.T) {
 	}
 	if err := <-taken; err != nil {
 		t.Errorf("after it was given back: %v", err)
+	}
+}
+
+// TestBrief has several holders, one after another, of a lock whose file is removed each time.
+func TestBrief(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	var held atomic.Int32
+	var group sync.WaitGroup
+	for range 4 {
+		group.Go(func() {
+			for range 50 {
+				unlock, err := filelock.Brief(path)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if n := held.Add(1); n != 1 {
+					t.Errorf("%d hold it", n)
+				}
+				held.Add(-1)
+				if err := unlock(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	group.Wait()
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the lock's file: %v", err)
 	}
 }

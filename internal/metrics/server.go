@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"vmnet/internal/endpoint"
@@ -58,11 +57,16 @@ func (a Address) String() string { return a.at }
 // Listen listens at the address, with a socket that its owner and group may use. It replaces a
 // socket on which nobody listens any longer. Close the Listener, which removes the socket.
 func (a Address) Listen() (net.Listener, error) {
-	l, err := net.Listen(a.network, a.at)
-	if errors.Is(err, syscall.EADDRINUSE) && a.network == "unix" {
-		if err = endpoint.RemoveSocket(a.at); err == nil {
-			l, err = net.Listen(a.network, a.at)
-		}
+	var l net.Listener
+	listen := func() (err error) {
+		l, err = net.Listen(a.network, a.at)
+		return err
+	}
+	var err error
+	if a.network == "unix" {
+		err = endpoint.ReplaceSocket(a.at, listen)
+	} else {
+		err = listen()
 	}
 	if err == nil && a.network == "unix" {
 		if err = os.Chmod(a.at, 0o660); err != nil {

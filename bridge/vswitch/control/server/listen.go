@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/filelock"
 	"vmnet/internal/rundir"
 )
 
@@ -22,7 +23,7 @@ var ErrRunning = errors.New("a switch of that name runs already")
 // Listen or Forget, so that no other switch can use it.
 type Place struct {
 	path   string
-	unlock func()
+	unlock func() error
 }
 
 // Prepare prepares Listen while this process still has its privileges. It makes the socket's
@@ -56,19 +57,19 @@ func prepareIn(makeDir func() (path string, err error)) (*Place, error) {
 			return nil, err
 		}
 		p, err := prepare(path)
-		if n == tries || !errors.Is(err, errDirGone) {
+		if n == tries || !errors.Is(err, filelock.ErrGone) {
 			return p, err
 		}
 	}
 }
 
 func prepare(path string) (*Place, error) {
-	unlock, err := lockDir(filepath.Dir(path))
+	unlock, err := filelock.Directory(filepath.Dir(path))
 	if err != nil {
 		return nil, err
 	}
 	if err := clearPath(path); err != nil {
-		unlock()
+		_ = unlock()
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return &Place{path, unlock}, nil
@@ -79,7 +80,7 @@ func prepare(path string) (*Place, error) {
 func (p *Place) Listen() (*Listener, error) {
 	l, err := listen(p.path)
 	if err == nil {
-		p.unlock()
+		_ = p.unlock()
 	}
 	return l, err
 }
@@ -88,7 +89,7 @@ func (p *Place) Listen() (*Listener, error) {
 // the Place.
 func (p *Place) Forget() {
 	forget(p.path)
-	p.unlock()
+	_ = p.unlock()
 }
 
 func prepareDir(name string, uid, gid int) (path string, err error) {
@@ -161,11 +162,11 @@ type Listener struct {
 //
 // A lock on the directory keeps concurrent calls apart. It lasts no longer than this call.
 func Listen(path string) (*Listener, error) {
-	unlock, err := lockDir(filepath.Dir(path))
+	unlock, err := filelock.Directory(filepath.Dir(path))
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
-	defer unlock()
+	defer func() { _ = unlock() }()
 	return listen(path)
 }
 
@@ -224,60 +225,20 @@ func clearPath(path string) error {
 	return os.Remove(path)
 }
 
-// lockPatience limits the wait for the lock, which other processes should hold for only a few
-// milliseconds.
-const lockPatience = 5 * time.Second
-
-func lockDir(dir string) (unlock func(), err error) {
-	f, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	for end := time.Now().Add(lockPatience); ; time.Sleep(10 * time.Millisecond) {
-		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
-			break
-		}
-		if time.Now().After(end) {
-			err = fmt.Errorf("another process has locked %s for %v", dir, lockPatience)
-			break
-		}
-	}
-	if err == nil && !isStill(f, dir) {
-		err = errDirGone
-	}
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return func() { _ = f.Close() }, nil
-}
-
-var errDirGone = fmt.Errorf("its directory has been removed: %w", fs.ErrNotExist)
-
-// isStill reports whether a path still leads to the directory that was opened.
-func isStill(f *os.File, dir string) bool {
-	opened, err := f.Stat()
-	if err != nil {
-		return false
-	}
-	now, err := os.Stat(dir)
-	return err == nil && os.SameFile(opened, now)
-}
-
 // Path returns the socket's path.
 func (l *Listener) Path() string { return l.path }
 
 // Close removes the socket, and its directory if that is empty, and ends Serve. If another process
 // keeps the directory locked, the directory stays.
 func (l *Listener) Close() error {
-	unlock, lockErr := lockDir(filepath.Dir(l.path))
+	unlock, lockErr := filelock.Directory(filepath.Dir(l.path))
 	var err error
 	if now, statErr := os.Lstat(l.path); statErr == nil && os.SameFile(now, l.file) {
 		err = os.Remove(l.path) // no other process removes it while we listen
 	}
 	if lockErr == nil {
 		forget(l.path)
-		unlock()
+		_ = unlock()
 	}
 	return errors.Join(err, l.ln.Close())
 }
