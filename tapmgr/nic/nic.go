@@ -88,17 +88,6 @@ const TypeTap = "tap"
 // TypeOVS is the type of a NIC whose tap is a port of a bridge of Open vSwitch.
 const TypeOVS = "ovs"
 
-// UpDown returns "up" or "down".
-func UpDown(up bool) string {
-	if up {
-		return "up"
-	}
-	return "down"
-}
-
-// HasTap reports whether a NIC of that type has a tap on the host: not a macvtap, ipvtap or socket.
-func HasTap(kind string) bool { return kind == TypeTap || kind == TypeOVS || kind == TypeRouted }
-
 // Holder is a process that holds queues of a tap, or the netns that a macvtap is in. Only holders
 // decide what is in use and what is left over, never a guest's name.
 type Holder struct {

@@ -249,6 +249,17 @@ func OnOff(b bool) string {
 	return "off"
 }
 
+// UpDown returns "up" or "down".
+func UpDown(up bool) string {
+	if up {
+		return "up"
+	}
+	return "down"
+}
+
+// HasTap reports whether a NIC of that type has a tap on the host: not a macvtap, ipvtap or socket.
+func HasTap(kind string) bool { return kind == TypeTap || kind == TypeOVS || kind == TypeRouted }
+
 // FlagName is the ipvtap's flag, named.
 func (l *Lower) FlagName() string {
 	if l.Flag == "" {
