@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"vmnet/bridge"
@@ -112,6 +113,22 @@ func TestLiveFaultsOfRoutedGuests(t *testing.T) {
 		},
 	})
 	s.well("net0", "outside", "icmp")
+	w := s.look() // such a guest answers nobody
+	stop := w.Stopped()
+	if stop == nil || stop.Where != "ARP at "+s.tap("net0") || !strings.Contains(stop.Why, "192.0.2.50 does not answer") {
+		t.Errorf("nobody answers:\n%s", w.Text(80, nil))
+	}
+	if echo := step(w.Live, "echo from the host"); echo == nil || echo.Verdict != Unknown {
+		t.Errorf("a guest need not answer an echo request:\n%s", w.Text(80, nil))
+	}
+}
+
+// step returns the step of a place, or nil.
+func step(steps []Step, where string) *Step {
+	if i := slices.IndexFunc(steps, func(s Step) bool { return s.Where == where }); i >= 0 {
+		return &steps[i]
+	}
+	return nil
 }
 
 // runSwitch runs a switch in the test, whose path and end it returns.
@@ -265,9 +282,7 @@ func TestLiveFaultsOfOpenVSwitch(t *testing.T) {
 	wellTraced := func() {
 		s.well("net0", s.name+"/net1", "icmp")
 		w := s.follow("net0", s.name+"/net1", "icmp")
-		if !slices.ContainsFunc(w.Steps, func(p Step) bool {
-			return p.Where == "flows of br-int" && p.Verdict == Passes
-		}) {
+		if asked := step(w.Steps, "flows of br-int"); asked == nil || asked.Verdict != Passes {
 			t.Errorf("ovs-vswitchd was not asked:\n%s", w.Text(80, nil))
 		}
 	}

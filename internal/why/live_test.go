@@ -371,13 +371,8 @@ func (s *site) probed() {
 	stop := w.Stopped()
 	if stop == nil || stop.Where != "ARP at br0" || !strings.Contains(stop.Why, "does not answer 3 requests") {
 		s.Errorf("ARP is dropped on its way to br0:\n%s", w.Text(80, nil))
-	} else if !strings.Contains(stop.Why, "NETFILTER_DROP") && !s.reasonsUnseen(w) {
+	} else if !strings.Contains(stop.Why, "NETFILTER_DROP") && step(w.Live, "drop reasons") == nil {
 		s.Errorf("the kernel's reason is missing:\n%s", w.Text(80, nil))
 	}
 	s.sh("nft delete table bridge b")
-}
-
-// reasonsUnseen reports whether the kernel does not say why it drops frames, which the walk says.
-func (s *site) reasonsUnseen(w *Walk) bool {
-	return slices.ContainsFunc(w.Live, func(s Step) bool { return s.Where == "drop reasons" })
 }

@@ -7,7 +7,9 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"syscall"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -41,6 +43,7 @@ type Watch struct {
 	counts  *ebpf.Map
 	program *ebpf.Program
 	link    link.Link
+	places  map[uint64]string // names of functions, by addresses in them
 }
 
 // key is that of the map of counts.
@@ -60,7 +63,7 @@ func Open(ns *netns.NS, links []int) (_ *Watch, err error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &Watch{}
+	w := &Watch{places: map[uint64]string{}}
 	if w.offsets, err = kernelOffsets(); err != nil {
 		return nil, fmt.Errorf("watch drops: %w: %w", ErrNotSupported, err)
 	}
@@ -86,6 +89,9 @@ func Open(ns *netns.NS, links []int) (_ *Watch, err error) {
 		})
 		return err
 	})
+	if errors.Is(err, syscall.EPERM) { // where the library adds advice about locked memory
+		err = fmt.Errorf("%w (needs CAP_BPF and CAP_PERFMON)", syscall.EPERM)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -108,20 +114,22 @@ func (w *Watch) Close() (err error) {
 func (w *Watch) Drops() (drops []Drop, _ error) {
 	var k key
 	var n uint64
-	places := map[uint64]string{}
-	all := map[key]uint64{}
+	all, unnamed := map[key]uint64{}, map[uint64]string{}
 	each := w.counts.Iterate()
 	for each.Next(&k, &n) {
 		all[k] = n
-		places[k.Place] = ""
+		if _, named := w.places[k.Place]; !named {
+			unnamed[k.Place] = ""
+		}
 	}
 	if err := each.Err(); err != nil {
 		return nil, fmt.Errorf("read drops: %w", err)
 	}
-	name(places)
+	name(unnamed)
+	maps.Copy(w.places, unnamed)
 	for k, n := range all {
 		drops = append(drops, Drop{
-			Link: int(k.Link), Protocol: uint16(k.Protocol), Reason: w.reason(k.Reason), Place: places[k.Place],
+			Link: int(k.Link), Protocol: uint16(k.Protocol), Reason: w.reason(k.Reason), Place: w.places[k.Place],
 			Count: n,
 		})
 	}
