@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"vmnet/bridge"
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
@@ -205,6 +207,30 @@ func (s *site) loop(c *control.Client) {
 	s.sh("ip link set wu2 nomaster")
 }
 
+// sends writes frames to a tap as its VMM does, by a copy of the VMM's descriptor.
+func (s *site) sends(id string, frames ...[]byte) {
+	s.Helper()
+	d, err := s.m.ShowNIC(s.ctx(), s.name, id)
+	if err != nil {
+		s.Fatal(err)
+	}
+	process, err := unix.PidfdOpen(d.Holders[0].PID, 0)
+	if err != nil {
+		s.Fatal(err)
+	}
+	defer unix.Close(process)
+	tap, err := unix.PidfdGetfd(process, d.Holders[0].FDs[0], 0)
+	if err != nil {
+		s.Fatal(err)
+	}
+	defer unix.Close(tap)
+	for _, f := range frames {
+		if _, err := unix.Write(tap, append(make([]byte, 10), f...)); err != nil { // an empty vnet header
+			s.Fatal(err)
+		}
+	}
+}
+
 // TestLiveFaultsOfSwitches: net0 and net1 are on a switch in userspace.
 func TestLiveFaultsOfSwitches(t *testing.T) {
 	s := newKinds(t)
@@ -258,6 +284,14 @@ func TestLiveFaultsOfSwitches(t *testing.T) {
 		{name: "no uplink", where: "switch " + path, why: "nothing leads out of it"},
 	})
 	s.well("net0", s.name+"/net1", "icmp")
+	change(func(c *vport.Config) { c.Storm.Broadcast = 1 }, "net0")(s)
+	broadcasts := announce.Frames(mac3, slices.Repeat([]netip.Addr{address1}, 20))
+	nstest.Eventually(t, patience, "the storm limit is said to drop frames", func() bool {
+		s.sends("net0", broadcasts...)
+		limit := step(s.follow("net0", s.name+"/net1", "arp").Steps, "storm limit of "+s.tap("net0"))
+		return limit != nil && limit.Verdict == Unknown
+	})
+	back(s)
 	s.loop(c)
 	s.named(broken{nic: "net0", to: "outside", frame: "arp", where: "port u1", why: "a loop"})
 	end()

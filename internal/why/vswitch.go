@@ -113,7 +113,9 @@ func (w *walker) storms(p *control.Port) {
 	if p.Stats == nil || limit == 0 || p.Stats.Drops[reason.String()] == 0 {
 		return
 	}
-	w.unknown("storm limit of "+p.Name, "vmnet switch stats "+w.NIC.Source+", which counts on while it drops frames",
+	w.unknown("storm limit of "+p.Name,
+		"vmnet switch stats "+w.NIC.Source+" counts on while it drops frames; vmnet set --vm "+w.NIC.VM+
+			" --nic "+w.NIC.ID+" --storm N",
 		"it has dropped %d frames over %d a second (%s), as it may drop this one", p.Stats.Drops[reason.String()],
 		limit, reason)
 }
