@@ -117,7 +117,8 @@ func TestLiveFaultsOfRoutedGuests(t *testing.T) {
 	s.well("net0", "outside", "icmp")
 	w := s.look() // such a guest answers nobody
 	stop := w.Stopped()
-	if stop == nil || stop.Where != "ARP at "+s.tap("net0") || !strings.Contains(stop.Why, "192.0.2.50 does not answer") {
+	if stop == nil || stop.Where != "ARP at "+s.tap("net0") ||
+		!strings.Contains(stop.Why, "192.0.2.50 does not answer") {
 		t.Errorf("nobody answers:\n%s", w.Text(80, nil))
 	}
 	if echo := step(w.Live, "echo from the host"); echo == nil || echo.Verdict != Unknown {

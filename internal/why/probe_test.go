@@ -15,7 +15,8 @@ func TestPlaces(t *testing.T) {
 	hostAccess := func(f *Facts) {
 		f.onMacvtap()
 		f.Links = append(f.Links, &rtnl.Link{
-			Index: 60, Name: "eth0-host", Kind: "macvlan", Macvlan: &rtnl.Macvlan{}, Up: true, Lower: indexEth0, LowerNS: -1,
+			Index: 60, Name: "eth0-host", Kind: "macvlan", Macvlan: &rtnl.Macvlan{}, Up: true,
+			Lower: indexEth0, LowerNS: -1,
 		})
 	}
 	for _, tc := range []struct {
