@@ -13,7 +13,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/bridge"
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/bridge/vswitch/control/server"
@@ -27,7 +26,6 @@ import (
 	"vmnet/internal/vmm/qmptest"
 	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
-	"vmnet/testvm/lab"
 )
 
 // newKinds is a site whose guest is a process that holds files and answers like a QEMU: the
@@ -405,52 +403,4 @@ func TestLiveFaultsOfNetworks(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.well("net0", "outside", "tcp:443")
-}
-
-// TestLabFaultsOfVLANs: net0 and net1 are on a bridge that keeps VLANs apart.
-func TestLabFaultsOfVLANs(t *testing.T) {
-	lab.Inside(t)
-	s := newKinds(t)
-	h, err := bridge.Open(s.ns.Path())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer h.Close()
-	err = h.Create(bridge.Config{
-		Name: "br0", VLANFiltering: true, Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/24")},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, id := range []string{"net0", "net1"} {
-		s.plug(nic.Spec{NIC: id, Bridge: "br0"})
-	}
-	s.well("net0", s.name+"/net1", "icmp")
-	s.well("net0", "10.0.0.1", "icmp")
-	const vlan10 = "bridge vlan del dev %s vid 1; bridge vlan add dev %[1]s vid 10 pvid untagged"
-	const vlan1 = "bridge vlan del dev %s vid 10; bridge vlan add dev %[1]s vid 1 pvid untagged"
-	s.breaks([]broken{
-		{
-			name: "missing at the peer", make: fmt.Sprintf(vlan10, "TAP0"), mend: fmt.Sprintf(vlan1, "TAP0"),
-			to: "VM/net1", where: "port TAP1", why: "not a member of VLAN 10",
-		},
-		{
-			name: "missing at the host", make: fmt.Sprintf(vlan10, "TAP0"), mend: fmt.Sprintf(vlan1, "TAP0"),
-			to: "10.0.0.1", where: "host on br0", why: "not in VLAN 10",
-		},
-		{
-			name: "no PVID", make: "bridge vlan add dev TAP0 vid 1 untagged",
-			mend: "bridge vlan add dev TAP0 vid 1 pvid untagged", where: "port TAP0", why: "no PVID",
-		},
-		{
-			name: "tagged for the peer", make: "bridge vlan add dev TAP1 vid 1 pvid",
-			mend: "bridge vlan add dev TAP1 vid 1 pvid untagged", to: "VM/net1", where: "port TAP1", why: "with a tag",
-		},
-		{
-			name: "answers in another VLAN", make: "bridge vlan add dev TAP1 vid 10 pvid untagged",
-			mend: "bridge vlan del dev TAP1 vid 10; bridge vlan add dev TAP1 vid 1 pvid untagged", to: "VM/net1",
-			where: "port TAP1", why: "answers belong to VLAN 10",
-		},
-	})
-	s.well("net0", s.name+"/net1", "icmp")
 }

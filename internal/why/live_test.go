@@ -54,13 +54,31 @@ func (s *site) in(ns *netns.NS, script string) {
 	}
 }
 
+// newBareHost is a site with nothing in it.
+func newBareHost(t *testing.T) *site {
+	t.Helper()
+	nstest.RequireRoot(t)
+	s := &site{T: t, ns: nstest.New(t), dir: config.Dir(t.TempDir())}
+	var err error
+	if s.m, err = tapmgr.Open(s.ns.Path()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.m.Close)
+	inode, err := s.ns.Inode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.name, s.macs = fmt.Sprintf("P2-%d", inode%1e6), map[string]string{}
+	return s
+}
+
 // newHost is a site without a guest.
 func newHost(t *testing.T) *site {
 	t.Helper()
-	nstest.RequireRoot(t)
 	_, err := tool.Find("nft", "nftables")
 	nstest.Require(t, "nft", err == nil, "apt install nftables")
-	s := &site{T: t, ns: nstest.New(t), beyond: nstest.New(t), dir: config.Dir(t.TempDir())}
+	s := newBareHost(t)
+	s.beyond = nstest.New(t)
 	file, err := s.beyond.File()
 	if err != nil {
 		t.Fatal(err)
@@ -76,15 +94,6 @@ func newHost(t *testing.T) *site {
 		syscall.Getpid(), file.Fd()))
 	s.in(s.beyond, "ip link set far0 up; ip link set far1 up")
 	s.sh("ip route add default via 192.0.2.1 dev up0; sysctl -qw net.ipv4.ip_forward=1")
-	if s.m, err = tapmgr.Open(s.ns.Path()); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.m.Close)
-	inode, err := s.ns.Inode()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.name, s.macs = fmt.Sprintf("P2-%d", inode%1e6), map[string]string{}
 	return s
 }
 
@@ -136,8 +145,8 @@ func (s *site) set(id string, change func(*nic.Spec)) {
 	}
 }
 
-// follow follows a frame of one of the guest's NICs.
-func (s *site) follow(id, to, frame string) *Walk {
+// read reads what is known about a frame of one of the guest's NICs.
+func (s *site) read(id, to, frame string) *Facts {
 	s.Helper()
 	kind, err := ParseFrame(frame)
 	if err != nil {
@@ -147,7 +156,13 @@ func (s *site) follow(id, to, frame string) *Walk {
 	if err != nil {
 		s.Fatal(err)
 	}
-	return Follow(f)
+	return f
+}
+
+// follow follows a frame of one of the guest's NICs.
+func (s *site) follow(id, to, frame string) *Walk {
+	s.Helper()
+	return Follow(s.read(id, to, frame))
 }
 
 // well demands that soon nothing stops a frame.
