@@ -41,7 +41,7 @@ type live struct {
 // it watches what the devices of that way count, and what the kernel drops there and why. A probe
 // has no answer where something on the way there or back is at fault, or in the guest. It leaves
 // nothing behind, and takes at most seconds.
-func Live(ctx context.Context, q Request, f *Facts) ([]Step, error) {
+func Live(ctx context.Context, q Request, f *Facts) (_ []Step, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, liveWait, fmt.Errorf("it has taken %v", liveWait))
 	defer cancel()
 	nl, err := rtnl.Open(q.NS)
@@ -59,7 +59,7 @@ func Live(ctx context.Context, q Request, f *Facts) ([]Step, error) {
 		l.unknown("drop reasons", "as root, on Linux 5.17 or later with BTF", "%v", err)
 		l.watch = nil
 	} else {
-		defer l.watch.Close()
+		defer func() { err = errors.Join(err, l.watch.Close()) }()
 	}
 	start, before := time.Now(), l.counters()
 	l.probe(ctx)

@@ -19,8 +19,8 @@ type vlans struct {
 	pvid, untagged bool
 }
 
-// TestLabFaultsOfVLANs: net0 and net1 are on a bridge that keeps VLANs apart. Programs are slow in a
-// lab host, so that the test starts none, and each fault reads only VLANs and the FDB again.
+// TestLabFaultsOfVLANs: net0 and net1 are on a bridge that keeps VLANs apart. Programs are slow in
+// a lab host, so that the test starts none, and each fault reads only VLANs and the FDB again.
 func TestLabFaultsOfVLANs(t *testing.T) {
 	lab.Inside(t)
 	s := newBareHost(t)
