@@ -3,7 +3,9 @@ package tapmgr
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 
 	"vmnet/bridge/portrate"
@@ -155,6 +157,9 @@ func (a *attachment) repaired(ctx context.Context, dev *inventory.Device) (nic.R
 		return a.Result(&now, true), err
 	}
 	v, err := a.m.host.View(dev)
+	if err != nil && a.m.HasHelper() && dev.OVS.Err != nil && errors.Is(err, fs.ErrPermission) {
+		a.Notices, err = append(a.Notices, err.Error()), nil // only the helper may ask the database
+	}
 	if err != nil {
 		return nic.Result{}, step.WithStage(nic.ErrLink, err)
 	}

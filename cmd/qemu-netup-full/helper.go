@@ -14,6 +14,7 @@ import (
 	"vmnet/internal/access/policy"
 	"vmnet/internal/backend"
 	"vmnet/internal/cli/nicflags"
+	"vmnet/internal/kernel/tun"
 	"vmnet/tapmgr/nic"
 )
 
@@ -89,9 +90,21 @@ func (a *app) helpBridge(args []string) error {
 	if err := o.parse(args); err != nil {
 		return err
 	}
-	return bridgehelper.Serve(a.p, files(), bridgehelper.Request{
-		Bridge: o.bridge, Port: o.port, VnetHdr: o.useVnet, FD: o.fd, Settle: o.settle,
+	r := bridgehelper.Request{
+		Bridge: o.bridge, Port: o.port, VnetHdr: o.useVnet, FD: o.fd, Settle: o.settle, MakeOVS: a.makeOVS,
+	}
+	if o.profile != "" || r.OnOVS() {
+		a.p.Reserve(cap.DAC_OVERRIDE) // for Open vSwitch's database
+	}
+	return bridgehelper.Serve(a.p, files(), r)
+}
+
+func (a *app) makeOVS(r bridgehelper.Request) (tap *tun.Tap, err error) {
+	err = a.manager(func(m *backend.Maker) (err error) {
+		tap, err = m.MakePlainOVS(context.Background(), r.Bridge, r.OVSDB, r.Port, r.VnetHdr)
+		return err
 	})
+	return tap, err
 }
 
 // settle fills in the profile. The profile's bridge wins, since QEMU always names one, if only its
@@ -108,6 +121,7 @@ func (o *bridgeOptions) settle(p *policy.Policy, r *bridgehelper.Request) error 
 	if r.Port.IsZero() {
 		r.Port = from.Port
 	}
+	r.OVSDB = from.OVSDB
 	return nil
 }
 
@@ -122,7 +136,7 @@ func (a *app) serve(args []string) error {
 	if f.NArg() > 0 || *fd < 0 {
 		return usagef("--attach --fd=NUMBER is for vmnet attach only (run vmnet attach)")
 	}
-	a.p.Reserve(cap.BPF, cap.PERFMON) // for port security
+	a.p.Reserve(cap.BPF, cap.PERFMON, cap.DAC_OVERRIDE) // for port security, and Open vSwitch's database
 	sock, err := bridgehelper.Socket(a.p, *fd)
 	if err != nil {
 		return err

@@ -18,6 +18,7 @@ import (
 
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 
+	"vmnet/internal/access/bridgehelper"
 	"vmnet/internal/access/gate"
 	"vmnet/internal/access/policy"
 	"vmnet/internal/backend"
@@ -141,6 +142,9 @@ func (a *app) keepFor(o *launchOptions) error {
 			continue
 		}
 		keep = append(keep, cap.NET_ADMIN)
+		if n.profile != "" || (bridgehelper.Request{Bridge: n.spec.Bridge}).OnOVS() { // for the database
+			reserve = append(reserve, cap.DAC_OVERRIDE)
+		}
 		if n.spec.Routed != "" && a.p.Has(cap.NET_RAW) {
 			keep = append(keep, cap.NET_RAW)
 		}

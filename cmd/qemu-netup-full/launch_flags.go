@@ -145,7 +145,8 @@ func (o *launchOptions) flags(f *pflag.FlagSet) *nicflags.NIC {
 	nicflags.Choice(f, &o.place, "place", "", "where NICs are plugged (default by the machine's type)",
 		launch.Places()...)
 	nicflags.Choice(f, &o.vmm, "vmm", "",
-		"how PROGRAM takes its NICs: qemu, as arguments at its end; env, by VMNET_ARGS or VMNET_JSON; default: by the program",
+		"how PROGRAM takes its NICs: qemu, as arguments at its end; env, by VMNET_ARGS or VMNET_JSON; "+
+			"default: by the program",
 		"auto", "qemu", "env")
 	f.BoolVar(&o.prepared, "prepared", o.prepared,
 		"the guest comes by migration (-incoming): its NICs are down until vmnet commit, as root")
@@ -205,7 +206,7 @@ func (o *launchOptions) settle(p *policy.Policy) ([]nic.Spec, error) {
 				return nil, err
 			}
 			if s.Source() == "" {
-				s.Bridge, s.Network = from.Bridge, from.Network
+				s.Bridge, s.Network, s.OVSDB = from.Bridge, from.Network, cmp.Or(s.OVSDB, from.OVSDB)
 			}
 			if s.Port.IsZero() && s.Lower == nil {
 				s.Port = from.Port

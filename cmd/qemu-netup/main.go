@@ -56,12 +56,12 @@ func run(argv []string) error {
 	if err != nil {
 		return err
 	}
-	if helper {
+	if helper && !r.OnOVS() { // whose database is that program's
 		return bridgehelper.Serve(p, gate.Files{ACL: aclPath, Policy: policyPath}, r)
 	}
 	// The capabilities that any form of that program needs; each form drops what it does not need.
 	return p.HandOver(full(p.Elevated()), argv, cap.NET_ADMIN, cap.SYS_ADMIN, cap.MKNOD,
-		cap.SYS_PTRACE, cap.DAC_READ_SEARCH, cap.BPF, cap.PERFMON, cap.NET_RAW)
+		cap.SYS_PTRACE, cap.DAC_READ_SEARCH, cap.BPF, cap.PERFMON, cap.NET_RAW, cap.DAC_OVERRIDE)
 }
 
 // full returns the path of qemu-netup-full. A source tree and $GOBIN have it beside this program,

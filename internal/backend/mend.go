@@ -254,10 +254,10 @@ func (m *Maker) Databases() []string {
 }
 
 // readPorts reads all ports in the database with that socket.
-func readPorts(ctx context.Context, path string) (ports []ovs.Port, err error) {
+func (m *Maker) readPorts(ctx context.Context, path string) (ports []ovs.Port, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, ovs.ReadAllWait, inventory.ErrSilent)
 	defer cancel()
-	err = ovs.With(ctx, path, func(c *ovs.Conn) (err error) {
+	err = m.UseOVS(ctx, path, func(c *ovs.Conn) (err error) {
 		ports, err = c.Ports(ctx)
 		return err
 	})
@@ -272,7 +272,7 @@ func (m *Maker) staleOVS(ctx context.Context, path string) (stale []ovs.Port, er
 		return nil, err
 	}
 	here := ovs.Here(netns)
-	ports, err := readPorts(ctx, path)
+	ports, err := m.readPorts(ctx, path)
 	if err != nil {
 		return nil, err
 	}
@@ -308,7 +308,7 @@ func (m *Maker) TidyOVS(ctx context.Context, dry bool, vm, nicID string, paths .
 			}
 		}
 		if err == nil && len(some) > 0 && !dry {
-			err = ovs.With(ctx, path, func(c *ovs.Conn) error { return c.Remove(ctx, some) })
+			err = m.UseOVS(ctx, path, func(c *ovs.Conn) error { return c.Remove(ctx, some) })
 		}
 		if errors.Is(err, ovsdb.ErrNotRunning) || errors.Is(err, fs.ErrPermission) {
 			continue

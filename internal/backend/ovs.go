@@ -15,18 +15,18 @@ import (
 
 // ovsPlace is a bridge of Open vSwitch. The row of the port outlives the tap: TidyOVS removes it.
 type ovsPlace struct {
-	br   *ovs.Bridge
-	link *rtnl.Link // the bridge's local port
-	cfg  ovs.Config // but for the tap, which is not there yet
+	br   *ovs.Bridge // nil if only the helper may know it
+	link *rtnl.Link  // the bridge's local port
+	cfg  ovs.Config  // but for the tap, which is not there yet
 }
 
 // ovsPlaceOf returns the bridge of Open vSwitch whose local port is l.
 func (m *Maker) ovsPlaceOf(ctx context.Context, spec nic.Spec, l *rtnl.Link) (place, error) {
-	if m.HelperPath != "" || m.Owner != 0 {
-		return nil, fmt.Errorf("%s is no Linux bridge, and only root puts a NIC on a bridge of Open vSwitch", l.Name)
+	if m.HelperPath != "" { // the helper asks the database, which the caller may not
+		return &ovsPlace{link: l}, nil
 	}
 	p := &ovsPlace{link: l}
-	err := ovs.With(ctx, spec.OVSDB, func(c *ovs.Conn) (err error) {
+	err := m.UseOVS(ctx, spec.OVSDB, func(c *ovs.Conn) (err error) {
 		p.br, err = c.Bridge(ctx, l.Name)
 		return err
 	})
@@ -41,11 +41,14 @@ func (p *ovsPlace) planPlace(ctx context.Context, s *hostTap, r *nic.Record) (i 
 	if err := ovs.CheckSettings(s.spec.Port); err != nil {
 		return i, step.WithStage(nic.ErrInvalid, err)
 	}
-	r.Type, r.Source, r.Port = nic.TypeOVS, p.br.Name, s.spec.Port.String()
+	r.Type, r.Source, r.Port = nic.TypeOVS, p.link.Name, s.spec.Port.String()
 	// The local port's MTU follows that of the others, and limits none of them.
 	i.MaxMTU = p.link.MTU
 	if s.spec.MTU != 0 {
 		i.MaxMTU = min(s.spec.MTU, maxTapMTU)
+	}
+	if p.br == nil {
+		return i, nil
 	}
 	if p.br.Datapath == ovs.Userspace {
 		if err := p.planUserspace(s, r); err != nil {
@@ -59,7 +62,7 @@ func (p *ovsPlace) planPlace(ctx context.Context, s *hostTap, r *nic.Record) (i 
 		return i, err
 	}
 	p.cfg = configOf(*r, s.name, owner)
-	return i, ovs.With(ctx, s.spec.OVSDB, func(c *ovs.Conn) error { return c.CheckName(ctx, s.name, owner.Place) })
+	return i, s.m.UseOVS(ctx, s.spec.OVSDB, func(c *ovs.Conn) error { return c.CheckName(ctx, s.name, owner.Place) })
 }
 
 // planUserspace refuses what a bridge that forwards in user space would silently ignore: it takes
@@ -101,7 +104,7 @@ func (p *ovsPlace) put(s *hostTap, w making) []step.Step {
 		Text: fmt.Sprintf("OVSDB transact: insert Port %s of %s%s, iface-id %s; wait for ovs-vswitchd", s.name,
 			p.br.Name, portText(s.spec.Port), p.cfg.IfaceID),
 		Do: func(ctx context.Context) error {
-			return ovs.With(ctx, s.spec.OVSDB, func(c *ovs.Conn) error {
+			return s.m.UseOVS(ctx, s.spec.OVSDB, func(c *ovs.Conn) error {
 				tried = true
 				return c.Add(ctx, p.br, cfg())
 			})
@@ -110,7 +113,7 @@ func (p *ovsPlace) put(s *hostTap, w making) []step.Step {
 			if !tried {
 				return nil
 			}
-			return ovs.With(ctx, s.spec.OVSDB, func(c *ovs.Conn) error {
+			return s.m.UseOVS(ctx, s.spec.OVSDB, func(c *ovs.Conn) error {
 				return c.Withdraw(ctx, s.name, cfg().Owner)
 			})
 		},
@@ -175,14 +178,14 @@ func (m *Maker) withOVS(ctx context.Context, dev *inventory.Device, f func(*ovs.
 	}
 	cfg := configOf(dev.Want, dev.Name, owner)
 	cfg.VMID = uuidOf(dev.VMMPID())
-	return ovs.With(ctx, dev.Want.OVSDB, func(c *ovs.Conn) error { return f(c, cfg) })
+	return m.UseOVS(ctx, dev.Want.OVSDB, func(c *ovs.Conn) error { return f(c, cfg) })
 }
 
 // RunsOVS returns why one of the databases with these sockets cannot be used, or nil.
 func (m *Maker) RunsOVS(ctx context.Context, paths ...string) error {
 	var errs []error
 	for _, path := range paths {
-		errs = append(errs, ovs.With(ctx, path, func(*ovs.Conn) error { return nil }))
+		errs = append(errs, m.UseOVS(ctx, path, func(*ovs.Conn) error { return nil }))
 	}
 	return errors.Join(errs...)
 }

@@ -9,7 +9,7 @@ import (
 // AbandonedOVS returns the ports in the database with that socket that others than vmnet have made
 // for devices that have gone.
 func (m *Maker) AbandonedOVS(ctx context.Context, path string) (found []ovs.Port, err error) {
-	ports, err := readPorts(ctx, path)
+	ports, err := m.readPorts(ctx, path)
 	if err != nil {
 		return nil, err
 	}

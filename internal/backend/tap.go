@@ -15,7 +15,6 @@ import (
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/network/roster"
-	"vmnet/internal/ovs"
 	"vmnet/internal/policing"
 	"vmnet/internal/routed"
 	"vmnet/internal/stablemac"
@@ -84,7 +83,7 @@ func (m *Maker) placeOf(ctx context.Context, spec nic.Spec) (place, error) {
 		return &bridgePlace{}, nil
 	case err != nil:
 		return nil, err
-	case l.Bridge == nil && ovs.MayBeBridge(l):
+	case l.MayBeOVS():
 		return m.ovsPlaceOf(ctx, spec, l)
 	case spec.OVSDB != "" || spec.IfaceID != "":
 		return nil, fmt.Errorf("%s is no bridge of Open vSwitch, so --ovsdb and --iface-id do not concern it", l.Name)

@@ -190,6 +190,9 @@ func (h *Host) plain(links []*rtnl.Link) (found []Device) {
 	for _, l := range links {
 		if t, ok := plaintap.Parse(l.Alias); ok && l.Tun != nil {
 			want := nic.Record{Type: nic.TypeTap, Source: t.Source, Port: t.Port, Owner: t.Owner}
+			if t.OVS {
+				want.Type, want.OVSDB = nic.TypeOVS, t.OVSDB
+			}
 			found = append(found, h.own(l, want, h.MasterOf(l)))
 		}
 	}
@@ -202,6 +205,7 @@ func (h *Host) plainOf(ctx context.Context, links []*rtnl.Link, op *holders.File
 	found := h.plain(links)
 	for i := range found {
 		found[i].addHolders(op, op.QueuesOf(ctx, found[i].Name))
+		h.ReadOVS(ctx, &found[i])
 	}
 	return found
 }
@@ -224,9 +228,12 @@ func (h *Host) PlainHeld(ctx context.Context) ([]Device, error) {
 func (h *Host) plainNICs(ctx context.Context, links []*rtnl.Link, op *holders.Files) (nics []Seen) {
 	for _, dev := range h.plainOf(ctx, links, op) {
 		nic := dev.withHolders(nic.NIC{
-			Interface: dev.Name, Type: nic.TypeTap, Source: dev.Want.Source, Port: dev.Want.Port, Queues: 1, Vhost: "",
-			MTU: dev.MTU, State: LinkState(dev.Link), UID: dev.Want.Owner,
+			Interface: dev.Name, Type: dev.Want.Type, Source: dev.Want.Source, Port: dev.Want.Port, Queues: 1,
+			Vhost: "", MTU: dev.MTU, State: LinkState(dev.Link), UID: dev.Want.Owner, OVSDB: dev.Want.OVSDB,
 		})
+		if dev.IsOVS() {
+			nic.State = dev.ovsState()
+		}
 		if p, err := qemu.ByPID(nic.PID); err == nil {
 			nic.VM = p.Name
 		}

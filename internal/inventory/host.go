@@ -18,6 +18,7 @@ import (
 	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/ovs"
 	"vmnet/internal/routed"
 	"vmnet/internal/switches"
 	"vmnet/macvtap/vtap"
@@ -281,8 +282,8 @@ type Host struct {
 	// Notice, if not nil, is called with what could not be read, such as a switch that does not
 	// answer.
 	Notice func(text string)
-	// LookInto, if not nil, runs f with the privilege to look into other users' processes, which a
-	// privileged helper has at no other time.
+	// LookInto, if not nil, runs f with the privilege to look into other users' processes and to
+	// connect to Open vSwitch's database, which a privileged helper has at no other time.
 	LookInto func(f func() error) error
 
 	asker switches.Asker
@@ -375,4 +376,16 @@ func (h *Host) netnsID(dev *Device) int {
 	id := -1
 	_ = h.withinOpen(dev, func(ns *netns.NS) (err error) { id, err = h.NL.NetnsID(ns); return err })
 	return id
+}
+
+// UseOVS connects to the database with that socket, empty for the usual one, and runs f. Only root
+// may connect: a privileged helper raises its privilege for that alone.
+func (h *Host) UseOVS(ctx context.Context, path string, f func(*ovs.Conn) error) error {
+	var c *ovs.Conn
+	err := h.WithPrivilege(func() (err error) { c, err = ovs.Dial(ctx, path); return err })
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return f(c)
 }

@@ -222,7 +222,11 @@ func (dev *Device) IsOVS() bool { return dev.Want.Type == nic.TypeOVS }
 // index.
 func (h *Host) OVSOwner(r nic.Record, index int) (ovs.Owner, error) {
 	netns, err := h.NS.Inode()
-	return ovs.Owner{VM: r.VM, NIC: r.NIC, Place: ovs.Here(netns), Link: index}, err
+	o := ovs.Owner{VM: r.VM, NIC: r.NIC, Place: ovs.Here(netns), Link: index}
+	if r.VM == "" { // a plain tap
+		o.UID = r.Owner
+	}
+	return o, err
 }
 
 // ReadOVS asks Open vSwitch for the ports of those of the devices that belong on its bridges, each
@@ -257,7 +261,7 @@ func (h *Host) readOVS(ctx context.Context, path string, some []*Device) (ports 
 	for _, dev := range some {
 		names = append(names, dev.Name)
 	}
-	err = ovs.With(ctx, path, func(c *ovs.Conn) (err error) {
+	err = h.UseOVS(ctx, path, func(c *ovs.Conn) (err error) {
 		ports, err = c.Named(ctx, names...)
 		return err
 	})

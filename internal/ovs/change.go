@@ -17,18 +17,16 @@ type Config struct {
 	Name     string // of the tap, which exists
 	Settings brport.Settings
 	Owner    Owner
-	IfaceID  string // by which OVN knows it
-	MAC      string // of the guest
+	IfaceID  string // by which OVN knows it; empty if it does not
+	MAC      string // of the guest; empty if it is not known
 	VMID     string // UUID of the guest; empty if it has none
 }
 
 // ids returns the external ids of the interface that are vmnet's to write (IntegrationGuide.rst of
 // Open vSwitch).
 func (cfg Config) ids() ovsdb.Map {
-	m := ovsdb.Map{"iface-id": cfg.IfaceID, "attached-mac": cfg.MAC, "iface-status": "active"}
-	if cfg.VMID != "" {
-		m["vm-id"] = cfg.VMID
-	}
+	m := ovsdb.Map{"iface-id": cfg.IfaceID, "attached-mac": cfg.MAC, "iface-status": "active", "vm-id": cfg.VMID}
+	maps.DeleteFunc(m, func(_, value string) bool { return value == "" })
 	return m
 }
 
@@ -60,7 +58,7 @@ func (c *Conn) former(ctx context.Context, name string, here Place) ([]Port, err
 func (p *Port) taken(db string) error {
 	whose := "which vmnet did not make"
 	if o := p.Owner; o != nil {
-		whose = fmt.Sprintf("that of %s/%s of another machine or network namespace", o.VM, o.NIC)
+		whose = fmt.Sprintf("that of %s of another machine or network namespace", o.Label())
 	}
 	on := "of no bridge"
 	if p.Bridge != "" {

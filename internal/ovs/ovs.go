@@ -11,7 +11,6 @@ import (
 	"io/fs"
 	"time"
 
-	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/ovsdb"
 )
 
@@ -31,10 +30,6 @@ const (
 // Userspace is the datapath type of a bridge that forwards in user space.
 const Userspace = "netdev"
 
-// MayBeBridge reports whether a link may be the local port of an Open vSwitch bridge: a device of
-// the kernel's datapath, or a tap that ovs-vswitchd has made for one in user space.
-func MayBeBridge(l *rtnl.Link) bool { return l.Kind == "openvswitch" || l.Tun != nil }
-
 // A Conn is a connection to the database of one Open vSwitch. Close it.
 type Conn struct{ *ovsdb.Client }
 
@@ -48,7 +43,7 @@ func Dial(ctx context.Context, path string) (*Conn, error) {
 	case errors.Is(err, ovsdb.ErrNotRunning):
 		err = fmt.Errorf("%w (systemctl start openvswitch-switch; --ovsdb names another database)", err)
 	case errors.Is(err, fs.ErrPermission):
-		err = fmt.Errorf("%w (run as root, who may use it)", err)
+		err = fmt.Errorf("%w (root may use it, and so may qemu-netup that is installed setuid root)", err)
 	}
 	if err != nil {
 		return nil, err

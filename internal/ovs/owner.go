@@ -28,19 +28,32 @@ func Here(netns uint64) Place {
 // An Owner is what a row says of the device for which it was made.
 type Owner struct {
 	VM, NIC string
+	UID     int // of a tap of which nobody knows the NIC, without VM and NIC: whose it is
 	Place
 	Link int // interface index of the tap
 }
 
 // String returns the owner as the external id has it.
 func (o Owner) String() string {
-	return fmt.Sprintf("vm=%s nic=%s machine=%s boot=%s netns=%d link=%d",
-		alias.Escape(o.VM), alias.Escape(o.NIC), o.Machine, o.Boot, o.Netns, o.Link)
+	whose := fmt.Sprintf("vm=%s nic=%s", alias.Escape(o.VM), alias.Escape(o.NIC))
+	if o.VM == "" {
+		whose = fmt.Sprintf("uid=%d", o.UID)
+	}
+	return fmt.Sprintf("%s machine=%s boot=%s netns=%d link=%d", whose, o.Machine, o.Boot, o.Netns, o.Link)
+}
+
+// Label names the owner in messages.
+func (o Owner) Label() string {
+	if o.VM == "" {
+		return fmt.Sprintf("a guest of uid %d", o.UID)
+	}
+	return o.VM + "/" + o.NIC
 }
 
 // parseOwner reads an external id; nil if vmnet has not written it.
 func parseOwner(text string) *Owner {
 	var o Owner
+	plain := false
 	for field := range strings.SplitSeq(text, " ") {
 		key, value, err := alias.Field(field)
 		switch key {
@@ -48,6 +61,9 @@ func parseOwner(text string) *Owner {
 			o.VM = value
 		case "nic":
 			o.NIC = value
+		case "uid":
+			plain = true
+			o.UID, err = strconv.Atoi(value)
 		case "machine":
 			o.Machine = value
 		case "boot":
@@ -61,7 +77,7 @@ func parseOwner(text string) *Owner {
 			return nil
 		}
 	}
-	if o.VM == "" || o.NIC == "" || o.Machine == "" || o.Link == 0 {
+	if plain == (o.VM != "") || plain == (o.NIC != "") || o.Machine == "" || o.Link == 0 {
 		return nil
 	}
 	return &o

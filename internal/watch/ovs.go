@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"vmnet/internal/access/plaintap"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/tapmgr/nic"
 )
@@ -35,11 +36,15 @@ func newRows(tidy func(context.Context, ...string) error) *rows {
 // gone is about a link that has gone: the kernel's last message says what its alias was.
 func (r *rows) gone(l *rtnl.Link) {
 	record, ok := nic.ParseRecord(l.Alias)
-	if !ok || record.Type != nic.TypeOVS {
+	ok, path := ok && record.Type == nic.TypeOVS, record.OVSDB
+	if t, plain := plaintap.Parse(l.Alias); plain {
+		ok, path = t.OVS, t.OVSDB
+	}
+	if !ok {
 		return
 	}
 	r.mu.Lock()
-	r.pending[record.OVSDB] = true
+	r.pending[path] = true
 	r.mu.Unlock()
 	r.rouse()
 }

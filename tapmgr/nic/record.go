@@ -382,7 +382,7 @@ func DefaultIfaceID(vm, nic string) string { return stablemac.UUID("iface", vm, 
 
 // OVSIfaceID returns the id by which OVN knows the NIC; empty if it is no port of Open vSwitch.
 func (r Record) OVSIfaceID() string {
-	if r.Type != TypeOVS {
+	if r.Type != TypeOVS || r.VM == "" { // of a plain tap nobody knows the NIC
 		return ""
 	}
 	return cmp.Or(r.IfaceID, DefaultIfaceID(r.VM, r.NIC))

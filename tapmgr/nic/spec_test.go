@@ -66,6 +66,11 @@ func TestValidate(t *testing.T) {
 		"IP ::ffff:10.66.0.20":      func(s *Spec) { *s = inLab("::ffff:10.66.0.20") },
 		"IP 10.66.0.20 is given":    func(s *Spec) { *s = inLab("10.66.0.20", "fd66::20", "10.66.0.20") },
 		"9 addresses":               func(s *Spec) { *s = inLab(strings.Fields(strings.Repeat("10.66.0.20 ", 9))...) },
+		`iface-id "-x"`:             func(s *Spec) { s.IfaceID = "-x" },
+		`ovsdb "db.sock"`:           func(s *Spec) { s.OVSDB = "db.sock" },
+		`ovsdb "/run/../db.sock"`:   func(s *Spec) { s.OVSDB = "/run/../db.sock" },
+		`ovsdb "/run//db.sock"`:     func(s *Spec) { s.OVSDB = "/run//db.sock" },
+		`ovsdb "/run/db\nsock"`:     func(s *Spec) { s.OVSDB = "/run/db\nsock" },
 		"want the name of a prope":  func(s *Spec) { s.DeviceOptions = map[string]string{"a,b": "x"} },
 	} {
 		s := valid()

@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
+	"unicode"
 
 	"vmnet/bridge/brport"
 	"vmnet/bridge/portsec"
@@ -188,11 +190,18 @@ func (s Spec) validateOVS() error {
 	case s.IfaceID != "" && !formed(s.IfaceID, maxIfaceID, letters+digits, "_.:-"):
 		return fmt.Errorf("iface-id %.80q: want 1 to %d letters, digits and _.:-, a letter or digit first",
 			s.IfaceID, maxIfaceID)
-	case s.OVSDB != "" && (!filepath.IsAbs(s.OVSDB) || len(s.OVSDB) > maxSocketPath):
-		return fmt.Errorf("ovsdb %.120q: want the absolute path of a socket, of at most %d bytes",
+	case s.OVSDB != "" && !socketPath(s.OVSDB):
+		return fmt.Errorf("ovsdb %.120q: want the absolute path of a socket, of at most %d bytes, without //, . and ..",
 			s.OVSDB, maxSocketPath)
 	}
 	return nil
+}
+
+// socketPath reports whether p is the clean path of a socket. It may come from a user, and root
+// connects to it.
+func socketPath(p string) bool {
+	return filepath.IsAbs(p) && filepath.Clean(p) == p && len(p) <= maxSocketPath &&
+		!strings.ContainsFunc(p, unicode.IsControl)
 }
 
 // anyMAC stands for the address of a NIC that its parent device decides.

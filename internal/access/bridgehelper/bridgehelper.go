@@ -13,6 +13,7 @@ import (
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/kernel/tun"
 )
 
 // Request is what the caller asks for.
@@ -22,8 +23,26 @@ type Request struct {
 	FD      int  // the socket
 	Port    brport.Settings
 
-	// Settle, if not nil, may change Bridge and Port according to the policy.
+	// Settle, if not nil, may change Bridge, Port and OVSDB according to the policy.
 	Settle func(*policy.Policy, *Request) error
+	// MakeOVS makes the tap if the bridge may be one of Open vSwitch; nil where none can be.
+	MakeOVS func(Request) (*tun.Tap, error)
+	OVSDB   string // socket of its database; empty for the usual one
+}
+
+// OnOVS reports whether the bridge may be one of Open vSwitch, for which a Request needs MakeOVS.
+func (r Request) OnOVS() bool {
+	nl, err := rtnl.Open(here)
+	if err != nil {
+		return false
+	}
+	defer nl.Close()
+	return r.onOVS(nl)
+}
+
+func (r Request) onOVS(nl *rtnl.Conn) bool {
+	l, err := nl.Link(r.Bridge)
+	return err == nil && l.MayBeOVS()
 }
 
 // here is the netns of this process.
@@ -53,10 +72,11 @@ func Serve(p *privilege.Process, files gate.Files, r Request) error {
 		}
 	}
 	g.CountLater = true
-	if err := g.Allow(gate.Always, policy.Request{Bridge: r.Bridge, Port: r.Port, Queues: 1}); err != nil {
+	asked := policy.Request{Bridge: r.Bridge, OVSDB: r.OVSDB, Port: r.Port, Queues: 1}
+	if err := g.Allow(gate.Always, asked); err != nil {
 		return err
 	}
-	tap, err := plaintap.Make(here, nl, p.Caller.UID, r.Bridge, r.Port, r.VnetHdr)
+	tap, err := r.make(nl, p.Caller.UID)
 	if err != nil {
 		return err
 	}
@@ -66,6 +86,13 @@ func Serve(p *privilege.Process, files gate.Files, r Request) error {
 	}
 	// Send one byte and one fd: QEMU reads nothing else (recv_fd in its net/tap.c).
 	return sock.Send([]byte{0}, tap.Queues()[0])
+}
+
+func (r Request) make(nl *rtnl.Conn, owner int) (*tun.Tap, error) {
+	if r.MakeOVS != nil && r.onOVS(nl) {
+		return r.MakeOVS(r)
+	}
+	return plaintap.Make(here, nl, owner, r.Bridge, r.Port, r.VnetHdr)
 }
 
 // Socket takes over the socket that the caller has named, and gives up every privilege that serving

@@ -29,6 +29,8 @@ type Tap struct {
 	Source    string // the bridge that it was put on; empty once it was taken off
 	Port      string // settings of the bridge port, as brport.Settings writes them
 	Elsewhere bool   // it existed before it was put on a bridge: never delete it
+	OVS       bool   // the bridge is one of Open vSwitch
+	OVSDB     string // socket of its database; empty for the usual one
 }
 
 // Alias returns the text of the link's alias.
@@ -42,6 +44,12 @@ func (t Tap) Alias() string {
 	}
 	if t.Elsewhere {
 		text += " made=elsewhere"
+	}
+	if t.OVS {
+		text += " type=ovs"
+	}
+	if t.OVSDB != "" {
+		text += " ovsdb=" + alias.Escape(t.OVSDB)
 	}
 	return text
 }
@@ -69,6 +77,10 @@ func Parse(text string) (t Tap, ok bool) {
 			_, err = brport.Parse(value)
 		case "made":
 			t.Elsewhere = value == "elsewhere"
+		case "type":
+			t.OVS = value == "ovs"
+		case "ovsdb":
+			t.OVSDB = value
 		}
 		if err != nil {
 			return Tap{}, false

@@ -1,6 +1,8 @@
 package policy
 
 import (
+	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/goccy/go-yaml/ast"
@@ -26,8 +28,9 @@ func (d *decoder) ifaceIDGlob(n ast.Node, what string) (string, error) {
 // socketGlob is a pattern for paths of sockets.
 func (d *decoder) socketGlob(n ast.Node, what string) (string, error) {
 	g, err := d.pattern(n, what, 107, "")
-	if err == nil && !strings.HasPrefix(g, "/") {
-		err = d.Errorf(strictyaml.TokenOf(n), "%s: %q: want the absolute path of a socket", what, g)
+	if err == nil && !cleanPath(g) {
+		err = d.Errorf(strictyaml.TokenOf(n), "%s: %q: want the absolute path of a socket, without //, . and ..",
+			what, g)
 	}
 	return g, err
 }
@@ -71,3 +74,14 @@ func matchAny(globs []string, name string) bool {
 	}
 	return false
 }
+
+// matchAnyPath is matchAny for paths, in which * and ? match no slash. Only a clean path matches:
+// "/run/ovs/../x" is not below /run/ovs.
+func matchAnyPath(globs []string, path string) bool {
+	elements := strings.Split(path, "/")
+	return cleanPath(path) && slices.ContainsFunc(globs, func(glob string) bool {
+		return slices.EqualFunc(strings.Split(glob, "/"), elements, match)
+	})
+}
+
+func cleanPath(path string) bool { return filepath.IsAbs(path) && filepath.Clean(path) == path }

@@ -121,11 +121,12 @@ func (r *rule) checkOVS(q *Request) *objection {
 	for _, c := range []struct {
 		what, flag, key, asked string
 		globs                  []string
+		match                  func(globs []string, name string) bool
 	}{
-		{"iface-id", "--iface-id", "iface-ids", q.IfaceID, r.ifaceIDs},
-		{"database", "--ovsdb", "ovsdb", q.OVSDB, r.ovsdb},
+		{"iface-id", "--iface-id", "iface-ids", q.IfaceID, r.ifaceIDs, matchAny},
+		{"database", "--ovsdb", "ovsdb", q.OVSDB, r.ovsdb, matchAnyPath},
 	} {
-		if c.asked != "" && !matchAny(c.globs, c.asked) {
+		if c.asked != "" && !c.match(c.globs, c.asked) {
 			return &objection{
 				c.key, c.what + " " + scalar(c.asked) + notAmong(c.globs),
 				fmt.Sprintf("ask without %s, or add %s to %s", c.flag, scalar(c.asked), c.key),

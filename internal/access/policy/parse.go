@@ -61,6 +61,7 @@ func (d *decoder) profile(name string, at *token.Token, n ast.Node) error {
 		"a profile",
 		place("bridge", &p.Bridge),
 		place("network", &p.Network),
+		strictyaml.Key("ovsdb", func(n ast.Node) (err error) { p.OVSDB, err = d.socket(n, "ovsdb"); return err }),
 		number("vlan", &p.Port.VLAN, 4094),
 		strictyaml.Key("trunk", func(n ast.Node) (err error) { p.Port.Trunk, err = d.vlans(n, "trunk"); return err }),
 		number("native", &p.Port.Native, 4094),
@@ -76,6 +77,9 @@ func (d *decoder) profile(name string, at *token.Token, n ast.Node) error {
 	)
 	if err != nil {
 		return err
+	}
+	if p.OVSDB != "" && p.Network != "" {
+		return d.Errorf(at, "profile %s: ovsdb and network: no network is on a bridge of Open vSwitch", name)
 	}
 	if p.Bridge != "" && p.Network != "" {
 		return d.Errorf(at, "profile %s: bridge and network: a NIC is on only one of them", name)
@@ -95,6 +99,15 @@ func (d *decoder) bridgeName(n ast.Node, what string) (string, error) {
 			"%s name %q: want 1 to 15 bytes without spaces, '/', ':' or '%%'", what, name)
 	}
 	return name, err
+}
+
+// socket parses the path of a database's socket, which is no pattern.
+func (d *decoder) socket(n ast.Node, what string) (string, error) {
+	path, err := d.socketGlob(n, what)
+	if err == nil && strings.ContainsAny(path, "*?") {
+		err = d.Errorf(strictyaml.TokenOf(n), "%s: %q: want the path of one socket, without * and ?", what, path)
+	}
+	return path, err
 }
 
 func (d *decoder) script(n ast.Node) error {

@@ -229,7 +229,7 @@ func TestParseErrors(t *testing.T) {
 		{"queues as text", rule("queues: many"), "4:13: queues is \"many\": want 1 to 256, in `queues: many`"},
 		{
 			"profile key", "profiles:\n  a: {vlans: 1}\n",
-			"2:7: a profile has no key \"vlans\" (want bridge, network, vlan, trunk, native, isolated, hairpin, " +
+			"2:7: a profile has no key \"vlans\" (want bridge, network, ovsdb, vlan, trunk, native, isolated, hairpin, " +
 				"no-learning, no-flood, forward, queues), in `a: {vlans: 1}`",
 		},
 		{

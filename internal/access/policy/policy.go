@@ -45,7 +45,8 @@ type Profile struct {
 	Bridge  string // may be empty in one that Policy.Profile returned
 	Network string // or else its bridge; empty for none
 	Port    brport.Settings
-	Queues  int // 0: not set in the profile
+	OVSDB   string // socket of the database of the bridge, if it is one of Open vSwitch; empty: the usual one
+	Queues  int    // 0: not set in the profile
 }
 
 // script says which profile an interface gets.

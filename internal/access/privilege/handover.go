@@ -65,7 +65,8 @@ func (p *Process) passOn(path string, want uint64) error {
 	give := want & p.start.prm
 	goal := p.start
 	goal.uids, goal.gids = same(p.Caller.UID), same(p.Caller.GID)
-	goal.prm, goal.eff, goal.inh, goal.amb = give, give, give, give
+	goal.prm, goal.inh, goal.amb = give, give, give
+	goal.eff = give &^ rootsFiles // the caller must be allowed to execute it; execve(2) makes all of amb effective
 	if err := setOwnCaps(goal); err != nil {
 		return err
 	}

@@ -153,6 +153,10 @@ func hostIPv6(b []byte) (mode uint8, on bool) {
 	return mode, on
 }
 
+// MayBeOVS reports whether the link may be the local port of an Open vSwitch bridge: a device of
+// the kernel's datapath, or a tap that ovs-vswitchd has made for one in user space.
+func (l *Link) MayBeOVS() bool { return l.Bridge == nil && (l.Kind == "openvswitch" || l.Tun != nil) }
+
 // parseInfo decodes IFLA_LINKINFO: the kind and data of the link, and those of the link as a port.
 func (l *Link) parseInfo(b []byte) {
 	var data, slave []byte
