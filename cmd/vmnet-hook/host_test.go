@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -157,7 +158,8 @@ func (h *host) links() []string {
 	}
 	var names []string
 	for _, l := range all {
-		if n := l.Attrs().Name; n != "lo" && n != "br0" && !strings.HasPrefix(n, "eth") {
+		n := l.Attrs().Name
+		if !slices.Contains([]string{"lo", "br0", "br-int", "ovs-netdev"}, n) && !strings.HasPrefix(n, "eth") {
 			names = append(names, n)
 		}
 	}
@@ -224,7 +226,8 @@ func (h *host) defineWith(name, metadata, interfaces, os string) {
 	h.Helper()
 	h.virt.Define(fmt.Sprintf(`<domain type='qemu'><name>%s</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>
 <metadata>%s</metadata><os><type arch='x86_64' machine='pc'>hvm</type>%s</os><features><acpi/></features>
-<devices><controller type='usb' model='none'/><memballoon model='none'/>%s</devices></domain>`, name, metadata, os, interfaces))
+<devices><controller type='usb' model='none'/><memballoon model='none'/>%s</devices></domain>`,
+		name, metadata, os, interfaces))
 }
 
 // metadata is the element of our namespace.
@@ -235,7 +238,8 @@ func metadata(nics ...string) string {
 // handed is an interface whose device is made by the hook.
 func handed(device, id string, n int, more string) string {
 	return fmt.Sprintf(
-		`<interface type='ethernet'><mac address='%s'/><target dev='%s' managed='no'/><model type='virtio'/>%s<alias name='ua-vmnet-%s'/></interface>`,
+		`<interface type='ethernet'><mac address='%s'/><target dev='%s' managed='no'/><model type='virtio'/>%s`+
+			`<alias name='ua-vmnet-%s'/></interface>`,
 		guestMAC(n), device, more, id)
 }
 

@@ -67,6 +67,8 @@ vmnet network confirm comes in time, also if you cannot reach the host any more.
 	nicflags.MTU(f, &o.n.MTU,
 		fmt.Sprintf("MTU of the network, 1280 to %d (default that for users other than root)", config.MaxMTU))
 	f.BoolVar(&o.n.Integrate, "integrate", false, "have Docker, firewalld and ufw let the network's traffic pass")
+	f.Var(nicflags.Value("BRIDGE", "", noNetworkOn), "bridge", "")
+	_ = f.MarkHidden("bridge")
 	complete(cmd, "ipv6", cobra.FixedCompletions([]string{"auto", "none"}, noFiles))
 	o.up.add(a, cmd)
 	o.steps.add(cmd)
@@ -79,6 +81,12 @@ vmnet network confirm comes in time, also if you cannot reach the host any more.
 		return a.networkCreate(cmd.Context(), &o)
 	})
 	return cmd
+}
+
+// noNetworkOn says what there is instead of a network on a bridge that exists.
+func noNetworkOn(bridge string) error {
+	return fmt.Errorf("a network makes its own bridge, called NAME (guests on %.15[1]s: vmnet attach --bridge "+
+		"%.15[1]s; a network behind an interface or a port of %.15[1]s: --uplink)", bridge)
 }
 
 // parseHost parses NAME=MAC or NAME=MAC,IP.

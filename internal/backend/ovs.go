@@ -77,9 +77,9 @@ func (p *ovsPlace) planUserspace(s *hostTap, r *nic.Record) error {
 		return fmt.Errorf("--allow-in would not see what the guest asks for: %s", cure)
 	case !r.Rates.IsZero():
 		return fmt.Errorf("--rate-up and --rate-down would have no effect: %s", cure)
-	case s.spec.Via == nic.ViaLibvirt:
-		return fmt.Errorf("libvirt gives each guest offloads, and %s forwards in user space, which completes none "+
-			"(--via monitor hands the guest a NIC without)", p.br.Name)
+	case s.spec.Via == nic.ViaLibvirt && s.spec.IsVirtio():
+		return fmt.Errorf("libvirt gives each virtio NIC offloads, and %s forwards in user space, which completes "+
+			"none (<model type='e1000e'/> has none; --via monitor hands the guest a virtio NIC without)", p.br.Name)
 	}
 	s.bare = true
 	return nil
@@ -169,6 +169,17 @@ func (m *Maker) LeaveOVS(ctx context.Context, dev *inventory.Device) error {
 	return m.withOVS(ctx, dev, func(c *ovs.Conn, cfg ovs.Config) error {
 		return c.Withdraw(ctx, cfg.Name, cfg.Owner)
 	})
+}
+
+// TidyPort removes the row of a NIC whose tap has gone, if its bridge is one of Open vSwitch.
+func (m *Maker) TidyPort(ctx context.Context, spec nic.Spec) ([]nic.Action, error) {
+	if spec.Bridge == "" {
+		return nil, nil
+	}
+	if l, err := m.NL.Link(spec.Bridge); err != nil || !l.MayBeOVS() {
+		return nil, rtnl.IgnoreNotExist(err)
+	}
+	return m.TidyOVS(ctx, false, spec.VM, spec.NIC, spec.OVSDB)
 }
 
 func (m *Maker) withOVS(ctx context.Context, dev *inventory.Device, f func(*ovs.Conn, ovs.Config) error) error {

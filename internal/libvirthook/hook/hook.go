@@ -174,7 +174,8 @@ func (w *work) prepare(ctx context.Context) error {
 		if n.Absent() {
 			w.notes = append(w.notes,
 				fmt.Sprintf(
-					"guest %s, nic %s: declared, but no interface has <alias name='%s'/>: nothing is made for it (vmnet detach --persistent removes it)",
+					"guest %s, nic %s: declared, but no interface has <alias name='%s'/>: nothing is made for it "+
+						"(vmnet detach --persistent removes it)",
 					w.Guest, n.ID, domainxml.Alias(n.ID)))
 		}
 		var err error
@@ -345,8 +346,14 @@ func (w *work) setPort(n declared.NIC) (err error) {
 
 // release removes what was handed over by name and is no longer held: macvtaps, and everything that
 // was made for a guest that did not start. It uses the guest's name alone, whatever its XML says by
-// now.
+// now; only for the ports of taps that have gone, it asks the databases that the XML names.
 func (w *work) release(ctx context.Context) error {
 	actions, err := w.m.Release(ctx, w.Guest)
-	return errors.Join(err, failures(actions))
+	errs := []error{err, failures(actions)}
+	nics, _ := w.nics() // vmnet reconcile and vmnet watch remove what is left
+	for _, n := range nics {
+		actions, err := w.m.TidyPort(ctx, n.Spec)
+		errs = append(errs, err, failures(actions))
+	}
+	return errors.Join(errs...)
 }
