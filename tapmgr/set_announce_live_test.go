@@ -1,13 +1,10 @@
 package tapmgr_test
 
 import (
-	"bytes"
+	"encoding/binary"
 	"os"
 	"testing"
 	"time"
-
-	"github.com/google/gopacket"
-	"github.com/google/gopacket/layers"
 
 	"vmnet/bridge"
 	"vmnet/internal/kernel/rtnl"
@@ -38,8 +35,21 @@ func (h *host) peer(br string) *peer {
 	return &peer{host: h, socket: nstest.PacketSocket(h, ns, 0)}
 }
 
+// An arpFrame has an Ethernet header and what follows in ARP (RFC 826) and RARP (RFC 903).
+type arpFrame struct {
+	Dst, Src           [6]byte
+	EtherType          uint16
+	Hardware, Protocol uint16
+	Sizes              [2]uint8
+	Operation          uint16
+	Sender             [6]byte
+	SenderIP           [4]byte
+	Target             [6]byte
+	TargetIP           [4]byte
+}
+
 // hears waits for a frame that is.
-func (p *peer) hears(what string, is func(gopacket.Packet) bool) {
+func (p *peer) hears(what string, is func(arpFrame) bool) {
 	p.Helper()
 	if err := p.socket.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		p.Fatal(err)
@@ -50,7 +60,8 @@ func (p *peer) hears(what string, is func(gopacket.Packet) bool) {
 		if err != nil {
 			p.Fatalf("%s: %v", what, err)
 		}
-		if is(gopacket.NewPacket(bytes.Clone(b[:n]), layers.LayerTypeEthernet, gopacket.Default)) {
+		var f arpFrame
+		if _, err := binary.Decode(b[:n], binary.BigEndian, &f); err == nil && f.Protocol == 0x0800 && is(f) {
 			return
 		}
 	}
@@ -68,17 +79,11 @@ func TestLiveSetAnnounces(t *testing.T) {
 	if err != nil || len(res.Notices) > 0 {
 		t.Errorf("%+v, %v", res, err)
 	}
-	mac := macs(t, n.MAC)[0]
-	p.hears("RARP about "+n.MAC, func(frame gopacket.Packet) bool {
-		eth := frame.LinkLayer().(*layers.Ethernet)
-		if !bytes.Equal(eth.SrcMAC, mac) || eth.EthernetType != 0x8035 || !isBroadcast(eth.DstMAC) {
-			return false
-		}
-		var arp layers.ARP // RARP has its form
-		err := arp.DecodeFromBytes(eth.Payload, gopacket.NilDecodeFeedback)
-		return err == nil && arp.Operation == 3 && bytes.Equal(arp.SourceHwAddress, mac) &&
-			bytes.Equal(arp.DstHwAddress, mac)
+	mac := [6]byte(macs(t, n.MAC)[0])
+	p.hears("RARP about "+n.MAC, func(f arpFrame) bool {
+		return f.Dst == broadcast && f.Src == mac && f.EtherType == 0x8035 && f.Operation == 3 &&
+			f.Sender == mac && f.Target == mac
 	})
 }
 
-func isBroadcast(mac []byte) bool { return bytes.Equal(mac, bytes.Repeat([]byte{0xff}, 6)) }
+var broadcast = [6]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}

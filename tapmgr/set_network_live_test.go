@@ -1,16 +1,11 @@
 package tapmgr_test
 
 import (
-	"bytes"
-	"net"
 	"net/netip"
 	"os/exec"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/google/gopacket"
-	"github.com/google/gopacket/layers"
 
 	netconfig "vmnet/internal/network/config"
 	"vmnet/internal/nstest"
@@ -49,11 +44,9 @@ func TestLiveSetNetwork(t *testing.T) {
 	if known := l.knows(); !strings.Contains(known, n.MAC) || !strings.Contains(known, own[0]) {
 		t.Errorf("the server knows %s", known)
 	}
-	mac := macs(t, n.MAC)[0]
-	p.hears("gratuitous ARP", func(f gopacket.Packet) bool {
-		arp, ok := f.Layer(layers.LayerTypeARP).(*layers.ARP)
-		return ok && bytes.Equal(arp.SourceHwAddress, mac) && arp.Operation == layers.ARPRequest &&
-			net.IP(arp.SourceProtAddress).String() == own[0] && net.IP(arp.DstProtAddress).String() == own[0]
+	mac, ip := [6]byte(macs(t, n.MAC)[0]), netip.MustParseAddr(own[0]).As4()
+	p.hears("gratuitous ARP", func(f arpFrame) bool {
+		return f.EtherType == 0x0806 && f.Operation == 1 && f.Sender == mac && f.SenderIP == ip && f.TargetIP == ip
 	})
 	for _, ip := range own {
 		nstest.Eventually(t, 20*time.Second, "the host knows who has "+ip, func() bool {
