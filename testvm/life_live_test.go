@@ -20,7 +20,7 @@ import (
 
 func TestLiveNoWaitAndReset(t *testing.T) {
 	vm := StartT(t, Config{NoWait: true, AllowReset: true})
-	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute) // it boots twice
 	defer cancel()
 	if _, err := vm.Guest.WaitReady(ctx); err != nil {
 		t.Fatal(err)
@@ -34,12 +34,12 @@ func TestLiveNoWaitAndReset(t *testing.T) {
 		t.Fatal(err)
 	}
 	gone := func() bool {
-		try, cancel := context.WithTimeout(ctx, 2*time.Second)
+		try, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
 		out, err := vm.Guest.Run(try, agent.Command{Argv: []string{"ls", "/tmp/before-reset"}})
 		return err == nil && out.Code != 0
 	}
-	nstest.Eventually(t, 40*time.Second, "the guest is reset and comes back", gone)
+	nstest.Eventually(t, time.Minute, "the guest is reset and comes back", gone)
 	if vm.Pid() != before || !alive(before) {
 		t.Error("QEMU did not live through the reset")
 	}
