@@ -122,38 +122,38 @@ echo "lease $ip router $router dns $dns domain $domain"
 
 // lease has the guest's NIC get an address by DHCP, with further arguments of udhcpc, and returns
 // what the server gave.
-func (l *labNet) lease(g *guest, found nic.NIC, args ...string) string {
-	l.Helper()
-	ctx := l.context(60 * time.Second)
+func (h *host) lease(g *guest, found nic.NIC, args ...string) string {
+	h.Helper()
+	ctx := h.context(120 * time.Second)
 	link, err := g.Guest.WaitNIC(ctx, found.MAC)
 	if err == nil {
 		err = g.Guest.Up(ctx, link.Name)
 	}
 	if err != nil {
-		l.Fatal(err)
+		h.Fatal(err)
 	}
 	argv := append(
 		[]string{"busybox", "udhcpc", "-f", "-n", "-q", "-t", "8", "-T", "1", "-i", link.Name, "-s", "/lease"},
 		args...)
-	l.sh(g, "cat > /lease; chmod +x /lease", udhcpcScript)
+	h.sh(g, "cat > /lease; chmod +x /lease", udhcpcScript)
 	out, err := g.Guest.Run(ctx, agent.Command{Argv: argv})
 	for line := range strings.Lines(out.Stdout) {
 		if strings.HasPrefix(line, "lease ") {
 			return strings.TrimSpace(line)
 		}
 	}
-	l.Fatalf("no lease: %v, %+v", err, out)
+	h.Fatalf("no lease: %v, %+v", err, out)
 	return ""
 }
 
 // sh runs a shell command in the guest.
-func (l *labNet) sh(g *guest, script, stdin string) string {
-	l.Helper()
-	out, err := g.Guest.Run(l.context(30*time.Second), agent.Command{
+func (h *host) sh(g *guest, script, stdin string) string {
+	h.Helper()
+	out, err := g.Guest.Run(h.context(30*time.Second), agent.Command{
 		Argv: []string{"sh", "-c", script}, Stdin: stdin,
 	})
 	if err != nil || out.Code != 0 {
-		l.Errorf("%s: %v, %+v", script, err, out)
+		h.Errorf("%s: %v, %+v", script, err, out)
 	}
 	return strings.TrimSpace(out.Stdout)
 }

@@ -43,6 +43,16 @@ func New(tb testing.TB, ns *netns.NS) *OVS {
 		_, err := exec.LookPath(program)
 		nstest.Require(tb, "openvswitch", err == nil, Cure)
 	}
+	o := prepared(tb, ns)
+	o.tool("ovsdb-tool", "create", o.file("conf.db"), schema)
+	o.StartDatabase()
+	o.Vsctl("--no-wait", "init")
+	return o
+}
+
+// prepared is a directory in which nothing runs yet.
+func prepared(tb testing.TB, ns *netns.NS) *OVS {
+	tb.Helper()
 	dir, err := os.MkdirTemp("", "ovs") // a socket's path must be short, and tb.TempDir's is not
 	if err != nil {
 		tb.Fatal(err)
@@ -53,9 +63,6 @@ func New(tb testing.TB, ns *netns.NS) *OVS {
 		o.StopDatabase()
 		_ = os.RemoveAll(dir)
 	})
-	o.tool("ovsdb-tool", "create", o.file("conf.db"), schema)
-	o.StartDatabase()
-	o.Vsctl("--no-wait", "init")
 	return o
 }
 
@@ -68,8 +75,9 @@ func (o *OVS) file(name string) string { return filepath.Join(o.Dir, name) }
 func (o *OVS) StartDatabase() {
 	o.tb.Helper()
 	_ = os.Remove(o.Socket())
-	o.database = o.start("ovsdb-server", o.file("conf.db"), "--remote=punix:"+o.Socket(),
-		"--unixctl="+o.file("ovsdb.ctl"), "--log-file="+o.file("ovsdb.log"), "-vconsole:off")
+	files, _ := filepath.Glob(o.file("*.db"))
+	o.database = o.start("ovsdb-server", append(files, "--remote=punix:"+o.Socket(),
+		"--unixctl="+o.file("ovsdb.ctl"), "--log-file="+o.file("ovsdb.log"), "-vconsole:off")...)
 	o.await("ovsdb-server listens", o.Socket())
 }
 
@@ -128,7 +136,9 @@ func (o *OVS) tool(name string, args ...string) string {
 func (o *OVS) command(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(name, args...)
 	cmd.Env = os.Environ()
-	for _, name := range []string{"OVS_RUNDIR", "OVS_DBDIR", "OVS_SYSCONFDIR", "OVS_LOGDIR"} {
+	for _, name := range []string{
+		"OVS_RUNDIR", "OVS_DBDIR", "OVS_SYSCONFDIR", "OVS_LOGDIR", "OVN_RUNDIR", "OVN_LOGDIR",
+	} {
 		cmd.Env = append(cmd.Env, name+"="+o.Dir)
 	}
 	return cmd
