@@ -10,7 +10,7 @@ BIN     ?= bin
 FUZZTIME ?= 20s
 SOAK    ?= 3m
 
-.PHONY: all help build programs man generate setup demo quick test test-packages test-pids test-lab fresh unit live vm lab lint fuzz soak bench bench-setup bench-switch arch release install uninstall clean
+.PHONY: all help build programs man generate setup demo quick test test-packages test-pids test-lab fresh unit live vm lab lint fuzz soak bench bench-setup bench-switch arch release deb rpm install uninstall clean
 
 all: build
 
@@ -41,7 +41,7 @@ programs:
 # The man pages, dated by the last commit.
 man:
 	rm -rf '$(BIN)/man'
-	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null)} $(GO) run -tags mangen ./cmd/vmnet docs/man '$(BIN)/man'
+	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null)} GOARCH= $(GO) run -tags mangen ./cmd/vmnet docs/man '$(BIN)/man'
 
 # Needs clang and llvm-strip, which nothing else does, and the kernel's headers. The objects are
 # committed; clang 14 makes the same ones again.
@@ -162,6 +162,11 @@ install: ## install what make build has built, below PREFIX (root for most PREFI
 DIST ?= dist
 release: ## archives of the last commit and their checksums, in dist (a minute)
 	@PREFIX='$(PREFIX)' PATH="$$(dirname "$$(command -v '$(GO)')"):$$PATH" sh internal/release/release.sh '$(DIST)'
+
+# ARCHES are machines as Go names them.
+ARCHES ?= amd64 arm64
+deb rpm: ## packages for ARCHES (amd64 arm64), in dist (minutes at first, then seconds)
+	@PATH="$$(dirname "$$(command -v '$(GO)')"):$$PATH" sh internal/packaging/package.sh $@ '$(DIST)' $(ARCHES)
 
 uninstall: ## remove the installed files
 	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' sh internal/install/install.sh uninstall

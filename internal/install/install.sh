@@ -8,6 +8,8 @@ PATH=$PATH:/usr/sbin:/sbin # for setcap: root's PATH may lack them
 to=$DESTDIR$PREFIX
 ours="libexec/vmnet share/doc/vmnet/examples share/doc/vmnet" # directories, innermost first
 list=share/doc/vmnet/files
+# For packages: a vmnet that runs on this machine, and where the zsh of a distribution looks.
+COMPLETER=${COMPLETER:-$BIN/vmnet} ZSH_SITE=${ZSH_SITE:-share/zsh/site-functions}
 
 die() { echo "install: $*" >&2; exit 2; }
 
@@ -77,11 +79,11 @@ documents() {
 	for page in "$BIN"/man/*; do
 		put 0644 "$page" "share/man/man${page##*.}/${page##*/}"
 	done
-	"$BIN/vmnet" completion bash | made share/bash-completion/completions/vmnet
-	"$BIN/vmnet" completion zsh | made share/zsh/site-functions/_vmnet
-	"$BIN/vmnet" completion fish | made share/fish/vendor_completions.d/vmnet.fish
+	"$COMPLETER" completion bash | made share/bash-completion/completions/vmnet
+	"$COMPLETER" completion zsh | made "$ZSH_SITE/_vmnet"
+	"$COMPLETER" completion fish | made share/fish/vendor_completions.d/vmnet.fish
 	put 0644 docs/completion/qemu-netup.bash share/bash-completion/completions/qemu-netup
-	for file in README.md SECURITY.md CHANGELOG.md LICENSE docs/libvirt.md docs/switch.md docs/launch.md docs/terms.md docs/libraries.md; do
+	for file in README.md SECURITY.md CHANGELOG.md LICENSE docs/libvirt.md docs/switch.md docs/launch.md docs/packages.md docs/terms.md docs/libraries.md; do
 		put 0644 "$file" "share/doc/vmnet/${file##*/}"
 	done
 	for example in docs/examples/*; do
@@ -89,11 +91,15 @@ documents() {
 	done
 }
 
-# units installs systemd's units, and enables none.
+# units installs systemd's units, and enables none; the group, the directories and the kernel modules
+# that the next boot makes and loads.
 units() {
 	prefix=$(printf %s "$PREFIX" | sed 's/[&|\\]/\\&/g')
-	for unit in docs/systemd/*; do
+	for unit in docs/systemd/*.service; do
 		sed "s|@PREFIX@|$prefix|" "$unit" | made "lib/systemd/system/${unit##*/}"
+	done
+	for file in docs/systemd/*.d/*; do
+		put 0644 "$file" "lib/${file#docs/systemd/}"
 	done
 }
 

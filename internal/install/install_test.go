@@ -110,6 +110,9 @@ func want(t *testing.T, helper string) map[string]string {
 	for _, file := range data {
 		files["usr/share/"+file] = "-rw-r--r--"
 	}
+	for _, dir := range []string{"sysusers.d", "tmpfiles.d", "modules-load.d"} {
+		files["usr/lib/"+dir+"/vmnet.conf"] = "-rw-r--r--"
+	}
 	for _, unit := range []string{"vmnet-watch.service", "vmnet-switch@.service", "vmnet-network@.service"} {
 		files["usr/lib/systemd/system/"+unit] = "-rw-r--r--"
 	}
