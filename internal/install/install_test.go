@@ -265,7 +265,8 @@ func testCompletion(t *testing.T) {
 	}
 	for line, want := range lines {
 		ask := "source docs/completion/qemu-netup.bash; PATH=" + built +
-			":$PATH; COMP_WORDS=($0); [[ $0 != *' ' ]] || COMP_WORDS+=(''); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _qemu_netup; echo ${COMPREPLY[@]}"
+			":$PATH; COMP_WORDS=($0); [[ $0 != *' ' ]] || COMP_WORDS+=(''); " +
+			"COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _qemu_netup; echo ${COMPREPLY[@]}"
 		if got := strings.TrimSpace(mustRun(t, top, nil, "bash", "-c", ask, line)); got != want {
 			t.Errorf("%s completes to %q, want %q", line, got, want)
 		}
