@@ -91,8 +91,8 @@ documents() {
 	done
 }
 
-# units installs systemd's units, and enables none; the group, the directories and the kernel modules
-# that the next boot makes and loads.
+# units installs systemd's units, and enables none; the group, the directories and the kernel
+# modules that the next boot makes and loads.
 units() {
 	prefix=$(printf %s "$PREFIX" | sed 's/[&|\\]/\\&/g')
 	for unit in docs/systemd/*.service; do
