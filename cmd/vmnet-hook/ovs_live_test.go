@@ -29,7 +29,7 @@ func TestLiveOVS(t *testing.T) {
 	}
 
 	h.define("offloads", declared, virtio)
-	h.refused("offloads", "libvirt gives each virtio NIC offloads")
+	h.refused("offloads", "completes no offloads as libvirt's virtio NICs have")
 	noRow("of a guest that was refused")
 
 	h.define("web", declared, strings.Replace(virtio, "virtio", "e1000e", 1))

@@ -78,8 +78,8 @@ func (p *ovsPlace) planUserspace(s *hostTap, r *nic.Record) error {
 	case !r.Rates.IsZero():
 		return fmt.Errorf("--rate-up and --rate-down would have no effect: %s", cure)
 	case s.spec.Via == nic.ViaLibvirt && s.spec.IsVirtio():
-		return fmt.Errorf("libvirt gives each virtio NIC offloads, and %s forwards in user space, which completes "+
-			"none (<model type='e1000e'/> has none; --via monitor hands the guest a virtio NIC without)", p.br.Name)
+		return fmt.Errorf("%s forwards in user space, and completes no offloads as libvirt's virtio NICs have "+
+			"(<model type='e1000e'/>, or --via monitor)", p.br.Name)
 	}
 	s.bare = true
 	return nil

@@ -191,7 +191,8 @@ func (s Spec) validateOVS() error {
 		return fmt.Errorf("iface-id %.80q: want 1 to %d letters, digits and _.:-, a letter or digit first",
 			s.IfaceID, maxIfaceID)
 	case s.OVSDB != "" && !socketPath(s.OVSDB):
-		return fmt.Errorf("ovsdb %.120q: want the absolute path of a socket, of at most %d bytes, without //, . and ..",
+		return fmt.Errorf(
+			"ovsdb %.120q: want a socket's absolute and clean path of at most %d bytes (without //, . and ..)",
 			s.OVSDB, maxSocketPath)
 	}
 	return nil

@@ -29,7 +29,7 @@ func (d *decoder) ifaceIDGlob(n ast.Node, what string) (string, error) {
 func (d *decoder) socketGlob(n ast.Node, what string) (string, error) {
 	g, err := d.pattern(n, what, 107, "")
 	if err == nil && !cleanPath(g) {
-		err = d.Errorf(strictyaml.TokenOf(n), "%s: %q: want the absolute path of a socket, without //, . and ..",
+		err = d.Errorf(strictyaml.TokenOf(n), "%s: %q: want a socket's absolute and clean path (without //, . and ..)",
 			what, g)
 	}
 	return g, err
@@ -75,8 +75,8 @@ func matchAny(globs []string, name string) bool {
 	return false
 }
 
-// matchAnyPath is matchAny for paths, in which * and ? match no slash. Only a clean path matches:
-// "/run/ovs/../x" is not below /run/ovs.
+// matchAnyPath reports whether path is clean and one of the globs matches it; their * and ? match
+// no slash. "/run/ovs/../x" is not below /run/ovs.
 func matchAnyPath(globs []string, path string) bool {
 	elements := strings.Split(path, "/")
 	return cleanPath(path) && slices.ContainsFunc(globs, func(glob string) bool {

@@ -10,10 +10,10 @@ func TestProfileOfOVS(t *testing.T) {
 	}
 	for text, want := range map[string]string{
 		"profiles:\n  a: {network: lab, ovsdb: /run/db.sock}\n":   "f:2:3: profile a: ovsdb and network",
-		"profiles:\n  a: {bridge: br0, ovsdb: db.sock}\n":         `f:2:27: ovsdb: "db.sock": want the absolute path`,
+		"profiles:\n  a: {bridge: br0, ovsdb: db.sock}\n":         `f:2:27: ovsdb: "db.sock": want a socket's absolute`,
 		"profiles:\n  a: {bridge: br0, ovsdb: /run/*}\n":          `f:2:27: ovsdb: "/run/*": want the path of one socket`,
-		"profiles:\n  a: {bridge: br0, ovsdb: /run/../db.sock}\n": `f:2:27: ovsdb: "/run/../db.sock": want the absolute path`,
-		"rules:\n- {ovsdb: [/run/*/../db.sock]}\n":                `f:2:12: ovsdb: "/run/*/../db.sock": want the absolute`,
+		"profiles:\n  a: {bridge: br0, ovsdb: /run/../db.sock}\n": `f:2:27: ovsdb: "/run/../db.sock": want a socket's`,
+		"rules:\n- {ovsdb: [/run/*/../db.sock]}\n":                `f:2:12: ovsdb: "/run/*/../db.sock": want a socket's`,
 	} {
 		_, err := Parse("f", []byte(text))
 		checkError(t, err, want)

@@ -127,7 +127,7 @@ func TestOVS(t *testing.T) {
 		"  - {users: [\"*\"], bridges: [\"*\"]}\n  - {users: [1000], bridges: [br-int], iface-ids: [alice-1]}")
 	for text, want := range map[string]string{
 		"iface-ids: [a/b]": "policy.yaml:3:16: iface-ids: \"a/b\" is not a name or pattern",
-		"ovsdb: [db.sock]": "policy.yaml:3:12: ovsdb: \"db.sock\": want the absolute path of a socket",
+		"ovsdb: [db.sock]": "policy.yaml:3:12: ovsdb: \"db.sock\": want a socket's absolute and clean path",
 	} {
 		rejects(t, "rules:\n- {users: [1], bridges: [br-int],\n   "+text+"}\n", want)
 	}
