@@ -8,8 +8,6 @@ PATH=$PATH:/usr/sbin:/sbin # for setcap: root's PATH may lack them
 to=$DESTDIR$PREFIX
 ours="libexec/vmnet share/doc/vmnet/examples share/doc/vmnet" # directories, innermost first
 list=share/doc/vmnet/files
-# For packages: a vmnet that runs on this machine, and where the zsh of a distribution looks.
-COMPLETER=${COMPLETER:-$BIN/vmnet} ZSH_SITE=${ZSH_SITE:-share/zsh/site-functions}
 
 die() { echo "install: $*" >&2; exit 2; }
 
@@ -75,13 +73,16 @@ netup() {
 	done
 }
 
+# For packages, COMPLETER is a vmnet that runs on this machine, and ZSH_SITE is where the zsh of a
+# distribution looks.
 documents() {
+	completer=${COMPLETER:-$BIN/vmnet}
 	for page in "$BIN"/man/*; do
 		put 0644 "$page" "share/man/man${page##*.}/${page##*/}"
 	done
-	"$COMPLETER" completion bash | made share/bash-completion/completions/vmnet
-	"$COMPLETER" completion zsh | made "$ZSH_SITE/_vmnet"
-	"$COMPLETER" completion fish | made share/fish/vendor_completions.d/vmnet.fish
+	"$completer" completion bash | made share/bash-completion/completions/vmnet
+	"$completer" completion zsh | made "${ZSH_SITE:-share/zsh/site-functions}/_vmnet"
+	"$completer" completion fish | made share/fish/vendor_completions.d/vmnet.fish
 	put 0644 docs/completion/qemu-netup.bash share/bash-completion/completions/qemu-netup
 	for file in README.md SECURITY.md CHANGELOG.md LICENSE docs/libvirt.md docs/switch.md docs/launch.md docs/packages.md docs/terms.md docs/libraries.md; do
 		put 0644 "$file" "share/doc/vmnet/${file##*/}"
