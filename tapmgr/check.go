@@ -53,6 +53,7 @@ func (m *Manager) Check(ctx context.Context) (Checked, error) {
 		c.Notices = append(c.Notices, part.Notices...)
 	}
 	err = errors.Join(c.plainTaps(ctx), c.routing(ctx), c.shapers())
+	c.rows(ctx)
 	return c.Checked, err
 }
 
@@ -78,6 +79,20 @@ func (c *checker) shapers() error {
 		})
 	}
 	return err
+}
+
+// rows adds the ports that NICs that have gone have left in the databases of Open vSwitch.
+func (c *checker) rows(ctx context.Context) {
+	left, err := c.m.host.TidyOVS(ctx, true, "", "", c.m.host.Databases()...)
+	if err != nil {
+		c.Notices = append(c.Notices, fmt.Sprintf("leftover ports of Open vSwitch were not looked for: %v", err))
+	}
+	for _, r := range left {
+		c.add(inventory.Device{Link: &rtnl.Link{Name: r.Interface}}, inventory.Finding{
+			What: "port", Want: "nothing of NICs that have gone", Found: "left: its row in the database of Open vSwitch",
+			Remedy: inventory.Remedy{By: nic.MendReconcile, Cure: inventory.ReconcileCommand},
+		})
+	}
 }
 
 type checker struct {

@@ -247,6 +247,7 @@ func TestLiveOVSGuestKilled(t *testing.T) {
 		if ports := h.ports(); !slices.Equal(ports, []string{g.link("net0")}) {
 			t.Fatalf("ports %q: this test is about a row that is left", ports)
 		}
+		h.differs("port")
 		g = &fakeGuest{qmptest.Start(h, qmptest.Config{Name: name}), h.host}
 	}
 	if res, err := g.tryDetach("net0", 20*time.Second, false); err != nil || !res.Changed {

@@ -37,7 +37,7 @@ func (m *Maker) KeepRouted(ctx context.Context) ([]nic.Action, error) {
 			}
 		}
 	}
-	err = r.Tidy(ctx)
+	err = r.tidyHost(ctx)
 	return r.Actions, err
 }
 

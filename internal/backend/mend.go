@@ -76,11 +76,16 @@ func (r *Mending) Mend(ctx context.Context, dev inventory.Device) {
 	}
 }
 
-// Tidy removes what NICs have left on the host that have gone: routed and shaped ones, and ports of
-// Open vSwitch.
+// Tidy removes what NICs that have gone have left: ports of Open vSwitch, and what they have left on
+// the host.
 func (r *Mending) Tidy(ctx context.Context) error {
-	rows, rowsErr := r.m.TidyOVS(ctx, r.Dry, "", "", r.m.Databases()...)
+	rows, err := r.m.TidyOVS(ctx, r.Dry, "", "", r.m.Databases()...)
 	r.Actions = append(r.Actions, rows...)
+	return errors.Join(err, r.tidyHost(ctx))
+}
+
+// tidyHost is TidyHost with its actions.
+func (r *Mending) tidyHost(ctx context.Context) error {
 	done, err := r.m.Routed().Tidy(ctx, r.Dry)
 	for _, d := range done {
 		r.Actions = append(r.Actions, nic.Action{Interface: d.Link, Action: d.Text(), Changed: true})
@@ -90,7 +95,7 @@ func (r *Mending) Tidy(ctx context.Context) error {
 		text := "removed: the NIC that it shaped has gone"
 		r.Actions = append(r.Actions, nic.Action{Interface: name, Action: text, Changed: true})
 	}
-	return errors.Join(rowsErr, err, shaperErr)
+	return errors.Join(err, shaperErr)
 }
 
 // MendStep returns the step that mends a finding.
