@@ -54,7 +54,7 @@ func (s socket) readFile() (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	files, err := filesIn(oob[:oobn])
+	files, err := fdpass.FilesIn(oob[:oobn])
 	switch {
 	case err == nil && len(files) == 1 && n == 1:
 		return files[0], nil
@@ -64,22 +64,4 @@ func (s socket) readFile() (*os.File, error) {
 	fdpass.CloseAll(files)
 	return nil, errors.Join(
 		fmt.Errorf("%w: %d files with %d bytes where one of each is due", ErrProtocol, len(files), n), err)
-}
-
-// filesIn takes files out of control messages. It returns those that it found along with an error.
-func filesIn(oob []byte) (files []*os.File, err error) {
-	messages, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return nil, err
-	}
-	for _, m := range messages {
-		fds, err := unix.ParseUnixRights(&m)
-		if err != nil {
-			return files, err
-		}
-		for _, fd := range fds {
-			files = append(files, os.NewFile(uintptr(fd), "from libvirt"))
-		}
-	}
-	return files, nil
 }

@@ -89,7 +89,7 @@ func (c *checker) rows(ctx context.Context) {
 	}
 	for _, r := range left {
 		c.add(inventory.Device{Link: &rtnl.Link{Name: r.Interface}}, inventory.Finding{
-			What: "port", Want: "nothing of NICs that have gone", Found: "left: its row in the database of Open vSwitch",
+			What: "port", Want: "nothing of NICs that have gone", Found: "left: its row in Open vSwitch's database",
 			Remedy: inventory.Remedy{By: nic.MendReconcile, Cure: inventory.ReconcileCommand},
 		})
 	}

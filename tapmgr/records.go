@@ -59,12 +59,7 @@ func (m *Manager) isStored(ctx context.Context, dev *inventory.Device) (bool, er
 	if dev.Want.Via != nic.ViaLibvirt || dev.VMMPID() == 0 {
 		return false, nil
 	}
-	found, err := m.finder().Find(nic.Target{VM: dev.Want.VM, PID: dev.VMMPID()})
-	if err != nil {
-		return false, err
-	}
-	defer found.Close()
-	g, err := m.finder().OpenToRead(ctx, found, nic.ViaLibvirt)
+	g, err := m.openToRead(ctx, *dev)
 	if err != nil {
 		return false, err
 	}

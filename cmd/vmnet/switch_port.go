@@ -276,9 +276,9 @@ func (w *wantedPort) securityOptions(f *pflag.FlagSet) {
 // limit adds an option that sets all of to to a number of at least 1.
 func limit(f *pflag.FlagSet, name string, to ...*int) {
 	f.Var(nicflags.Value("N", "", func(s string) error {
-		n, err := strconv.Atoi(s)
-		if err != nil || n < 1 {
-			return errors.New("want a number of at least 1")
+		n, err := nicflags.Positive(s)
+		if err != nil {
+			return err
 		}
 		for _, p := range to {
 			*p = n

@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -48,10 +46,8 @@ FILTER selects NICs by words in their names, states and reasons.`,
 	choice(cmd, f, &o.sortBy, "sort", "", "the NICs with most of it come first", top.Keys...)
 	durationFlag(f, &o.interval, "interval", 2*time.Second, 100*time.Millisecond, "time between two readings")
 	f.VarP(nicflags.Value("N", "", func(s string) (err error) {
-		if o.count, err = strconv.Atoi(s); err != nil || o.count < 1 {
-			return errors.New("want a number of at least 1")
-		}
-		return nil
+		o.count, err = nicflags.Positive(s)
+		return err
 	}), "count", "n", "print `N` times, and end")
 	format := outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {

@@ -76,8 +76,7 @@ func (r *Mending) Mend(ctx context.Context, dev inventory.Device) {
 	}
 }
 
-// Tidy removes what NICs that have gone have left: ports of Open vSwitch, and what they have left on
-// the host.
+// Tidy removes what NICs that have gone have left on the host and in the databases of Open vSwitch.
 func (r *Mending) Tidy(ctx context.Context) error {
 	rows, err := r.m.TidyOVS(ctx, r.Dry, "", "", r.m.Databases()...)
 	r.Actions = append(r.Actions, rows...)

@@ -19,6 +19,7 @@ import (
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/nstest"
+	"vmnet/internal/testprogram"
 )
 
 // helperTurns is the number of turns of each way: one start takes a few milliseconds, and other
@@ -110,7 +111,7 @@ func newHelperLab(b *testing.B, uid int) *helperLab {
 	h.write("empty.go", "package main\n\nfunc main() {}\n")
 	h.plain = h.netup("plain", filepath.Join(h.dir, "none.yaml"))
 	h.limited = h.netup("limited", filepath.Join(h.dir, "policy.yaml"))
-	h.empty = h.build("empty", "", filepath.Join(h.dir, "empty.go"))
+	h.empty = h.build("empty", filepath.Join(h.dir, "empty.go"))
 	h.qemu = h.copyHelper()
 	ns := nstest.New(b)
 	host, err := bridge.Open(ns.Path())
@@ -132,20 +133,19 @@ func (h *helperLab) write(name, text string) {
 	h.must(os.WriteFile(filepath.Join(h.dir, name), []byte(text), 0o644))
 }
 
-// build compiles as the Makefile does.
-func (h *helperLab) build(name, flags, source string) string {
+func (h *helperLab) build(name, source string, variables ...string) string {
 	path := filepath.Join(h.dir, name)
-	_, err := timed("env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-ldflags", "-s -w "+flags, "-o", path, source)
-	h.must(err)
+	testprogram.Install(h, path, testprogram.Build(h, source, variables...))
 	return path
 }
 
 func (h *helperLab) netup(name, policyPath string) string {
 	full := filepath.Join(h.dir, name+"-full")
-	flags := fmt.Sprintf("-X main.policyPath=%s -X main.aclPath=%s -X main.fullPath=%s",
-		policyPath, filepath.Join(h.dir, "bridge.conf"), full)
-	h.build(name+"-full", flags, "vmnet/cmd/qemu-netup-full")
-	path := h.build(name, flags, "vmnet/cmd/qemu-netup")
+	variables := []string{
+		"main.policyPath=" + policyPath, "main.aclPath=" + filepath.Join(h.dir, "bridge.conf"), "main.fullPath=" + full,
+	}
+	h.build(name+"-full", "vmnet/cmd/qemu-netup-full", variables...)
+	path := h.build(name, "vmnet/cmd/qemu-netup", variables...)
 	h.must(os.Chmod(path, 0o755|os.ModeSetuid))
 	return path
 }

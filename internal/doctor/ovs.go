@@ -135,9 +135,9 @@ func narrowTunnels(nl *rtnl.Conn, c *ovs.Chassis, links []*rtnl.Link) []Check {
 		return nil
 	}
 	most := 0
+	own, err := nl.LinkWith(ip)
 	for _, l := range links {
-		addrs, err := nl.Addrs(l.Index)
-		if err == nil && slices.ContainsFunc(addrs, func(p netip.Prefix) bool { return p.Addr() == ip }) {
+		if err == nil && l.Index == own {
 			most = l.MTU - geneveBytes
 		}
 	}

@@ -13,7 +13,7 @@ func (m *Map) DOT() string {
 	b.WriteString("graph vmnet {\n  rankdir=LR;\n  node [shape=box, fontname=\"sans-serif\"];\n")
 	guests := map[string]bool{}
 	for i, p := range m.Places {
-		fmt.Fprintf(&b, "  p%d [label=%s, style=\"filled%s\", fillcolor=\"#e8f0fe\"%s];\n", i, quoted(p.title()),
+		fmt.Fprintf(&b, "  p%d [label=%s, style=\"filled%s\", fillcolor=\"#e8f0fe\"%s];\n", i, quoted(p.Title()),
 			dashes(p.Broken), colours(p.Foreign, p.Broken))
 		shown, hidden := p.Folded()
 		for j, e := range shown {

@@ -22,6 +22,3 @@ func (m *Map) HTML(host string, now time.Time) (string, error) {
 	})
 	return b.String(), err
 }
-
-// Title names a place, for the page.
-func (p *Place) Title() string { return p.title() }

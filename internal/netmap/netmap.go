@@ -321,8 +321,8 @@ func (p *Place) Folded() (shown []End, hidden int) {
 	return shown, hidden
 }
 
-// title names a place.
-func (p *Place) title() string {
+// Title names a place.
+func (p *Place) Title() string {
 	switch p.Kind {
 	case "none":
 		return "connected to nothing"

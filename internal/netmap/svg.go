@@ -49,7 +49,7 @@ func (p *Place) svg(b *strings.Builder, y int) int {
 	}
 	height := max(rows, 1) * rowHeight
 	middle := y + height/2
-	text := p.title()
+	text := p.Title()
 	if p.Text != "" {
 		text += " (" + p.Text + ")"
 	}

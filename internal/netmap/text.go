@@ -21,7 +21,7 @@ func (m *Map) Text(width int, all bool, paint Paint) string {
 		if i > 0 {
 			b.WriteByte('\n')
 		}
-		head := p.title()
+		head := p.Title()
 		if p.Text != "" {
 			head += " (" + p.Text + ")"
 		}

@@ -115,7 +115,7 @@ func TestLiveTransactions(t *testing.T) {
 	if all := bridges(t, c); len(all) != 0 {
 		t.Errorf("left: %+v", all)
 	}
-	if _, err := c.Transact(t.Context(), Delete("NoSuchTable")); !errors.As(err, &refused) {
+	if _, err := c.Transact(t.Context(), Mutate("NoSuchTable", nil)); !errors.As(err, &refused) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -46,11 +46,6 @@ func Mutate(table string, mutations []Mutation, where ...Condition) Op {
 	return Op{"op": "mutate", "table": table, "where": all(where), "mutations": mutations}
 }
 
-// Delete removes the rows that meet all conditions. Result.Count says how many.
-func Delete(table string, where ...Condition) Op {
-	return Op{"op": "delete", "table": table, "where": all(where)}
-}
-
 // maxWait bounds how long a database waits within one transaction.
 const maxWait = 2 * time.Second
 

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/vhostuser/guestmem"
 )
 
@@ -103,7 +104,7 @@ func (r *receiver) receive() (m message, err error) {
 	if err != nil {
 		return m, err
 	}
-	if m.fds, err = filesIn(r.oob[:oobn]); err != nil {
+	if m.fds, err = fdpass.FDsIn(r.oob[:oobn]); err != nil {
 		return m, err
 	}
 	switch {
@@ -135,25 +136,6 @@ func (r *receiver) rest(b []byte) error {
 		return io.ErrUnexpectedEOF
 	}
 	return err
-}
-
-// filesIn returns the fds in control messages. With an error, it returns those before it.
-func filesIn(oob []byte) (fds []int, err error) {
-	messages, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return nil, fmt.Errorf("control message: %w", err)
-	}
-	for i := range messages {
-		if messages[i].Header.Type != unix.SCM_RIGHTS {
-			continue
-		}
-		more, err := unix.ParseUnixRights(&messages[i])
-		if err != nil {
-			return fds, fmt.Errorf("control message: %w", err)
-		}
-		fds = append(fds, more...)
-	}
-	return fds, nil
 }
 
 // close closes the message's files.

@@ -24,16 +24,14 @@ func (n *NIC) AddSwitch(fs *pflag.FlagSet) {
 
 // limit adds a flag that takes a number of at least 1, or off.
 func limit(fs *pflag.FlagSet, p *int, name, def, usage string) {
-	fs.Var(Value("N|off", def, func(s string) error {
+	fs.Var(Value("N|off", def, func(s string) (err error) {
 		if s == "off" {
 			*p = nic.NoLimit
 			return nil
 		}
-		n, err := strconv.Atoi(s)
-		if err != nil || n < 1 {
-			return fmt.Errorf("want a number of at least 1, or off")
+		if *p, err = Positive(s); err != nil {
+			return fmt.Errorf("%w, or off", err)
 		}
-		*p = n
 		return nil
 	}), name, usage)
 }

@@ -64,6 +64,15 @@ func Number(fs *pflag.FlagSet, p *int, name, what, usage string) {
 	}), name, usage)
 }
 
+// Positive returns the number of a text, which is at least 1.
+func Positive(text string) (int, error) {
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		return 0, errors.New("want a number of at least 1")
+	}
+	return n, nil
+}
+
 // MTU adds --mtu, in bytes. It refuses 0, which means "not given" in *p.
 func MTU(fs *pflag.FlagSet, p *int, usage string) {
 	fs.Var(Value("BYTES", "", func(s string) error {

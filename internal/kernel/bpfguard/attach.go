@@ -94,7 +94,7 @@ func Detach(c *rtnl.Conn, l *rtnl.Link) error {
 }
 
 func detach(c *rtnl.Conn, l *rtnl.Link) error {
-	f, err := clsact.Find(c, l.Index, hookOf(l), ours)
+	f, err := clsact.Find(c, l.Index, hookOf(l), is(filter))
 	if err != nil || f == nil {
 		return err
 	}
@@ -110,11 +110,6 @@ func tidy(c *rtnl.Conn, l *rtnl.Link) error {
 		return fmt.Errorf("delete the clsact qdisc: %w", err)
 	}
 	return nil
-}
-
-// ours reports whether a filter is this package's.
-func ours(f rtnl.Filter) bool {
-	return f.Kind == filter.Kind && f.Name == filter.Name && f.Priority == filter.Priority
 }
 
 // State is what the kernel checks at a link.
@@ -162,7 +157,7 @@ func find(c *rtnl.Conn, l *rtnl.Link) (*loaded, error) {
 	if err != nil {
 		return nil, err
 	}
-	return security.find(c, l.Index, hookOf(l), ours, spec, guardProgVmnetGuard, configMap, dropsMap,
+	return security.find(c, l.Index, hookOf(l), is(filter), spec, guardProgVmnetGuard, configMap, dropsMap,
 		guardMapCaptures)
 }
 

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"math"
 	"math/bits"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -233,21 +234,13 @@ func inboundSettingsOf(cfg inbound.Config) inboundSettings {
 			to.Family = 4
 			ones += 96
 		}
-		addr, mask := r.From.Addr().As16(), maskOf(ones)
+		addr, mask := r.From.Addr().As16(), net.CIDRMask(ones, 128)
 		for n := range to.From {
 			to.From[n] = binary.NativeEndian.Uint32(addr[4*n:])
 			to.Mask[n] = binary.NativeEndian.Uint32(mask[4*n:])
 		}
 	}
 	return s
-}
-
-// maskOf returns the mask of an IPv6 prefix.
-func maskOf(ones int) (mask [16]byte) {
-	for n := range ones {
-		mask[n/8] |= 0x80 >> (n % 8)
-	}
-	return mask
 }
 
 // config returns what inboundSettingsOf has had. The numbers of a program that this package has

@@ -47,7 +47,7 @@ func withFDs(files []*os.File, fds []int, do func(fds []int) error) error {
 func ReceiveOver(c *net.UnixConn, b []byte, maxFiles int) (payload []byte, files []*os.File, err error) {
 	oob := make([]byte, unix.CmsgSpace(4*maxFiles))
 	n, oobn, flags, _, readErr := c.ReadMsgUnix(b, oob)
-	files, err = filesIn(oob[:oobn])
+	files, err = FilesIn(oob[:oobn])
 	switch {
 	case readErr != nil: // an empty message, which may have files, reads as io.EOF
 		err = readErr

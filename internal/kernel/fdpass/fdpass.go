@@ -96,7 +96,7 @@ func (s *Socket) Receive(limit int) ([]byte, []*os.File, error) {
 		}
 		break
 	}
-	files, err := filesIn(oob[:oobn])
+	files, err := FilesIn(oob[:oobn])
 	if err == nil && flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
 		err = fmt.Errorf("recvmsg: a message of more than %d bytes or %d files", limit, MaxFiles)
 	}
@@ -111,22 +111,32 @@ func (s *Socket) Receive(limit int) ([]byte, []*os.File, error) {
 	return payload[:n], files, nil
 }
 
-// filesIn returns the files in control messages. With an error, it returns those before it.
-func filesIn(oob []byte) (files []*os.File, err error) {
+// FilesIn returns the files in control messages. With an error, it returns those before it.
+func FilesIn(oob []byte) (files []*os.File, err error) {
+	fds, err := FDsIn(oob)
+	for _, fd := range fds {
+		files = append(files, os.NewFile(uintptr(fd), "received"))
+	}
+	return files, err
+}
+
+// FDsIn is FilesIn for a caller that needs the numbers.
+func FDsIn(oob []byte) (fds []int, err error) {
 	messages, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
 		return nil, fmt.Errorf("control message: %w", err)
 	}
-	for _, m := range messages {
-		fds, err := unix.ParseUnixRights(&m)
+	for i := range messages {
+		if messages[i].Header.Type != unix.SCM_RIGHTS {
+			continue
+		}
+		some, err := unix.ParseUnixRights(&messages[i])
 		if err != nil {
-			return files, fmt.Errorf("control message: %w", err)
+			return fds, fmt.Errorf("control message: %w", err)
 		}
-		for _, fd := range fds {
-			files = append(files, os.NewFile(uintptr(fd), "received"))
-		}
+		fds = append(fds, some...)
 	}
-	return files, nil
+	return fds, nil
 }
 
 // CloseAll closes files and ignores errors, since nothing was written to the files.

@@ -21,22 +21,12 @@ type Proxy struct {
 }
 
 // Proxies lists the entries of all links.
-func (c *Conn) Proxies() ([]Proxy, error) {
-	var found []Proxy
-	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		msgs, err := c.dump(func() *nl.NetlinkRequest {
-			req := c.request(unix.RTM_GETNEIGH, unix.NLM_F_DUMP)
-			req.AddData(&ndmsg{family: uint8(family), flags: unix.NTF_PROXY})
-			return req
-		}, unix.RTM_NEWNEIGH)
-		if err != nil {
-			return nil, fmt.Errorf("list proxy entries: %w", err)
-		}
-		for _, m := range msgs {
-			if n, ok := parseNeighbour(m); ok && n.flags&unix.NTF_PROXY != 0 {
-				found = append(found, Proxy{n.link, n.addr, n.protocol})
-			}
-		}
+func (c *Conn) Proxies() (found []Proxy, err error) {
+	err = c.eachNeighbour(unix.NTF_PROXY, func(n entry) {
+		found = append(found, Proxy{n.link, n.addr, n.protocol})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list proxy entries: %w", err)
 	}
 	return found, nil
 }
@@ -78,24 +68,37 @@ type NeighbourAt struct {
 // whose MAC it does not know or that have stopped answering, and without those that need none, such
 // as multicast addresses.
 func (c *Conn) Neighbours() (found []NeighbourAt, err error) {
+	const useless = unix.NUD_FAILED | unix.NUD_INCOMPLETE | unix.NUD_NOARP
+	err = c.eachNeighbour(0, func(n entry) {
+		if n.MAC != nil && n.State&useless == 0 {
+			found = append(found, NeighbourAt{n.Neighbour, n.link, n.addr})
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list neighbours: %w", err)
+	}
+	return found, nil
+}
+
+// eachNeighbour calls f with each entry of IPv4 and IPv6: the proxy entries if proxy is NTF_PROXY,
+// the others if it is 0.
+func (c *Conn) eachNeighbour(proxy uint8, f func(entry)) error {
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		msgs, err := c.dump(func() *nl.NetlinkRequest {
 			req := c.request(unix.RTM_GETNEIGH, unix.NLM_F_DUMP)
-			req.AddData(&ndmsg{family: uint8(family)})
+			req.AddData(&ndmsg{family: uint8(family), flags: proxy})
 			return req
 		}, unix.RTM_NEWNEIGH)
 		if err != nil {
-			return nil, fmt.Errorf("list neighbours: %w", err)
+			return err
 		}
 		for _, m := range msgs {
-			n, ok := parseNeighbour(m)
-			useless := uint16(unix.NUD_FAILED | unix.NUD_INCOMPLETE | unix.NUD_NOARP)
-			if ok && n.flags&unix.NTF_PROXY == 0 && n.MAC != nil && n.State&useless == 0 {
-				found = append(found, NeighbourAt{n.Neighbour, n.link, n.addr})
+			if n, ok := parseNeighbour(m); ok && n.flags&unix.NTF_PROXY == proxy {
+				f(n)
 			}
 		}
 	}
-	return found, nil
+	return nil
 }
 
 // Solicit has the kernel ask for an address on a link, by ARP or neighbour discovery, and returns
