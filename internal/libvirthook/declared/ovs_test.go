@@ -24,7 +24,7 @@ func TestOVS(t *testing.T) {
 	}
 	for inside, want := range map[string]string{
 		`<v:nic id="net0" network="lab" iface-id="g1"/>`:  `attribute "iface-id" needs bridge, one of Open vSwitch`,
-		`<v:nic id="net0" bridge="br0" ovsdb="db.sock"/>`: `ovsdb "db.sock": want the absolute path`,
+		`<v:nic id="net0" bridge="br0" ovsdb="db.sock"/>`: `ovsdb "db.sock": want a socket's absolute and clean path`,
 	} {
 		if got, err := Parse(definition(t, "web", nics(inside))); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s\nis %+v, %v\nwant an error with %s", inside, got, err, want)
