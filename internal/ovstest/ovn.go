@@ -15,6 +15,7 @@ type OVN struct{ *OVS }
 // NewOVN starts the central part of OVN without a logical network.
 func NewOVN(tb testing.TB) *OVN {
 	tb.Helper()
+	require(tb)
 	for _, program := range []string{"ovn-northd", "ovn-controller", "ovn-nbctl", "ovn-sbctl"} {
 		_, err := exec.LookPath(program)
 		nstest.Require(tb, "ovn", err == nil, "run testvm/setup.sh, which installs ovn-central and ovn-host")

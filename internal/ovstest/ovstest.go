@@ -39,15 +39,22 @@ type OVS struct {
 // where a switch will look for devices, nil the current namespace.
 func New(tb testing.TB, ns *netns.NS) *OVS {
 	tb.Helper()
-	for _, program := range []string{"ovsdb-server", "ovs-vswitchd", "ovs-vsctl"} {
-		_, err := exec.LookPath(program)
-		nstest.Require(tb, "openvswitch", err == nil, Cure)
-	}
+	require(tb)
 	o := prepared(tb, ns)
 	o.tool("ovsdb-tool", "create", o.file("conf.db"), schema)
 	o.StartDatabase()
 	o.Vsctl("--no-wait", "init")
 	return o
+}
+
+// require skips the test where a program is missing. Debian's servers are in /usr/sbin, which is
+// not in the PATH of an ordinary user.
+func require(tb testing.TB) {
+	tb.Helper()
+	for _, program := range []string{"ovsdb-server", "ovs-vswitchd", "ovs-vsctl"} {
+		_, err := exec.LookPath(program)
+		nstest.Require(tb, "openvswitch", err == nil, Cure)
+	}
 }
 
 // prepared is a directory in which nothing runs yet.
