@@ -16,6 +16,10 @@ all: build
 
 .NOTPARALLEL:
 
+# Without the race detector, which needs cgo, all is built as the programs are, so that what one
+# goal has compiled serves the next one.
+quick lint programs: export CGO_ENABLED = 0
+
 # Otherwise each program that is built with the race detector sleeps for a second before it exits.
 export GORACE ?= atexit_sleep_ms=0
 
@@ -35,7 +39,7 @@ build: programs man ## the programs and their man pages, in bin (a minute at fir
 # qemu-netup must know where `make install` puts its other part, and `make install` must know that
 # path.
 programs:
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X "main.fullPath=$(PREFIX)/libexec/vmnet/qemu-netup-full"' -o '$(BIN)/' ./cmd/...
+	$(GO) build -trimpath -ldflags '-s -w -X "main.fullPath=$(PREFIX)/libexec/vmnet/qemu-netup-full"' -o '$(BIN)/' ./cmd/...
 	@printf '%s\n' '$(PREFIX)' >'$(BIN)/prefix'
 
 # The man pages, dated by the last commit.
@@ -89,6 +93,7 @@ test: setup test-packages test-pids test-lab ## all tests; without root, those t
 
 # RACE is empty where the same tests run with the race detector anyway.
 RACE ?= -race
+test-packages: export CGO_ENABLED = $(if $(RACE),1,0)
 test-packages:
 	@mkdir -p '$(BIN)' && rm -f '$(BIN)/reruns'
 	$(GO) tool gotestsum --format pkgname $(rerun) --packages './tapmgr ./cmd/qemu-netup-full ./internal/network ./cmd/vmnet-hook ./cmd/vmnet ./bridge/vswitch ./qmp ./...' -- $(RACE) -vet=off -timeout 40m -p 4 -skip '^TestLabHost$$|^TestLiveAllPIDs'

@@ -21,8 +21,8 @@ lay_out() {
 	mount --bind -o ro "$FRESH_GOROOT" usr/local/go
 	mount --bind -o ro "$FRESH_MODULES" opt/modules
 	mount --bind "$FRESH_DEBS" opt/debs
-	mount --bind "$FRESH_BUILDS/root" root/.cache/go-build
-	mount --bind "$FRESH_BUILDS/user" home/user/.cache/go-build
+	# Both users have one cache. With -trimpath (see settle_in) it serves both trees.
+	for at in root home/user; do mount --bind "$FRESH_BUILDS" $at/.cache/go-build; done
 }
 
 # settle_in configures the root at . like an installed machine: a name, a user, Go, and network
@@ -40,11 +40,14 @@ settle_in() {
 	{
 		echo 'export PATH=$PATH:/usr/local/go/bin'
 		echo "$FRESH_GOENV"
+		echo 'export GOFLAGS="$GOFLAGS -trimpath"'
 	} >etc/profile.d/go.sh
 	chroot . useradd --home-dir /home/user --shell /bin/bash --uid 1000 user # the directory is there
 	cp etc/skel/.[!.]* home/user
 	copy_sources root/vmnet
 	copy_sources home/user/vmnet
+	# These directories of the cache are the user's: each of both can write there.
+	(cd home/user/.cache/go-build && for n in $(seq 0 255); do mkdir -p "$(printf %02x "$n")"; done)
 	chroot . chown -R user:user /home/user
 }
 
