@@ -34,6 +34,8 @@ step_lint() { as_root 'make lint'; }
 step_demo() { as_root 'make demo'; }
 step_root_sessions() { as_root 'go run ./internal/fresh/sessions -prompt "#" README.md docs/libvirt.md'; }
 step_user_sessions() { as_user 'go run ./internal/fresh/sessions -prompt "$" README.md docs/switch.md'; }
+
+# quick is not among the usual steps: lint and user_test do all that it does.
 step_quick() { as_user 'make quick'; }
 
 # A user without root gets the same command, and fewer tests. The step test has the race detector.
