@@ -75,7 +75,7 @@ quick: ## vet, format, and the tests that need neither root nor guests (a minute
 
 # What .ci/run does. STEPS selects some of the steps of internal/fresh/steps.sh.
 STEPS ?=
-fresh: ## everything a newcomer does, with the sessions of the documents, in a fresh Debian 12 (30 minutes; root, network)
+fresh: ## everything a newcomer does, with the sessions of the documents, in a fresh Debian 12 (45 minutes; root, network)
 	sh internal/fresh/fresh.sh $(STEPS)
 
 # A machine that is busy with others fails a test now and then. Up to three tests that fail are run
@@ -89,7 +89,7 @@ flaky = [ ! -s '$(BIN)/reruns' ] || { echo '== flaky, passed when run again:'; c
 # since tests of guests wait more than they compute. The lab hosts come last and alone: beside
 # others, their guests are three times slower. Their tests are built without the race detector,
 # which an emulated processor makes very slow, unless VMNET_LAB_RACE is set. Vet is left to lint.
-test: setup test-packages test-pids test-lab ## all tests; without root, those that do not need it (20 minutes)
+test: setup test-packages test-pids test-lab ## all tests; without root, those that do not need it (30 minutes)
 
 # RACE is empty where the same tests run with the race detector anyway.
 RACE ?= -race
