@@ -165,7 +165,7 @@ func TestLiveCostIsBounded(t *testing.T) {
 	t.Logf("listed %d NICs in %v, %v of a processor, %d KiB of heap more, %d KiB allocated in all",
 		len(nics), took, worked,
 		more/1024, (after.TotalAlloc-before.TotalAlloc)/1024)
-	if worked > 3*time.Second || more > 32<<20 {
+	if worked > 20*time.Second || more > 32<<20 { // with the race detector, beside others
 		t.Errorf("list took %v and %d bytes", worked, more)
 	}
 	if !strings.Contains(strings.Join(notices, "\n"),
