@@ -3,7 +3,6 @@ package libvirt
 import (
 	"context"
 	"errors"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"vmnet/internal/nstest"
 )
 
 func TestResolve(t *testing.T) {
@@ -76,12 +77,7 @@ func TestFindsVirtqemud(t *testing.T) {
 func staleSocket(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "stale")
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.SetUnlinkOnClose(false)
-	_ = l.Close()
+	nstest.LeaveSocket(t, "unix", path)
 	return path
 }
 

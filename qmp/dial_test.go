@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmnet/internal/nstest"
 	"vmnet/internal/vmm/qmptest"
 )
 
@@ -62,12 +63,7 @@ func TestDialRefusedAtOnce(t *testing.T) {
 		t.Errorf("no socket: %v", err)
 	}
 	dead := filepath.Join(dir, "dead")
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: dead, Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.SetUnlinkOnClose(false)
-	_ = l.Close()
+	nstest.LeaveSocket(t, "unix", dead)
 	if _, err = Dial(within(t, 20*time.Second), dead); !errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, ErrBusy) {
 		t.Errorf("nobody listens: %v", err)
 	}

@@ -7,25 +7,14 @@ import (
 	"strings"
 	"sync"
 	"testing"
-)
 
-// leaveSocket makes a file of a socket on which no process listens.
-func leaveSocket(t *testing.T, path string) {
-	t.Helper()
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.SetUnlinkOnClose(false)
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-}
+	"vmnet/internal/nstest"
+)
 
 func TestRemoveSocket(t *testing.T) {
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
-	leaveSocket(t, at("unused"))
+	nstest.LeaveSocket(t, "unix", at("unused"))
 	for _, kind := range []string{"unix", "unixpacket"} {
 		l, err := net.ListenUnix(kind, &net.UnixAddr{Name: at(kind), Net: kind})
 		if err != nil {
@@ -61,7 +50,7 @@ func TestRemoveSocket(t *testing.T) {
 func TestListenAtOnce(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	for range 100 {
-		leaveSocket(t, path)
+		nstest.LeaveSocket(t, "unix", path)
 		var files [4]*os.File
 		var group sync.WaitGroup
 		for i := range files {

@@ -114,14 +114,7 @@ func TestServe(t *testing.T) {
 // socket that is in use.
 func TestSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "metrics")
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.SetUnlinkOnClose(false)
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
+	nstest.LeaveSocket(t, "unix", path)
 	at, _ := served(t, path)
 	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o660 {
 		t.Errorf("%v, %v", st, err)

@@ -3,24 +3,12 @@ package control
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"testing"
-)
 
-// leaveSocket leaves a socket at a path, as a switch that was killed does.
-func leaveSocket(t testing.TB, path string) {
-	t.Helper()
-	ln, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln.SetUnlinkOnClose(false)
-	if err := ln.Close(); err != nil {
-		t.Fatal(err)
-	}
-}
+	"vmnet/internal/nstest"
+)
 
 func TestIsSwitchSocket(t *testing.T) {
 	for _, test := range []struct {
@@ -48,7 +36,7 @@ func TestIsSwitchSocket(t *testing.T) {
 			t.Fatal(err)
 		}
 		socket := filepath.Join(own, SocketName)
-		leaveSocket(t, socket)
+		nstest.LeaveSocket(t, "unixpacket", socket)
 		if err := test.change(top, own, socket); err != nil {
 			t.Fatal(err)
 		}
@@ -67,7 +55,7 @@ func TestRunningIsBounded(t *testing.T) {
 		if err := os.MkdirAll(own, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		leaveSocket(t, filepath.Join(own, SocketName))
+		nstest.LeaveSocket(t, "unixpacket", filepath.Join(own, SocketName))
 	}
 	for i := range 2 * maxOfUser {
 		add("a", fmt.Sprint("sw", i))

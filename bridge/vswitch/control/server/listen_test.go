@@ -14,27 +14,15 @@ import (
 
 	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/nstest"
 )
-
-// killed leaves a socket behind, as a killed switch does.
-func killed(t testing.TB, path, network string) {
-	t.Helper()
-	ln, err := net.ListenUnix(network, &net.UnixAddr{Name: path, Net: network})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln.SetUnlinkOnClose(false)
-	if err := ln.Close(); err != nil {
-		t.Fatal(err)
-	}
-}
 
 // TestOneListener lets many processes listen at once on a path where a killed one has left its
 // socket.
 func TestOneListener(t *testing.T) {
 	for range 50 {
 		path := filepath.Join(t.TempDir(), "sw")
-		killed(t, path, "unixpacket")
+		nstest.LeaveSocket(t, "unixpacket", path)
 		var mu sync.Mutex
 		var won []*Listener
 		var all sync.WaitGroup
