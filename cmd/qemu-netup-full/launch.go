@@ -18,7 +18,6 @@ import (
 
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 
-	"vmnet/internal/access/bridgehelper"
 	"vmnet/internal/access/gate"
 	"vmnet/internal/access/policy"
 	"vmnet/internal/backend"
@@ -142,7 +141,7 @@ func (a *app) keepFor(o *launchOptions) error {
 			continue
 		}
 		keep = append(keep, cap.NET_ADMIN)
-		if n.profile != "" || (bridgehelper.Request{Bridge: n.spec.Bridge}).OnOVS() { // for the database
+		if mayUseOVS(n.profile, n.spec.Bridge) {
 			reserve = append(reserve, cap.DAC_OVERRIDE)
 		}
 		if n.spec.Routed != "" && a.p.Has(cap.NET_RAW) {

@@ -56,7 +56,7 @@ func run(argv []string) error {
 	if err != nil {
 		return err
 	}
-	if helper && !r.OnOVS() { // whose database is that program's
+	if helper && !bridgehelper.OnOVS(r.Bridge) { // whose database is that program's
 		return bridgehelper.Serve(p, gate.Files{ACL: aclPath, Policy: policyPath}, r)
 	}
 	// The capabilities that any form of that program needs; each form drops what it does not need.

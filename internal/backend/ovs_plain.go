@@ -7,11 +7,9 @@ import (
 
 	"vmnet/bridge/brport"
 	"vmnet/internal/access/plaintap"
-	"vmnet/internal/alias"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/ovs"
-	"vmnet/internal/stablemac"
 	"vmnet/tapmgr/nic"
 )
 
@@ -52,14 +50,12 @@ func (m *Maker) MakePlainOVS(ctx context.Context, bridge, ovsdb string, port brp
 // putPlainOnOVS makes a tap a port. The alias comes first: it counts for the owner, and has watch
 // remove the row when the tap has gone.
 func (m *Maker) putPlainOnOVS(ctx context.Context, t plaintap.Tap, p *ovsPlace, port brport.Settings) error {
-	text := t.Alias()
-	if len(text) > alias.Max {
-		return fmt.Errorf("the port's settings need %d bytes of the %d that an interface alias has: use fewer VLANs",
-			len(text), alias.Max)
+	text, err := t.CheckedAlias()
+	if err != nil {
+		return err
 	}
-	host := stablemac.HostMAC(t.MAC)
-	if err := m.NL.SetQuiet(t.Index, rtnl.Alias(text), rtnl.MAC(host), rtnl.MTU(p.link.MTU)); err != nil {
-		return fmt.Errorf("set up %s: %w", t.Name, err)
+	if err := t.SetUp(m.NL, text, p.link.MTU); err != nil {
+		return err
 	}
 	owner, err := m.OVSOwner(nic.Record{Owner: t.Owner}, t.Index)
 	if err != nil {

@@ -30,18 +30,18 @@ type Request struct {
 	OVSDB   string // socket of its database; empty for the usual one
 }
 
-// OnOVS reports whether the bridge may be one of Open vSwitch, for which a Request needs MakeOVS.
-func (r Request) OnOVS() bool {
+// OnOVS reports whether a bridge may be one of Open vSwitch, for which a Request needs MakeOVS.
+func OnOVS(bridge string) bool {
 	nl, err := rtnl.Open(here)
 	if err != nil {
 		return false
 	}
 	defer nl.Close()
-	return r.onOVS(nl)
+	return onOVS(nl, bridge)
 }
 
-func (r Request) onOVS(nl *rtnl.Conn) bool {
-	l, err := nl.Link(r.Bridge)
+func onOVS(nl *rtnl.Conn, bridge string) bool {
+	l, err := nl.Link(bridge)
 	return err == nil && l.MayBeOVS()
 }
 
@@ -89,7 +89,7 @@ func Serve(p *privilege.Process, files gate.Files, r Request) error {
 }
 
 func (r Request) make(nl *rtnl.Conn, owner int) (*tun.Tap, error) {
-	if r.MakeOVS != nil && r.onOVS(nl) {
+	if r.MakeOVS != nil && onOVS(nl, r.Bridge) {
 		return r.MakeOVS(r)
 	}
 	return plaintap.Make(here, nl, owner, r.Bridge, r.Port, r.VnetHdr)

@@ -43,26 +43,20 @@ func Make(ns *netns.NS, nl *rtnl.Conn, owner int, bridgeName string, port brport
 // for that user. A refused tap is soon restored: allowed is called before a frame can pass, and
 // once more at the end, since the tap may have been taken off and others put on in between.
 func (t Tap) PutOn(nl *rtnl.Conn, br *rtnl.Link, port brport.Settings, allowed func() error) error {
-	text := t.Alias()
-	if len(text) > alias.Max {
-		return fmt.Errorf(
-			"the port's settings need %d bytes of the %d that an interface alias has: use fewer VLAN ranges",
-			len(text), alias.Max)
+	text, err := t.CheckedAlias()
+	if err != nil {
+		return err
 	}
 	if err := bridges.CheckPort(nl, br, t.Link, port); err != nil {
 		return err
 	}
 	var former brport.Settings
-	var err error
 	if t.Master != 0 {
 		if former, err = bridges.ReadPort(nl, br, t.Link); err != nil {
 			return err
 		}
 	}
-	if err = nl.SetQuiet(t.Index, rtnl.Alias(text), rtnl.MAC(stablemac.HostMAC(t.MAC)), rtnl.MTU(br.MTU)); err != nil {
-		err = fmt.Errorf("set up %s: %w", t.Name, err)
-	}
-	if err == nil {
+	if err = t.SetUp(nl, text, br.MTU); err == nil {
 		err = allowed()
 	}
 	if err == nil {
@@ -79,6 +73,26 @@ func (t Tap) PutOn(nl *rtnl.Conn, br *rtnl.Link, port brport.Settings, allowed f
 		}
 	}
 	return err
+}
+
+// CheckedAlias is Alias, and an error if a link cannot have so long a one.
+func (t Tap) CheckedAlias() (string, error) {
+	text := t.Alias()
+	if len(text) > alias.Max {
+		return "", fmt.Errorf(
+			"the port's settings need %d bytes of the %d that an interface alias has: use fewer VLAN ranges",
+			len(text), alias.Max)
+	}
+	return text, nil
+}
+
+// SetUp gives the tap its alias, the MAC address of the host's end, and the MTU of its bridge.
+func (t Tap) SetUp(nl *rtnl.Conn, text string, mtu int) error {
+	err := nl.SetQuiet(t.Index, rtnl.Alias(text), rtnl.MAC(stablemac.HostMAC(t.MAC)), rtnl.MTU(mtu))
+	if err != nil {
+		return fmt.Errorf("set up %s: %w", t.Name, err)
+	}
+	return nil
 }
 
 // restore gives a tap its former state. The tap leaves the bridge first: while it is a port, its
