@@ -25,10 +25,10 @@ const program = "vmnet/cmd/testvm"
 
 // packed has the archives that this process has made, by what they were made from: packing and
 // hashing one takes longer than all else that starts a guest.
-var packed struct {
+var packed = struct {
 	mu       sync.Mutex
 	archives map[string]content
-}
+}{archives: map[string]content{}}
 
 // initramfs returns the archive that buildInitramfs makes, and makes each one once.
 func initramfs(k Kernel, init content, c Config) (content, error) {
@@ -36,20 +36,15 @@ func initramfs(k Kernel, init content, c Config) (content, error) {
 	key := fmt.Sprintf("%q %x %q %t %q", k, init.sum, c.Modules, c.Root != "", busybox)
 	packed.mu.Lock()
 	defer packed.mu.Unlock()
-	archive, ok := packed.archives[key]
-	if ok {
+	if archive, ok := packed.archives[key]; ok {
 		return archive, nil
 	}
 	b, err := buildInitramfs(k, init.bytes, c)
 	if err != nil {
 		return content{}, err
 	}
-	if packed.archives == nil {
-		packed.archives = map[string]content{}
-	}
-	archive = newContent(b)
-	packed.archives[key] = archive
-	return archive, nil
+	packed.archives[key] = newContent(b)
+	return packed.archives[key], nil
 }
 
 // buildInitramfs packs /init, the modules with their dependencies, and, for interactive use,

@@ -57,24 +57,27 @@ func (a Address) String() string { return a.at }
 // Listen listens at the address, with a socket that its owner and group may use. It replaces a
 // socket on which nobody listens any longer. Close the Listener, which removes the socket.
 func (a Address) Listen() (net.Listener, error) {
-	var l net.Listener
-	listen := func() (err error) {
-		l, err = net.Listen(a.network, a.at)
-		return err
-	}
-	var err error
+	listen := func() (net.Listener, error) { return net.Listen(a.network, a.at) }
 	if a.network == "unix" {
-		err = endpoint.ReplaceSocket(a.at, listen)
-	} else {
-		err = listen()
+		listen = a.listenUnix
 	}
-	if err == nil && a.network == "unix" {
-		if err = os.Chmod(a.at, 0o660); err != nil {
-			_ = l.Close()
-		}
-	}
+	l, err := listen()
 	if err != nil {
 		return nil, fmt.Errorf("serve metrics at %s: %w", a, err)
+	}
+	return l, nil
+}
+
+func (a Address) listenUnix() (l net.Listener, err error) {
+	err = endpoint.ReplaceSocket(a.at, func() (err error) {
+		l, err = net.Listen(a.network, a.at)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err = os.Chmod(a.at, 0o660); err != nil {
+		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
 }

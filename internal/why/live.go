@@ -76,6 +76,14 @@ func Live(ctx context.Context, q Request, f *Facts) (_ []Step, err error) {
 // note adds a step; a live look goes on after what stops a probe.
 func (l *live) note(s Step) { l.steps = append(l.steps, s) }
 
+// guests are the NICs at both ends, or that at the one end if the frame is for no guest.
+func (l *live) guests() []*NIC {
+	if l.Peer == nil {
+		return []*NIC{l.NIC}
+	}
+	return []*NIC{l.NIC, l.Peer}
+}
+
 // way lists the links of the host's namespace by which the frame and its answer go.
 func (l *live) way() (found []*rtnl.Link) {
 	add := func(links ...*rtnl.Link) {
@@ -85,10 +93,7 @@ func (l *live) way() (found []*rtnl.Link) {
 			}
 		}
 	}
-	for _, n := range []*NIC{l.NIC, l.Peer} {
-		if n == nil {
-			continue
-		}
+	for _, n := range l.guests() {
 		if n.Link != nil && n.Netns == "" {
 			add(l.at(n.Link.Index), l.at(n.Link.Master))
 		}
@@ -249,10 +254,7 @@ func (l *live) since(before []skbdrops.Drop, protocol uint16) string {
 // probe sends the probes.
 func (l *live) probe(ctx context.Context) {
 	sent := false
-	for _, n := range []*NIC{l.NIC, l.Peer} {
-		if n == nil {
-			continue
-		}
+	for _, n := range l.guests() {
 		a := n.address(netip.IPv4Unspecified())
 		if !a.IsValid() {
 			continue
@@ -262,10 +264,7 @@ func (l *live) probe(ctx context.Context) {
 			l.arp(ctx, at, n, a)
 		}
 	}
-	for _, n := range []*NIC{l.NIC, l.Peer} {
-		if n == nil {
-			continue
-		}
+	for _, n := range l.guests() {
 		if a := n.address(l.To.Addr); a.IsValid() && l.reaches(n, a) {
 			sent = true
 			l.echo(ctx, n, a)
