@@ -24,8 +24,8 @@ type arrivals struct {
 	ring []byte
 	next int // the slot that the kernel fills next
 
-	// full says that all slots were taken at some time since wasFull was last called. The kernel
-	// drops frames then, and counts them, as it counts those that no vnet header describes
+	// full says that all slots may have been taken at some time since wasFull last forgot it. The
+	// kernel drops frames then, and counts them, as it counts those that no vnet header describes
 	// (tpacket_rcv in net/packet/af_packet.c).
 	full bool
 }
@@ -34,6 +34,7 @@ const (
 	arrivalSlots = 1024
 	arrivalSlot  = 2048     // has room for a full frame of Ethernet with several tags
 	arrivalBlock = 64 << 10 // what the kernel allocates at a time
+	arrivalCPUs  = 64       // slots that CPUs may be filling at once
 
 	// Offsets in a slot, of struct tpacket2_hdr (include/uapi/linux/if_packet.h). The vnet header
 	// and the frame come after it, and after a struct sockaddr_ll.
@@ -113,27 +114,31 @@ func (a *arrivals) at(i int) (f arrival, ok bool) {
 
 func statusOf(slot []byte) *atomic.Uint32 { return (*atomic.Uint32)(unsafe.Pointer(&slot[slotStatus])) }
 
-// look notes whether all slots are taken. They stay so until free.
-func (a *arrivals) look() {
-	if _, taken := a.at(arrivalSlots - 1); taken {
+// look notes whether all slots may have been taken before the last n were given back. CPUs that
+// receive at once take slots in turn and mark each when it is full, so the last mark may be missing
+// while the kernel already drops frames: look checks a slot somewhat before the last one.
+func (a *arrivals) look(n int) {
+	if _, taken := a.at(arrivalSlots - 1 - n - arrivalCPUs); taken {
 		a.full = true
 	}
 }
 
-// wasFull reports whether all slots were taken at some time since the last call.
-func (a *arrivals) wasFull() bool {
+// wasFull reports whether all slots may have been taken at some time since wasFull last forgot it.
+func (a *arrivals) wasFull(forget bool) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.ring != nil {
-		a.look()
+		a.look(0)
 	}
 	full := a.full
-	a.full = false
+	a.full = full && !forget
 	return full
 }
 
-// free gives the next n slots back to the kernel.
+// free gives the next n slots back to the kernel. It looks afterwards, since the kernel may find no
+// slot up to that moment.
 func (a *arrivals) free(n int) {
+	defer a.look(n)
 	for range n {
 		statusOf(a.ring[a.next*arrivalSlot:]).Store(unix.TP_STATUS_KERNEL)
 		a.next = (a.next + 1) % arrivalSlots
@@ -169,7 +174,6 @@ func (q *packetQueue) fillSlots(fd uintptr) (n int, err error) {
 	if a.ring == nil {
 		return 0, os.ErrClosed
 	}
-	a.look()
 	var queued [packetFrames]int // indices of those frames
 	waiting := 0
 	for n < min(len(q.frames), batchSize) && waiting < len(q.msgs) {

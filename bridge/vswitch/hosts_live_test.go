@@ -40,9 +40,22 @@ func newHost(t testing.TB, n int, device string) *host {
 	}
 }
 
+// patient makes the host's kernel ask 20 times for a neighbor, a second apart, rather than 3 times:
+// a busy machine may let nothing run for that long.
+func (h *host) patient() {
+	h.t.Helper()
+	for _, family := range []string{"ipv4", "ipv6"} {
+		name := fmt.Sprintf("/proc/sys/net/%s/neigh/%s/mcast_solicit", family, h.device)
+		if err := h.ns.Do(func() error { return os.WriteFile(name, []byte("20"), 0) }); err != nil {
+			h.t.Fatal(err)
+		}
+	}
+}
+
 // up gives the device an MTU and the host's addresses.
 func (h *host) up(mtu int) {
 	h.t.Helper()
+	h.patient()
 	l := h.link(h.device)
 	if err := h.nl.LinkSetMTU(l, mtu); err != nil {
 		h.t.Fatal(err)

@@ -216,6 +216,7 @@ func (q *packetQueue) gone() bool {
 // (PACKET_STATISTICS in packet(7)), and why: the ring or the socket's queue was full, or no vnet
 // header describes them.
 func (q *packetQueue) kernelDrops() (why Reason, n uint64) {
+	full := q.ring == nil || q.ring.wasFull(true)
 	_ = q.control(func(fd int) error {
 		st, err := unix.GetsockoptTpacketStats(fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
 		if err == nil {
@@ -223,8 +224,9 @@ func (q *packetQueue) kernelDrops() (why Reason, n uint64) {
 		}
 		return err
 	})
-	if q.ring != nil && !q.ring.wasFull() {
-		return Indescribable, n
+	// The ring may have been full since it was asked: that counts for this call and the next one.
+	if full || q.ring.wasFull(false) {
+		return Overrun, n
 	}
-	return Overrun, n
+	return Indescribable, n
 }

@@ -24,6 +24,7 @@ import (
 	"vmnet/internal/cli/console"
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/ratelimit"
+	"vmnet/internal/network/userdirs"
 	"vmnet/internal/rundir"
 	"vmnet/internal/vmm/launch"
 	"vmnet/internal/vmm/qemu"
@@ -38,9 +39,11 @@ func (a *app) launch(args []string) error {
 	if err != nil {
 		return err
 	}
-	own, err := a.ownNetworks(o)
-	if err != nil {
-		return err
+	var own []*nic.Spec
+	if !a.p.Caller.Root() {
+		if own, err = o.ownNetworks(a.p.Getenv); err != nil {
+			return err
+		}
 	}
 	if err := a.keepFor(o); err != nil {
 		return err
@@ -88,6 +91,28 @@ func (a *app) launch(args []string) error {
 	err = a.p.Exec(path, command.Argv, command.Env...)
 	runtime.KeepAlive(made) // keeps its files open until here
 	return err
+}
+
+// startNetworks has vmnet start the networks of those NICs that do not run. This process has no
+// ambient capability, and its ids are the caller's.
+func (a *app) startNetworks(own []*nic.Spec, dryRun bool) error {
+	ctx := context.Background()
+	for _, s := range own {
+		runs, err := userdirs.Runs(ctx, s.Switch.Name)
+		if err != nil {
+			return fmt.Errorf("network %s: %w", s.Switch.Name, err)
+		}
+		if err := userdirs.Settle(ctx, s, a.p.Getenv); err != nil {
+			return err
+		}
+		if runs || dryRun {
+			continue
+		}
+		if err := userdirs.Start(ctx, s.Switch.Name, a.p.Find, a.p.Getenv); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // guestFiles reads files with the caller's privileges, the only ones that are left by then.

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/pflag"
 	"vmnet/internal/access/policy"
 	"vmnet/internal/cli/nicflags"
+	"vmnet/internal/network/userdirs"
 	"vmnet/internal/vmm/launch"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/tapmgr/nic"
@@ -221,4 +222,20 @@ func (o *launchOptions) settle(p *policy.Policy) ([]nic.Spec, error) {
 		specs = append(specs, s)
 	}
 	return specs, nil
+}
+
+// ownNetworks puts the NICs that are to be on networks of the calling user on their switches, for
+// which no privilege is needed, and returns these NICs.
+func (o *launchOptions) ownNetworks(getenv func(string) string) (own []*nic.Spec, err error) {
+	for i := range o.nics {
+		s := &o.nics[i].spec
+		joined, err := userdirs.Join(s, getenv)
+		if err != nil {
+			return nil, err
+		}
+		if joined {
+			own = append(own, s)
+		}
+	}
+	return own, nil
 }
