@@ -38,11 +38,17 @@ step_user_sessions() { as_user 'go run ./internal/fresh/sessions -prompt "$" REA
 # quick is not among the usual steps: lint and user_test do all that it does.
 step_quick() { as_user 'make quick'; }
 
-# A user without root gets the same command, and fewer tests. The step test has the race detector.
-step_user_test() { as_user 'make test RACE='; }
+# A user without root gets the same command, and fewer tests: all of them with the race detector,
+# but for those that build programs and would do the same as root.
+step_user_test() { as_user 'make test RACE=./... SKIP=TestRelease'; }
 
-# The step pidns runs the tests that cannot run in a process namespace.
-step_test() { as_root "VMNET_REQUIRE=${VMNET_REQUIRE:+$VMNET_REQUIRE,-pidns} make test"; }
+# Packages that serve devices, sockets and descriptors with several goroutines have the race
+# detector here too, for their tests that need root. The step pidns runs the tests that cannot run
+# in a process namespace.
+step_test() {
+	race='./bridge/... ./internal/kernel/... ./internal/monitor ./internal/ovs... ./internal/top ./internal/vhostuser/... ./internal/watch ./libvirt ./macvtap/... ./qmp ./vhost'
+	as_root "VMNET_REQUIRE=${VMNET_REQUIRE:+$VMNET_REQUIRE,-pidns} make test RACE='$race'"
+}
 
 # pidns runs the tests that need the first process namespace, in it.
 step_pidns() { as_root "VMNET_REQUIRE=${VMNET_REQUIRE:-} make test-pids"; }
@@ -51,7 +57,7 @@ step_pidns() { as_root "VMNET_REQUIRE=${VMNET_REQUIRE:-} make test-pids"; }
 # namespaces and with very many files (see internal/fresh/hostile); those of pidns twice at once,
 # after a run that is killed among its tests, for which all is compiled first.
 step_hostile() {
-	as_root 'go build -o /var/tmp/hostile ./internal/fresh/hostile && go test -race -run "^$" ./tapmgr ./cmd/vmnet-hook ./internal/watch' || return
+	as_root 'go build -o /var/tmp/hostile ./internal/fresh/hostile && CGO_ENABLED=0 go test -run "^$" ./tapmgr ./cmd/vmnet-hook ./internal/watch' || return
 	as_root "VMNET_REQUIRE=${VMNET_REQUIRE:-} /var/tmp/hostile -files 52000 -killed 12s -copies 2 make test-pids" || return
 	as_root "VMNET_REQUIRE=${VMNET_REQUIRE:+$VMNET_REQUIRE,-pidns} /var/tmp/hostile make test-packages"
 }
