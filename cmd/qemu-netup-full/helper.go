@@ -93,15 +93,22 @@ func (a *app) helpBridge(args []string) error {
 	r := bridgehelper.Request{
 		Bridge: o.bridge, Port: o.port, VnetHdr: o.useVnet, FD: o.fd, Settle: o.settle, MakeOVS: a.makeOVS,
 	}
-	if mayUseOVS(o.profile, r.Bridge) {
+	h, err := bridgehelper.Open()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	if mayUseOVS(h, o.profile, r.Bridge) {
 		a.p.Reserve(cap.DAC_OVERRIDE) // for Open vSwitch's database
 	}
-	return bridgehelper.Serve(a.p, files(), r)
+	return h.Serve(a.p, files(), r)
 }
 
 // mayUseOVS reports whether a NIC may need the database of Open vSwitch. Which bridge a profile
 // means is known only once the policy has been read.
-func mayUseOVS(profile, bridge string) bool { return profile != "" || bridgehelper.OnOVS(bridge) }
+func mayUseOVS(h *bridgehelper.Helper, profile, bridge string) bool {
+	return profile != "" || h.OnOVS(bridge)
+}
 
 func (a *app) makeOVS(r bridgehelper.Request) (tap *tun.Tap, err error) {
 	err = a.manager(func(m *backend.Maker) (err error) {

@@ -18,6 +18,7 @@ import (
 
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 
+	"vmnet/internal/access/bridgehelper"
 	"vmnet/internal/access/gate"
 	"vmnet/internal/access/policy"
 	"vmnet/internal/backend"
@@ -160,13 +161,18 @@ func (a *app) keepFor(o *launchOptions) error {
 	if o.dryRun {
 		return a.p.Drop()
 	}
+	h, err := bridgehelper.Open()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
 	var keep, reserve []cap.Value
 	for _, n := range o.nics {
 		if n.spec.Switch != nil { // which takes no privilege
 			continue
 		}
 		keep = append(keep, cap.NET_ADMIN)
-		if mayUseOVS(n.profile, n.spec.Bridge) {
+		if mayUseOVS(h, n.profile, n.spec.Bridge) {
 			reserve = append(reserve, cap.DAC_OVERRIDE)
 		}
 		if n.spec.Routed != "" && a.p.Has(cap.NET_RAW) {

@@ -56,8 +56,15 @@ func run(argv []string) error {
 	if err != nil {
 		return err
 	}
-	if helper && !bridgehelper.OnOVS(r.Bridge) { // whose database is that program's
-		return bridgehelper.Serve(p, gate.Files{ACL: aclPath, Policy: policyPath}, r)
+	if helper {
+		h, err := bridgehelper.Open()
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		if !h.OnOVS(r.Bridge) { // the other program knows its database
+			return h.Serve(p, gate.Files{ACL: aclPath, Policy: policyPath}, r)
+		}
 	}
 	// The capabilities that any form of that program needs; each form drops what it does not need.
 	return p.HandOver(full(p.Elevated()), argv, cap.NET_ADMIN, cap.SYS_ADMIN, cap.MKNOD,

@@ -12,6 +12,7 @@ import (
 
 	"vmnet/internal/addresses"
 	"vmnet/internal/cli/console"
+	"vmnet/internal/cli/output"
 	"vmnet/internal/metrics"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
@@ -77,7 +78,7 @@ is hidden if no process is seen to hold it: its files are somewhere that /proc d
 			case "json":
 				return a.printJSON(nics)
 			case "yaml":
-				return outputError(console.WriteYAML(a.out, nics))
+				return outputError(output.WriteYAML(a.out, nics))
 			case "prometheus":
 				return outputError(metrics.Write(a.out, nicMetrics(nics)))
 			case "name":

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/term"
 
 	"vmnet/internal/cli/console"
+	"vmnet/internal/cli/output"
 	"vmnet/tapmgr/nic"
 )
 
@@ -31,7 +32,7 @@ func (a *app) line(format string, args ...any) error {
 }
 
 func (a *app) printJSON(v any) error {
-	return outputError(console.WriteJSON(a.out, v))
+	return outputError(output.WriteJSON(a.out, v))
 }
 
 // table prints rows in columns; the first row is the header. paint colours a cell by the name of

@@ -23,6 +23,9 @@ var ForbiddenLinks = []ForbiddenLink{
 	{Program: "cmd/qemu-netup", Package: "vmnet/libvirt", Why: "the setuid program is small"},
 	{Program: "cmd/qemu-netup", Package: "github.com/cilium/ebpf/...", Why: "the setuid program is small"},
 	{Program: "cmd/qemu-netup", Package: "vmnet/internal/ovsdb", Why: "the setuid program is small"},
+	{Program: "cmd/qemu-netup", Package: "encoding/json", Why: "the bridge helper starts faster without"},
+	{Program: "cmd/qemu-netup", Package: "regexp", Why: "the bridge helper starts faster without"},
+	{Program: "cmd/qemu-netup", Package: "math/big", Why: "the bridge helper starts faster without"},
 	{Program: "cmd/qemu-netup-full", Package: "vmnet/libvirt", Why: "libvirt is vmnet's alone"},
 	{
 		Program: "cmd/qemu-netup-full", Package: "github.com/digitalocean/go-libvirt/...",

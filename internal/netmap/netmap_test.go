@@ -16,7 +16,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"vmnet/internal/cli/console"
+	"vmnet/internal/cli/output"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/leaktest"
 	"vmnet/internal/nsport"
@@ -103,7 +103,7 @@ func example() Input {
 func TestGolden(t *testing.T) {
 	m := Build(example())
 	var json strings.Builder
-	if err := console.WriteJSON(&json, m); err != nil {
+	if err := output.WriteJSON(&json, m); err != nil {
 		t.Fatal(err)
 	}
 	html, err := m.HTML(hostile, time.Unix(0, 0).UTC())

@@ -30,19 +30,32 @@ type Request struct {
 	OVSDB   string // socket of its database; empty for the usual one
 }
 
-// OnOVS reports whether a bridge may be one of Open vSwitch, for which a Request needs MakeOVS.
-func OnOVS(bridge string) bool {
+// Helper serves a request, in the netns of this process. Close it.
+type Helper struct {
+	nl     *rtnl.Conn
+	bridge *rtnl.Link // the last one that OnOVS has found
+}
+
+// Open opens a netlink socket.
+func Open() (*Helper, error) {
 	nl, err := rtnl.Open(here)
+	if err != nil {
+		return nil, err
+	}
+	return &Helper{nl: nl}, nil
+}
+
+// Close closes the netlink socket.
+func (h *Helper) Close() { h.nl.Close() }
+
+// OnOVS reports whether a bridge may be one of Open vSwitch, for which a Request needs MakeOVS.
+func (h *Helper) OnOVS(bridge string) bool {
+	l, err := h.nl.Link(bridge)
 	if err != nil {
 		return false
 	}
-	defer nl.Close()
-	return onOVS(nl, bridge)
-}
-
-func onOVS(nl *rtnl.Conn, bridge string) bool {
-	l, err := nl.Link(bridge)
-	return err == nil && l.MayBeOVS()
+	h.bridge = l
+	return l.MayBeOVS()
 }
 
 // here is the netns of this process.
@@ -50,19 +63,14 @@ var here *netns.NS
 
 // Serve makes a tap if the caller may have it, and sends its queue. It works with CAP_NET_ADMIN
 // alone.
-func Serve(p *privilege.Process, files gate.Files, r Request) error {
+func (h *Helper) Serve(p *privilege.Process, files gate.Files, r Request) error {
 	sock, err := Socket(p, r.FD)
 	if err != nil {
 		return err
 	}
 	// The exit of this process closes the socket: libvirt looks at stderr once when the socket
 	// closes, and by then the reason must be there.
-	nl, err := rtnl.Open(here)
-	if err != nil {
-		return err
-	}
-	defer nl.Close()
-	g, err := gate.Open(files, p.Caller, host{nl, p})
+	g, err := gate.Open(files, p.Caller, host{h, p})
 	if err != nil {
 		return err
 	}
@@ -76,7 +84,7 @@ func Serve(p *privilege.Process, files gate.Files, r Request) error {
 	if err := g.Allow(gate.Always, asked); err != nil {
 		return err
 	}
-	tap, err := r.make(nl, p.Caller.UID)
+	tap, err := h.make(r, p.Caller.UID)
 	if err != nil {
 		return err
 	}
@@ -88,11 +96,11 @@ func Serve(p *privilege.Process, files gate.Files, r Request) error {
 	return sock.Send([]byte{0}, tap.Queues()[0])
 }
 
-func (r Request) make(nl *rtnl.Conn, owner int) (*tun.Tap, error) {
-	if r.MakeOVS != nil && onOVS(nl, r.Bridge) {
+func (h *Helper) make(r Request, owner int) (*tun.Tap, error) {
+	if r.MakeOVS != nil && h.OnOVS(r.Bridge) {
 		return r.MakeOVS(r)
 	}
-	return plaintap.Make(here, nl, owner, r.Bridge, r.Port, r.VnetHdr)
+	return plaintap.Make(here, h.nl, owner, r.Bridge, r.Port, r.VnetHdr)
 }
 
 // Socket takes over the socket that the caller has named, and gives up every privilege that serving
@@ -113,11 +121,14 @@ func Socket(p *privilege.Process, fd int) (*fdpass.Socket, error) {
 
 // host is the machine as this process sees it.
 type host struct {
-	nl *rtnl.Conn
-	p  *privilege.Process
+	*Helper
+	p *privilege.Process
 }
 
 func (h host) LinkName(name string) (string, error) {
+	if h.bridge != nil && h.bridge.Name == name {
+		return name, nil
+	}
 	l, err := h.nl.Link(name)
 	if err != nil {
 		return "", err

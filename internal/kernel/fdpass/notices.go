@@ -1,7 +1,6 @@
 package fdpass
 
 import (
-	"crypto/rand"
 	"errors"
 	"net"
 	"os"
@@ -14,10 +13,10 @@ import (
 // killed.
 type Notices struct{ conn *net.UnixConn }
 
-// ListenForNotices opens one with a name that nobody else has. It is in the network namespace of
-// the calling thread.
+// ListenForNotices opens one with a name that the kernel chooses (autobind in unix(7)). It is in
+// the network namespace of the calling thread.
 func ListenForNotices() (*Notices, error) {
-	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: "@vmnet-" + rand.Text(), Net: "unixgram"})
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram"})
 	if err != nil {
 		return nil, err
 	}

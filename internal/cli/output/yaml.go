@@ -1,4 +1,4 @@
-package console
+package output
 
 import (
 	"bytes"
@@ -100,7 +100,7 @@ func (y *yamlWriter) scalar(t json.Token) {
 	}
 }
 
-// plainYAML are texts that no YAML parser takes for anything else, but for reservedYAML.
+// plainYAML matches what no YAML parser takes for anything but text, unless it is reserved.
 var plainYAML = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_./-]*$`)
 
 var reservedYAML = []string{"true", "false", "null", "yes", "no", "on", "off", "y", "n"}

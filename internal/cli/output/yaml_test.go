@@ -1,4 +1,4 @@
-package console_test
+package output_test
 
 import (
 	"bytes"
@@ -9,7 +9,7 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/google/go-cmp/cmp"
 
-	"vmnet/internal/cli/console"
+	"vmnet/internal/cli/output"
 )
 
 func TestWriteYAML(t *testing.T) {
@@ -25,7 +25,7 @@ func TestWriteYAML(t *testing.T) {
 		{Name: "hostile \x1b[31m \u202e \U000e0001 \" \\ #", More: []item{{Name: "52:54:00:00:00:01"}, {Name: ""}}},
 	}
 	var out bytes.Buffer
-	if err := console.WriteYAML(&out, v); err != nil {
+	if err := output.WriteYAML(&out, v); err != nil {
 		t.Fatal(err)
 	}
 	for _, r := range out.String() {
@@ -61,7 +61,7 @@ func TestWriteYAML(t *testing.T) {
 		t.Errorf("it begins with\n%s", &out)
 	}
 	out.Reset()
-	if err := console.WriteYAML(&out, []int{}); err != nil || out.String() != "[]\n" {
+	if err := output.WriteYAML(&out, []int{}); err != nil || out.String() != "[]\n" {
 		t.Errorf("%v, %q", err, &out)
 	}
 }
