@@ -103,7 +103,7 @@ plain = $(filter-out $(raced),$(packages))
 # $(call test_packages,PACKAGES,FLAGS,CGO_ENABLED)
 define test_packages
 @mkdir -p '$(BIN)' && rm -f '$(BIN)/reruns'
-CGO_ENABLED=$(3) $(GO) tool gotestsum --format pkgname $(rerun) --packages '$(1)' -- $(2) -vet=off -timeout 40m -p 4 -skip '^TestLabHost$$|^TestLiveAllPIDs$(if $(SKIP),|$(SKIP))'
+@CGO_ENABLED=$(3) $(GO) tool gotestsum --format pkgname $(rerun) --packages '$(1)' -- $(2) -vet=off -timeout 40m -p 4 -skip '^TestLabHost$$|^TestLiveAllPIDs$(if $(SKIP),|$(SKIP))'
 @$(flaky)
 endef
 

@@ -96,7 +96,9 @@ func stall() {
 				}
 			}
 			fmt.Println(stalled)
-			select {}
+			for {
+				_ = syscall.Pause() // until this process is killed
+			}
 		}
 		return step.Run(ctx, steps, nil)
 	}

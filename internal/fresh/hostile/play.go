@@ -126,13 +126,21 @@ func swap() error {
 	}
 }
 
+// rest blocks until the process is killed. The runtime would end a process without cgo whose
+// goroutines all wait for each other.
+func rest() error {
+	for {
+		_ = unix.Pause()
+	}
+}
+
 // rename gives the process a hostile name.
 func rename(name string) error {
 	if err := os.WriteFile("/proc/self/comm", []byte(name), 0); err != nil {
 		return err
 	}
 	ready()
-	select {}
+	return rest()
 }
 
 // runSwitch runs a switch as the hostile user.
@@ -177,5 +185,5 @@ func hold(count string) error {
 		}
 	}
 	ready()
-	select {}
+	return rest()
 }
