@@ -64,6 +64,7 @@ var layers = [][]string{
 	{"internal/kernel/pidfd", "internal/vhostuser/virtq"},
 	{
 		"internal/kernel/procfd", "internal/kernel/procview", "internal/kernel/fdpass", "internal/cli/console",
+		"internal/cli/output",
 		"internal/cli/version", "internal/access/privilege", "internal/libvirthook/hookfile", "bridge/vswitch/offload",
 		"internal/rundir", "internal/alias", "internal/cli/fdroom", "bridge/brport", "macvtap/vtap",
 		"internal/kernel/sockopt", "internal/strictyaml", "internal/routed/gateway", "internal/filelock",

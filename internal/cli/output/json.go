@@ -1,5 +1,5 @@
-// Package output writes values as JSON and as YAML, for programs and for terminals. It is apart from
-// package console since the programs that have privilege print neither, and start faster without.
+// Package output writes values as JSON and as YAML, for programs and for terminals. It is apart
+// from package console since programs with a privilege print neither, and start faster without.
 package output
 
 import (
@@ -12,9 +12,10 @@ import (
 	"unicode/utf8"
 )
 
-// WriteJSON writes v as indented JSON that is as safe for a terminal as the result of console.Clean, and
-// has the same value for programs: it escapes unprintable characters in strings, such as C1
-// controls and changes of the writing direction (U+202E). encoding/json escapes only C0 controls.
+// WriteJSON writes v as indented JSON that is as safe for a terminal as the result of
+// console.Clean, and has the same value for programs: it escapes unprintable characters in strings,
+// such as C1 controls and changes of the writing direction (U+202E). encoding/json escapes only C0
+// controls.
 func WriteJSON(w io.Writer, v any) error {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
