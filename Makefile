@@ -10,7 +10,7 @@ BIN     ?= bin
 FUZZTIME ?= 20s
 SOAK    ?= 3m
 
-.PHONY: all help build programs man generate setup demo quick test test-packages test-raced test-plain test-pids test-lab fresh unit live vm lab lint fuzz soak bench bench-setup bench-switch arch release deb rpm install uninstall clean
+.PHONY: all help build programs man generate setup demo quick test test-packages test-raced test-plain test-pids test-lab fresh unit live vm lab lint fuzz soak bench bench-setup bench-switch arch release deb rpm packages-test install uninstall clean
 
 all: build
 
@@ -189,6 +189,12 @@ release: ## archives of the last commit and their checksums, in dist (a minute)
 ARCHES ?= amd64 arm64
 deb rpm: ## packages for ARCHES (amd64 arm64), in dist (minutes at first, then seconds)
 	@PATH="$$(dirname "$$(command -v '$(GO)')"):$$PATH" sh internal/packaging/package.sh $@ '$(DIST)' $(ARCHES)
+
+# What test leaves out: both kinds of packages for two machines, which dpkg installs, upgrades and
+# purges in a copy of this Debian.
+packages-test: ## the packages built, read back and installed (3 minutes at first; root, network)
+	sh testvm/setup.sh --packages rpm,systemd,debconf
+	VMNET_REQUIRE=root,dpkg,rpm $(GO) test -v -tags packages -timeout 30m ./internal/packaging
 
 uninstall: ## remove the installed files
 	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' sh internal/install/install.sh uninstall

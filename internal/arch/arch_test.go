@@ -96,7 +96,7 @@ var syscallsElsewhere = []string{"Flock"}
 // of the man pages.
 var forTests = []string{
 	"internal/nstest", "internal/leaktest", "internal/vmm/qmptest", "internal/bench", "internal/cli/mangen",
-	"internal/install", "internal/fresh", "internal/release", "testvm", "libvirt/libvirttest",
+	"internal/install", "internal/fresh", "internal/release", "internal/packaging", "testvm", "libvirt/libvirttest",
 	"internal/testprogram", "bridge/portsec/portsectest", "internal/ovstest", "internal/vhostuser/frontend",
 }
 
