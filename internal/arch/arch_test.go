@@ -12,9 +12,10 @@ import (
 
 // layers are the packages from top to bottom; packages of one layer do not import each other.
 var layers = [][]string{
-	{"cmd/vmnet", "cmd/qemu-netup", "cmd/qemu-netup-full", "cmd/vmnet-hook"},
+	{"cmd/vmnet", "cmd/qemu-netup", "cmd/qemu-netup-full", "cmd/vmnet-hook", "cmd/vmnet-cni"},
 	{
-		"internal/libvirthook/hook", "internal/watch", "internal/doctor", "internal/metrics", "internal/netmap",
+		"internal/cni", "internal/libvirthook/hook", "internal/watch", "internal/doctor", "internal/metrics",
+		"internal/netmap",
 		"internal/monitor", "internal/top", "internal/why",
 	},
 	{"internal/network/usernet"},
@@ -200,7 +201,7 @@ func TestNoPackageIsCalledUtil(t *testing.T) {
 func TestOnlyVmnetLinksGoQEMU(t *testing.T) {
 	for program, want := range map[string]bool{
 		"vmnet": true, "qemu-netup": false, "qemu-netup-full": false,
-		"vmnet-hook": false,
+		"vmnet-hook": false, "vmnet-cni": false,
 	} {
 		out, err := exec.Command("go", "list", "-deps", "vmnet/cmd/"+program).Output()
 		if err != nil {

@@ -37,6 +37,8 @@ var ForbiddenLinks = []ForbiddenLink{
 	{Program: "cmd/vmnet-hook", Package: "github.com/digitalocean/go-libvirt/...", Why: "libvirt is vmnet's alone"},
 	{Program: "cmd/vmnet-hook", Package: "vmnet/bridge/vswitch", Why: "the switch's datapath is vmnet's alone"},
 	{Program: "cmd/vmnet-hook", Package: "vmnet/bridge/vswitch/control/server", Why: "only vmnet runs a switch"},
+	{Program: "cmd/vmnet-cni", Package: "vmnet/libvirt", Why: "libvirt is vmnet's alone"},
+	{Program: "cmd/vmnet-cni", Package: "vmnet/bridge/vswitch", Why: "the switch's datapath is vmnet's alone"},
 	{Program: "cmd/qemu-netup", Package: "github.com/digitalocean/...", Why: "libvirt is vmnet's alone"},
 	{Program: "cmd/testvm", Package: "github.com/digitalocean/...", Why: "libvirt is vmnet's alone"},
 }

@@ -6,7 +6,7 @@ set -eu
 umask 022
 PATH=$PATH:/usr/sbin:/sbin # for setcap: root's PATH may lack them
 to=$DESTDIR$PREFIX
-ours="libexec/vmnet share/doc/vmnet/examples share/doc/vmnet" # directories, innermost first
+ours="lib/cni libexec/vmnet share/doc/vmnet/examples share/doc/vmnet" # directories, innermost first
 list=share/doc/vmnet/files
 
 die() { echo "install: $*" >&2; exit 2; }
@@ -29,7 +29,7 @@ remove() {
 
 # built checks that all files exist, and were built for this PREFIX.
 built() {
-	for file in vmnet vmnet-hook qemu-netup qemu-netup-full prefix man/vmnet.8; do
+	for file in vmnet vmnet-hook vmnet-cni qemu-netup qemu-netup-full prefix man/vmnet.8; do
 		[ -e "$BIN/$file" ] || die "nothing to install: $BIN/$file is missing (run 'make build' first, as yourself)"
 	done
 	[ "$(cat "$BIN/prefix")" = "$PREFIX" ] ||
@@ -84,7 +84,7 @@ documents() {
 	"$completer" completion zsh | made "${ZSH_SITE:-share/zsh/site-functions}/_vmnet"
 	"$completer" completion fish | made share/fish/vendor_completions.d/vmnet.fish
 	put 0644 docs/completion/qemu-netup.bash share/bash-completion/completions/qemu-netup
-	for file in README.md SECURITY.md CHANGELOG.md LICENSE docs/libvirt.md docs/switch.md docs/launch.md docs/packages.md docs/terms.md docs/libraries.md; do
+	for file in README.md SECURITY.md CHANGELOG.md LICENSE docs/libvirt.md docs/switch.md docs/launch.md docs/packages.md docs/cni.md docs/terms.md docs/libraries.md; do
 		put 0644 "$file" "share/doc/vmnet/${file##*/}"
 	done
 	for example in docs/examples/*; do
@@ -112,6 +112,7 @@ install_all() {
 	place "$list"
 	put 0755 "$BIN/vmnet" bin/vmnet
 	put 0755 "$BIN/vmnet-hook" bin/vmnet-hook # not deeper: AppArmor lets libvirt execute only programs directly in /usr/bin
+	put 0755 "$BIN/vmnet-cni" lib/cni/vmnet-cni # where Podman and Debian have plugins
 	documents
 	units
 	netup
@@ -134,6 +135,7 @@ tell() {
 	echo "vmnet is installed in $to. vmnet doctor checks it; see vmnet(8) and qemu-netup(8)."
 	echo "For NICs that libvirt guests declare: vmnet hook install, see vmnet-hook(8)."
 	echo "For NICs that they get while they run: systemctl enable --now vmnet-watch, see vmnet-watch(8)."
+	echo "For pods of containers: vmnet-cni is in $PREFIX/lib/cni, see vmnet-cni(8)."
 	echo "For a switch in userspace at each boot: /etc/vmnet/switch/NAME.env and systemctl enable --now vmnet-switch@NAME, see vmnet-switch(8)."
 	[ "$PRIVILEGE" = none ] || return 0
 	cat <<-END

@@ -84,6 +84,7 @@ func want(t *testing.T, helper string) map[string]string {
 	files := map[string]string{
 		"usr/bin/vmnet":                        "-rwxr-xr-x",
 		"usr/bin/vmnet-hook":                   "-rwxr-xr-x",
+		"usr/lib/cni/vmnet-cni":                "-rwxr-xr-x",
 		"usr/bin/qemu-netup":                   helper,
 		"usr/libexec/vmnet/qemu-netup-full":    "-rwxr-xr-x",
 		"usr/libexec/vmnet/qemu-ifup":          "-> usr/bin/qemu-netup",
@@ -95,7 +96,8 @@ func want(t *testing.T, helper string) map[string]string {
 		"bash-completion/completions/vmnet", "bash-completion/completions/qemu-netup", "zsh/site-functions/_vmnet",
 		"fish/vendor_completions.d/vmnet.fish",
 		"doc/vmnet/README.md", "doc/vmnet/LICENSE", "doc/vmnet/libvirt.md", "doc/vmnet/switch.md",
-		"doc/vmnet/launch.md", "doc/vmnet/terms.md", "doc/vmnet/libraries.md", "doc/vmnet/examples/bridge.conf",
+		"doc/vmnet/launch.md", "doc/vmnet/cni.md", "doc/vmnet/terms.md", "doc/vmnet/libraries.md",
+		"doc/vmnet/examples/bridge.conf",
 		"doc/vmnet/examples/network.yaml", "doc/vmnet/examples/policy.yaml", "doc/vmnet/examples/switch.env",
 		"doc/vmnet/files",
 	}

@@ -91,15 +91,9 @@ func (j *job) record() (err error) {
 	if s.MAC == nil && s.kind() != IPVlan {
 		j.rec.MAC = stablemac.New([]byte{0x02}, "netns", j.rec.ID)
 	}
-	switch {
-	case s.Network != "":
-		if j.place, err = roster.Bridge(j.m.nl(), j.m.networks(), s.Network); err == nil {
-			err = j.onNetwork()
-		}
-	case s.Bridge != "":
-		j.place, err = bridges.Get(j.m.nl(), s.Bridge)
-	default:
-		j.place, err = j.parent(s.Macvlan + s.IPVlan)
+	j.place, err = j.m.place(s)
+	if err == nil && s.Network != "" {
+		err = j.onNetwork()
 	}
 	if err != nil {
 		return err
@@ -114,8 +108,22 @@ func (j *job) record() (err error) {
 	return nil
 }
 
-func (j *job) parent(name string) (*rtnl.Link, error) {
-	l, err := j.m.nl().Link(name)
+// CheckPlace returns an error unless the bridge, network or parent device of a Spec exists.
+func (m *Manager) CheckPlace(s Spec) error {
+	_, err := m.place(s)
+	return err
+}
+
+// place returns the bridge or parent device.
+func (m *Manager) place(s Spec) (*rtnl.Link, error) {
+	switch {
+	case s.Network != "":
+		return roster.Bridge(m.nl(), m.networks(), s.Network)
+	case s.Bridge != "":
+		return bridges.Get(m.nl(), s.Bridge)
+	}
+	name := s.Macvlan + s.IPVlan
+	l, err := m.nl().Link(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("%w (ip link shows the devices that are here)", err)
 	}

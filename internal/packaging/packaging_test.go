@@ -112,6 +112,7 @@ func want(kind string) map[string]string {
 	files := map[string]string{
 		"/usr/bin/vmnet": "-rwxr-xr-x", "/usr/bin/vmnet-hook": "-rwxr-xr-x", "/usr/bin/qemu-netup": "-rwxr-xr-x",
 		"/usr/libexec/vmnet/qemu-netup-full":                "-rwxr-xr-x",
+		"/usr/lib/cni/vmnet-cni":                            "-rwxr-xr-x",
 		"/usr/lib/systemd/system/vmnet-watch.service":       "-rw-r--r--",
 		"/usr/lib/systemd/system/vmnet-switch@.service":     "-rw-r--r--",
 		"/usr/lib/systemd/system/vmnet-network@.service":    "-rw-r--r--",

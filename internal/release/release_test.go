@@ -135,7 +135,8 @@ func TestRelease(t *testing.T) {
 	built := name + "-linux-" + runtime.GOARCH
 	modes, texts := contents(t, filepath.Join(one, built+".tar.gz"))
 	for file, want := range map[string]string{
-		"bin/vmnet": "-rwxr-xr-x", "bin/vmnet-hook": "-rwxr-xr-x", "bin/qemu-netup": "-rwxr-xr-x",
+		"bin/vmnet": "-rwxr-xr-x", "bin/vmnet-hook": "-rwxr-xr-x", "lib/cni/vmnet-cni": "-rwxr-xr-x",
+		"bin/qemu-netup":                   "-rwxr-xr-x",
 		"libexec/vmnet/qemu-netup-full":    "-rwxr-xr-x",
 		"libexec/vmnet/qemu-bridge-helper": "Lrwxr-xr-x",
 		"share/man/man8/vmnet.8":           "-rw-r--r--", "share/man/man5/policy.yaml.5": "-rw-r--r--",
