@@ -168,9 +168,6 @@ func (c *Conn) Set(ctx context.Context, cfg Config) error {
 
 // guard fails the transaction unless the port is there and still its owner's.
 func (p *Port) guard() ovsdb.Op {
-	if p.owner == "" { // a port that others have left
-		return ovsdb.Await(0, "Port", ovsdb.Is(p.id), ovsdb.Where("name", "==", p.Name))
-	}
 	return ovsdb.Await(0, "Port", ovsdb.Is(p.id),
 		ovsdb.Where("external_ids", "includes", ovsdb.Map{ownerKey: p.owner}))
 }
@@ -178,8 +175,8 @@ func (p *Port) guard() ovsdb.Op {
 // removeAtOnce is how many ports one transaction removes.
 const removeAtOnce = 500
 
-// Remove removes ports that vmnet has made, each on the condition that it is still that owner's. It
-// is success if a port has gone meanwhile. It does not wait for ovs-vswitchd.
+// Remove removes ports; those that vmnet has made, on the condition that each is still that
+// owner's. It is success if a port has gone meanwhile. It does not wait for ovs-vswitchd.
 func (c *Conn) Remove(ctx context.Context, ports []Port) error {
 	for len(ports) > 0 {
 		some := ports[:min(len(ports), removeAtOnce)]
@@ -212,7 +209,9 @@ func (c *Conn) remove(ctx context.Context, ports []Port) error {
 	var ops []ovsdb.Op
 	var ids ovsdb.Set[ovsdb.UUID]
 	for _, p := range ports {
-		ops = append(ops, p.guard())
+		if p.owner != "" { // of a port of others, the UUID alone says all: its name cannot change
+			ops = append(ops, p.guard())
+		}
 		ids = append(ids, p.id)
 	}
 	_, err := c.Transact(ctx, append(ops,

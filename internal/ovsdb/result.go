@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // maxRows bounds the rows of one result.
@@ -30,11 +31,19 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("the database refuses %s: %s", text, explain(e.Name, e.Details))
 }
 
+// ioError is the error of a database that cannot write its file, which RFC 7047, section 5.1, lets
+// each server name as it likes.
+const ioError = "I/O error"
+
 func explain(name, details string) string {
-	if details == "" {
-		return fmt.Sprintf("%.100q", name)
+	text := fmt.Sprintf("%.100q", name)
+	if details != "" {
+		text += fmt.Sprintf(": %.400q", details)
 	}
-	return fmt.Sprintf("%.100q: %.400q", name, details)
+	if name == ioError {
+		text += " (check whether the disk of its file is full: df -h)"
+	}
+	return text
 }
 
 // Is reports whether target is what the error's name stands for.
@@ -100,9 +109,13 @@ func parseResults(text json.RawMessage, ops []Op) ([]Result, error) {
 			Rows    json.RawMessage
 			Error   string
 			Details string
+			IOError string `json:"io-error"` // errno(3) in words, an extension of ovsdb-server
 		}
 		if err := json.Unmarshal(item, &r); err != nil {
 			return err
+		}
+		if r != nil && r.IOError != "" {
+			r.Details = strings.TrimPrefix(r.Details+": "+r.IOError, ": ")
 		}
 		switch i := len(results); {
 		case r == nil:
