@@ -8,6 +8,7 @@
 package endpoint
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -197,7 +198,15 @@ var packetOptions = []struct {
 // overhead for each frame.
 const packetBuffer = 8 << 20
 
+// bigEndian says that this machine is.
+var bigEndian = binary.NativeEndian.Uint16([]byte{0, 1}) == 1
+
 func setPacket(fd int) error {
+	if bigEndian { // vio_le of net/packet/af_packet.c
+		return fmt.Errorf(
+			"%w: a packet socket of a big-endian machine has vnet headers in another byte order than taps (use a tap)",
+			brport.ErrNotSupported)
+	}
 	for _, o := range packetOptions {
 		if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, o.opt, 1); err != nil {
 			return fmt.Errorf("%s: %w", o.name, err)

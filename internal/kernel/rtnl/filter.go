@@ -1,6 +1,7 @@
 package rtnl
 
 import (
+	"encoding/binary"
 	"errors"
 	"io/fs"
 
@@ -144,7 +145,7 @@ func (c *Conn) filterRequest(kind, flags, index int, hook Hook, f Filter) *nl.Ne
 		Family: unix.AF_UNSPEC, Ifindex: int32(index), Parent: clsactParent | uint32(hook), Handle: f.Handle,
 	}
 	if f.Priority != 0 {
-		msg.Info = uint32(f.Priority)<<16 | uint32(nl.Swap16(unix.ETH_P_ALL))
+		msg.Info = uint32(f.Priority)<<16 | uint32(binary.NativeEndian.Uint16([]byte{0, unix.ETH_P_ALL}))
 	}
 	req := c.request(kind, flags)
 	req.AddData(msg)

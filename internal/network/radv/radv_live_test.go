@@ -193,7 +193,7 @@ func linkLocal(tb testing.TB, ns *netns.NS) (own netip.Addr) {
 func listen(tb testing.TB, ns *netns.NS, index int) (fd int) {
 	tb.Helper()
 	err := ns.Do(func() (err error) {
-		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, ipv6Frames)
+		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, int(ipv6Frames))
 		return err
 	})
 	if err != nil {

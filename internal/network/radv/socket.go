@@ -1,6 +1,7 @@
 package radv
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -80,7 +81,7 @@ func openPackets(index int) (fd int, err error) {
 }
 
 // ipv6Frames is ETH_P_IPV6 (include/uapi/linux/if_ether.h) in network byte order.
-const ipv6Frames = unix.ETH_P_IPV6>>8 | unix.ETH_P_IPV6<<8&0xff00
+var ipv6Frames = binary.NativeEndian.Uint16([]byte{unix.ETH_P_IPV6 >> 8, unix.ETH_P_IPV6 & 0xff})
 
 // openGroup opens a socket whose membership lets solicitations in, and lets snooping bridges know.
 func openGroup(index int) (fd int, err error) {

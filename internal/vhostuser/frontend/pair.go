@@ -130,7 +130,8 @@ func (p *Pair) Events() (kick, call int) { return p.rx.kick, p.rx.call }
 // half reads a word that the backend may write.
 func (f *Frontend) half(at int) uint16 {
 	low := at & 2
-	return uint16(atomic.LoadUint32((*uint32)(unsafe.Pointer(&f.mem[at-low]))) >> (8 * low))
+	word := binary.NativeEndian.AppendUint32(nil, atomic.LoadUint32((*uint32)(unsafe.Pointer(&f.mem[at-low]))))
+	return binary.LittleEndian.Uint16(word[low:])
 }
 
 // publish makes entries of an available ring known, and kicks unless the backend wants no kick.

@@ -4,7 +4,7 @@
 // once, and checked after it was read. The words that order the accesses are read and written with
 // package sync/atomic: the race detector does not watch memory outside of Go's heap.
 //
-// A host must be little-endian, as a virtio 1 ring is.
+// A virtio 1 ring is little-endian, on each machine.
 package virtq
 
 import (
@@ -177,7 +177,7 @@ type descriptor struct {
 // readDescriptor reads an entry of a table, each word once.
 func readDescriptor(table unsafe.Pointer, at uint32) descriptor {
 	words := (*[2]uint64)(unsafe.Add(table, descLen*uintptr(at)))
-	addr, rest := atomic.LoadUint64(&words[0]), atomic.LoadUint64(&words[1])
+	addr, rest := little64(atomic.LoadUint64(&words[0])), little64(atomic.LoadUint64(&words[1]))
 	return descriptor{addr, uint32(rest), uint16(rest >> 32), uint16(rest >> 48)}
 }
 
@@ -196,7 +196,7 @@ func (r *Ring) indirect(d descriptor) (unsafe.Pointer, error) {
 // Use returns the next chain to the driver, with the number of bytes that were written to it.
 // Publish makes it known.
 func (r *Ring) Use(head uint16, written uint32) {
-	*(*uint64)(unsafe.Add(r.used, 4+8*uintptr(r.done&(r.size-1)))) = uint64(head) | uint64(written)<<32
+	*(*uint64)(unsafe.Add(r.used, 4+8*uintptr(r.done&(r.size-1)))) = little64(uint64(head) | uint64(written)<<32)
 	r.done++
 	r.next++
 }
@@ -207,7 +207,12 @@ func (r *Ring) Unpublished() bool { return r.done != r.shown }
 // Publish makes the used chains known to the driver. Interrupts says whether it wants an interrupt.
 func (r *Ring) Publish() {
 	r.shown = r.done
-	atomic.StoreUint32((*uint32)(r.used), uint32(r.flags)|uint32(r.shown)<<16)
+	r.store()
+}
+
+// store writes the flags and the index of the used ring, which are one word.
+func (r *Ring) store() {
+	atomic.StoreUint32((*uint32)(r.used), little32(uint32(r.flags)|uint32(r.shown)<<16))
 }
 
 // Interrupts reports whether the driver wants an interrupt for what was published since the last
@@ -241,13 +246,13 @@ func (r *Ring) WantKicks(want bool) {
 
 func (r *Ring) setFlags(flags uint16) {
 	r.flags = flags
-	atomic.StoreUint32((*uint32)(r.used), uint32(flags)|uint32(r.shown)<<16)
+	r.store()
 }
 
 // load16 reads an aligned 16-bit word, as a part of the aligned 32-bit word that it is in.
 func load16(p unsafe.Pointer) uint16 {
 	low := uintptr(p) & 2
-	return uint16(atomic.LoadUint32((*uint32)(unsafe.Add(p, -int(low)))) >> (8 * low))
+	return uint16(little32(atomic.LoadUint32((*uint32)(unsafe.Add(p, -int(low))))) >> (8 * low))
 }
 
 // store16 writes an aligned 16-bit word, and keeps what the driver writes beside it.
@@ -256,7 +261,7 @@ func store16(p unsafe.Pointer, v uint16) {
 	word, shift := (*uint32)(unsafe.Add(p, -int(low))), 8*low
 	for {
 		old := atomic.LoadUint32(word)
-		if atomic.CompareAndSwapUint32(word, old, old&^(0xffff<<shift)|uint32(v)<<shift) {
+		if atomic.CompareAndSwapUint32(word, old, little32(little32(old)&^(0xffff<<shift)|uint32(v)<<shift)) {
 			return
 		}
 	}
