@@ -23,6 +23,7 @@ import (
 func TestMain(m *testing.M) {
 	commands := map[string]func(){
 		"vmnet": main, "vmnet-network-agent": main, "signalled": signalled, "flooding": flooding,
+		"confined": confined,
 	}
 	if _, ok := commands[filepath.Base(os.Args[0])]; !ok {
 		leaktest.Enclose()

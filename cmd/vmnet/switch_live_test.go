@@ -497,11 +497,12 @@ func TestLiveSwitchWithTheRightsOfItsUnit(t *testing.T) {
 	}
 	t.Setenv("NOTIFY_SOCKET", told.LocalAddr().String())
 	nstest.OpenTun(t)
-	r := runSwitch(t, nil, []string{
+	before := append([]string{
 		"nsenter", "--net=" + ns.Path(),
 		"setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups", "--no-new-privs",
 		"--bounding-set", "-all" + caps, "--inh-caps", "-all" + caps, "--ambient-caps", "-all" + caps,
-	}, "--tap", "tap0,queues=2,mtu=9000", "--packet", "up0")
+	}, confinement(t, "vmnet-switch@.service")...)
+	r := runSwitch(t, nil, before, "--tap", "tap0,queues=2,mtu=9000", "--packet", "up0")
 	r.powerless(12345)
 	_ = told.SetReadDeadline(time.Now().Add(patience))
 	b := make([]byte, 500)

@@ -130,9 +130,10 @@ func TestLiveWatchWithTheRightsOfItsUnit(t *testing.T) {
 	}
 
 	told := systemd(t)
-	cmd := exec.Command("setpriv", "--bounding-set", unitCapabilities(t, "vmnet-watch.service"),
-		"--no-new-privs", "vmnet", "--netns",
-		ns.Path(), "watch", "--no-libvirt", "--log", "json", "--guests-dir", dir)
+	argv := append(confinement(t, "vmnet-watch.service"), "setpriv", "--bounding-set",
+		unitCapabilities(t, "vmnet-watch.service"), "--no-new-privs", "vmnet", "--netns", ns.Path(), "watch",
+		"--no-libvirt", "--log", "json", "--guests-dir", dir)
+	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+told.LocalAddr().String(), "GORACE=atexit_sleep_ms=0")
 	log, err := cmd.StderrPipe()
 	if err != nil {
