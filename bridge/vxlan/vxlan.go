@@ -15,7 +15,8 @@ const DefaultPort = 4789
 // MaxRemotes bounds the list of remote hosts: each broadcast is sent to all of them.
 const MaxRemotes = 128
 
-const maxVNI = 1<<24 - 1 // RFC 7348, section 5
+// MaxVNI is the largest VNI (RFC 7348, section 5).
+const MaxVNI = 1<<24 - 1
 
 // Config is what a VXLAN device should be.
 type Config struct {
@@ -63,8 +64,8 @@ func (c Config) Overhead() int {
 // Validate returns what contradicts itself or RFC 7348, or nil.
 func (c Config) Validate() error {
 	switch {
-	case c.VNI < 1 || c.VNI > maxVNI:
-		return fmt.Errorf("VNI %d: want 1 to %d", c.VNI, maxVNI)
+	case c.VNI < 1 || c.VNI > MaxVNI:
+		return fmt.Errorf("VNI %d: want 1 to %d", c.VNI, MaxVNI)
 	case !c.Local.IsValid():
 		return fmt.Errorf("VNI %d: it needs an address of this host (--local)", c.VNI)
 	case c.Port < 0 || c.Port > 65535:

@@ -24,10 +24,10 @@ func TestValidate(t *testing.T) {
 		want string // in the error; empty for none
 	}{
 		{Config{VNI: 1, Local: local}, ""},
-		{Config{VNI: maxVNI, Local: local, Remotes: addrs("192.0.2.2", "192.0.2.3"), Port: 8472}, ""},
+		{Config{VNI: MaxVNI, Local: local, Remotes: addrs("192.0.2.2", "192.0.2.3"), Port: 8472}, ""},
 		{Config{VNI: 7, Local: netip.MustParseAddr("fd00::1"), Remotes: addrs("fd00::2")}, ""},
 		{Config{VNI: 0, Local: local}, "VNI 0: want 1 to"},
-		{Config{VNI: maxVNI + 1, Local: local}, "want 1 to"},
+		{Config{VNI: MaxVNI + 1, Local: local}, "want 1 to"},
 		{Config{VNI: 7}, "--local"},
 		{Config{VNI: 7, Local: local, Port: 65536}, "port 65536"},
 		{Config{VNI: 7, Local: netip.MustParseAddr("239.1.1.1")}, "local address 239.1.1.1"},
@@ -52,7 +52,7 @@ func TestDerived(t *testing.T) {
 	if c.Interface() != "vx100" || c.Overhead() != 50 || c.UDPPort() != 4789 || c.Static() {
 		t.Errorf("%s, %d, %d, %v", c.Interface(), c.Overhead(), c.UDPPort(), c.Static())
 	}
-	c = Config{VNI: maxVNI, Local: netip.MustParseAddr("fd00::1"), Port: 8472, Remotes: addrs("fd00::2")}
+	c = Config{VNI: MaxVNI, Local: netip.MustParseAddr("fd00::1"), Port: 8472, Remotes: addrs("fd00::2")}
 	if len(c.Interface()) > 15 || c.Overhead() != 70 || c.UDPPort() != 8472 || !c.Static() {
 		t.Errorf("%s, %d, %d, %v", c.Interface(), c.Overhead(), c.UDPPort(), c.Static())
 	}

@@ -60,9 +60,9 @@ hosts where that is smaller; all hosts need the same.`,
 		"how long the bridge remembers an address that sends nothing")
 	segment := vxlanFlags(cmd)
 	outputFlag(cmd)
-	cmd.RunE = a.verb(func(_ *cobra.Command, args []string) error {
+	cmd.RunE = a.verb(func(_ *cobra.Command, args []string) (err error) {
 		cfg.Name = args[0]
-		if err := segment(&cfg); err != nil {
+		if cfg.VXLAN, err = segment(); err != nil {
 			return err
 		}
 		if err := cfg.Validate(); err != nil {

@@ -19,9 +19,9 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// vxlanFlags adds the flags of a bridge's VXLAN device. The result completes the bridge's Config
-// with what they say.
-func vxlanFlags(cmd *cobra.Command) func(*bridge.Config) error {
+// vxlanFlags adds the flags of a bridge's VXLAN device. The result returns what they say; nil if
+// there is to be none.
+func vxlanFlags(cmd *cobra.Command) func() (*vxlan.Config, error) {
 	var v vxlan.Config
 	f := cmd.Flags()
 	number(f, &v.VNI, "vxlan", "VNI",
@@ -37,16 +37,16 @@ func vxlanFlags(cmd *cobra.Command) func(*bridge.Config) error {
 	for _, name := range []string{"vxlan", "local", "remote", "vxlan-port"} {
 		complete(cmd, name, cobra.FixedCompletions(nil, noFiles))
 	}
-	return func(cfg *bridge.Config) error {
+	return func() (*vxlan.Config, error) {
+		if f.Changed("vxlan") {
+			return &v, nil
+		}
 		for _, name := range []string{"local", "remote", "vxlan-port"} {
-			if f.Changed(name) && !f.Changed("vxlan") {
-				return usagef("--%s is about a segment (add --vxlan VNI)", name)
+			if f.Changed(name) {
+				return nil, usagef("--%s is about a segment (add --vxlan VNI)", name)
 			}
 		}
-		if f.Changed("vxlan") {
-			cfg.VXLAN = &v
-		}
-		return nil
+		return nil, nil //nolint:nilnil // there is none
 	}
 }
 

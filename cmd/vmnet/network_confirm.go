@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"vmnet/bridge/vxlan"
 	"vmnet/internal/cli/nicflags"
 	"vmnet/internal/network"
 	"vmnet/internal/network/config"
@@ -23,6 +24,7 @@ const defaultConfirm = time.Minute
 // uplinkFlags are those of network create about an uplink.
 type uplinkFlags struct {
 	config.Uplink
+	segment func() (*vxlan.Config, error)
 	move    bool
 	confirm time.Duration
 }
@@ -43,6 +45,7 @@ func (o *uplinkFlags) add(a *app, cmd *cobra.Command) {
 		}
 		return nil
 	}), "router", "the LAN's router, which the DHCP server announces")
+	o.segment = vxlanFlags(cmd)
 	complete(cmd, "uplink", a.interfaceNames)
 	complete(cmd, "confirm", cobra.FixedCompletions([]string{"30s", "60s", "5m", "0"}, noFiles))
 }
@@ -60,6 +63,18 @@ func (o *uplinkFlags) take(cmd *cobra.Command, n *config.Network) error {
 	if !o.move {
 		o.confirm = 0
 	}
+	segment, err := o.segment()
+	switch {
+	case err != nil:
+		return err
+	case segment != nil && o.Device != "":
+		return usagef("--uplink %s and --vxlan: want one of them", o.Device)
+	case segment != nil:
+		if err := segment.Validate(); err != nil {
+			return usagef("%w", err)
+		}
+		o.Device, o.VXLAN = segment.Interface(), segment
+	}
 	if o.Uplink != (config.Uplink{}) {
 		n.Uplink = &o.Uplink
 	}
@@ -75,7 +90,11 @@ func confirmWithin(m *network.Manager, n *config.Network) time.Duration {
 }
 
 func (a *app) printCreatedOnUplink(m *network.Manager, n *config.Network) error {
-	if err := a.line("network %s created: bridge %s, uplink %s", n.Name, n.Name, n.Uplink.Device); err != nil {
+	on := n.Uplink.Device
+	if n.Uplink.VXLAN != nil {
+		on += fmt.Sprintf(", MTU %d bytes", n.MTU)
+	}
+	if err := a.line("network %s created: bridge %s, uplink %s", n.Name, n.Name, on); err != nil {
 		return err
 	}
 	if within := confirmWithin(m, n); within > 0 {

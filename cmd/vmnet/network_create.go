@@ -36,11 +36,16 @@ them but answers and what vmnet forward leads on. Without it they reach the host
 With --uplink, guests are on the LAN that an interface of the host is on: it becomes a port of the
 network's bridge. With --move-address, what the host has on it moves to the bridge: addresses,
 routes, rules, neighbors and the MAC address. A process in the background takes all back unless
-vmnet network confirm comes in time, also if you cannot reach the host any more.`,
+vmnet network confirm comes in time, also if you cannot reach the host any more.
+
+With --vxlan, guests are on a LAN that hosts have among them: a VXLAN segment, as of vmnet bridge
+create --vxlan. Its MTU is 1500 bytes, or what the network between the hosts carries; the file keeps
+it, guests learn it, and all hosts need the same. With --dhcp, one of the hosts has the server.`,
 		Example: `  vmnet network create lab --nat --dhcp
   vmnet network create lab --nat --dhcp --subnet 10.66.0.0/24 --ipv6 none --host web=52:54:00:00:00:01,10.66.0.11
   vmnet network create lab --nat --dhcp --dry-run
   vmnet network create lan --uplink eth1.100
+  vmnet network create far --vxlan 100 --local 192.0.2.1 --remote 192.0.2.2
   vmnet network create lan --uplink eth0 --move-address --confirm 60s && vmnet network confirm lan
   vmnet network create lan --uplink eth1 --dhcp --subnet 192.168.1.0/24 --dhcp-range 192.168.1.200-192.168.1.220`,
 		Args:              oneArg("a name for the network"),

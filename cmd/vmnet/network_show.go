@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"strconv"
 	"strings"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"vmnet/bridge"
 	"vmnet/internal/network"
 	"vmnet/internal/network/dhcp"
 )
@@ -70,13 +72,36 @@ func (a *app) networkShowCommand(o *networkFlags) *cobra.Command {
 			if *format == "json" {
 				return a.printJSON(n)
 			}
-			return a.printNetwork(n)
+			segment, err := a.segmentFields(cmd.Context(), n)
+			if err != nil {
+				return err
+			}
+			return a.printNetwork(n, segment)
 		})
 	})
 	return cmd
 }
 
-func (a *app) printNetwork(n network.Shown) error {
+// segmentFields describes the VXLAN segment of a network, if it has one that is made.
+func (a *app) segmentFields(ctx context.Context, n network.Shown) (fields []field, err error) {
+	if n.VXLAN == nil || n.State == network.StateAbsent || n.State == network.StateBroken {
+		return nil, nil
+	}
+	return fields, a.withBridges(func(h *bridge.Host) error {
+		info, err := h.Show(n.Network)
+		if err != nil {
+			return err
+		}
+		frr, err := a.frrOf(ctx, info)
+		if err != nil {
+			a.note(fmt.Sprintf("network %s: %v", n.Network, err))
+		}
+		fields = vxlanFields(info.VXLAN, frr)
+		return nil
+	})
+}
+
+func (a *app) printNetwork(n network.Shown, segment []field) error {
 	mtu := "not set"
 	if n.MTU != 0 {
 		mtu = fmt.Sprintf("%d bytes", n.MTU)
@@ -95,6 +120,7 @@ func (a *app) printNetwork(n network.Shown) error {
 		{"domain", n.Domain},
 		{"ports", orNone(strings.Join(n.Ports, " "))},
 	}
+	fields = append(fields, segment...)
 	for _, g := range n.Guests {
 		text := g.VM + "/" + g.NIC + ", " + g.MAC
 		for _, a := range g.IP {

@@ -96,13 +96,17 @@ func (m *Manager) applySteps(ctx context.Context, n *config.Network) ([]step.Ste
 }
 
 func (m *Manager) bridgeStep(n *config.Network) step.Step {
-	mac := macOf(n.Name)
+	attrs := []rtnl.Attr{rtnl.Name(n.Name), rtnl.MAC(macOf(n.Name))}
+	text := fmt.Sprintf("ip link add %s address %s type bridge", n.Name, macOf(n.Name))
+	if n.Uplink != nil && n.Uplink.VXLAN != nil { // the members of groups are on other hosts as well
+		attrs, text = append(attrs, rtnl.BridgeNoSnooping()), text+" mcast_snooping 0"
+	}
 	return step.Step{
-		Name: "bridge", Text: fmt.Sprintf("ip link add %s address %s type bridge", n.Name, mac),
+		Name: "bridge", Text: text,
 		Do: func(context.Context) error {
 			// The kernel chooses the index, since a bridge with a higher one than its ports counts
 			// as younger than they are.
-			return bridges.Explain(m.nl.Create("bridge", rtnl.Name(n.Name), rtnl.MAC(mac)))
+			return bridges.Explain(m.nl.Create("bridge", attrs...))
 		},
 		Undo: func(context.Context) error {
 			br, _, err := m.bridge(n.Name)

@@ -35,6 +35,9 @@ func (m *Manager) checkUplink(n *config.Network, st *state) (found []Difference,
 	case n.Uplink.Move == config.Unconfirmed:
 		add("a confirmed move", "one that "+m.Dir.Path(n.Name)+" calls unconfirmed", "vmnet network confirm "+n.Name)
 	}
+	if n.Uplink.VXLAN != nil {
+		return m.checkSegment(n, st)
+	}
 	u, err := uplink.Find(m.nl, n.Name, n.Uplink.Device)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

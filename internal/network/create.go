@@ -1,6 +1,7 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -64,7 +65,7 @@ func (m *Manager) createSteps(ctx context.Context, w Wanted) ([]step.Step, error
 
 // choose fills in what is left open.
 func (m *Manager) choose(w Wanted) error {
-	if err := m.chooseLAN(w.Network); err != nil {
+	if err := cmp.Or(m.chooseLAN(w.Network), m.chooseMTU(w.Network)); err != nil {
 		return err
 	}
 	if err := w.CheckUplink(); err != nil {
@@ -161,10 +162,7 @@ func (m *Manager) replaceSteps(ctx context.Context, name string, change func(*co
 	}
 	n := *old
 	n.Hosts, n.Forwards = slices.Clone(old.Hosts), slices.Clone(old.Forwards)
-	if old.Uplink != nil {
-		own := *old.Uplink
-		n.Uplink = &own
-	}
+	n.Uplink = old.Uplink.Clone()
 	if err := change(&n); err != nil {
 		return nil, nil, err
 	}

@@ -90,7 +90,7 @@ func existsAlready(name, path string) error {
 func (m *Manager) stepsElsewhere(ctx context.Context, n *config.Network) ([]step.Step, error) {
 	if n.Uplink != nil {
 		return nil, fmt.Errorf("network %s: an ordinary user has no interface of the host for its guests "+
-			"(as root: vmnet network create %[1]s --uplink %s)", n.Name, n.Uplink.Device)
+			"(as root: vmnet network create %[1]s %s)", n.Name, n.Uplink.Flags())
 	}
 	seen, err := m.Elsewhere.Look(ctx, n)
 	if err != nil {

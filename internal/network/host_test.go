@@ -58,24 +58,30 @@ func newHost(tb testing.TB) *h {
 	tb.Helper()
 	requirePrograms(tb)
 	host, wan := nstest.New(tb), nstest.New(tb)
-	dir := tb.TempDir()
-	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil { // for dnsmasq's user
-		tb.Fatal(err)
-	}
-	m := &Manager{NS: host, Dir: config.Dir(filepath.Join(dir, "networks.d")), State: filepath.Join(dir, "state")}
-	m.Firewall = func(context.Context, ...string) (string, error) { return "", tool.ErrNotInstalled }
-	if err := m.Open(); err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(m.Close)
-	x := &h{TB: tb, host: host, wan: wan, m: m}
-	m.Service = &inProcess{running: map[string]func() error{}}
+	x := &h{TB: tb, host: host, wan: wan, m: newManager(tb, host)}
 	x.bridgeNetfilter("0")
 	x.sysctl(host, "net/ipv6/conf/default/accept_dad", "0") // addresses are usable at once
 	x.cable(host, "up0", hostIP+"/24", hostIP6+"/64", wan, "e0", wanIP+"/24", wanIP6+"/64")
 	x.ip(host, "route", "add", "default", "via", wanIP)
 	x.ip(host, "-6", "route", "add", "default", "via", wanIP6)
 	return x
+}
+
+// newManager returns the Manager of a host.
+func newManager(tb testing.TB, host *netns.NS) *Manager {
+	tb.Helper()
+	dir := tb.TempDir()
+	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil { // for dnsmasq's user
+		tb.Fatal(err)
+	}
+	m := &Manager{NS: host, Dir: config.Dir(filepath.Join(dir, "networks.d")), State: filepath.Join(dir, "state")}
+	m.Firewall = func(context.Context, ...string) (string, error) { return "", tool.ErrNotInstalled }
+	m.Service = &inProcess{running: map[string]func() error{}}
+	if err := m.Open(); err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(m.Close)
+	return m
 }
 
 // bridgeNetfilter says whether bridged frames pass the chains for IP, where the kernel can do that.
@@ -259,7 +265,7 @@ const udhcpcScript = `#!/bin/sh
 [ "$1" = bound ] || exit 0
 ip addr add "$ip/$mask" dev "$interface"
 [ -z "$router" ] || ip route add default via "$router"
-echo "lease $ip router $router dns $dns domain $domain"
+echo "lease $ip router $router dns $dns domain $domain${mtu:+ mtu $mtu}"
 `
 
 // dhcp asks for a lease, under a name unless that is empty, and returns what the server gave.
@@ -268,7 +274,9 @@ func (g *guest) dhcp(name string) (string, error) {
 	if err := os.WriteFile(script, []byte(udhcpcScript), 0o755); err != nil {
 		g.Fatal(err)
 	}
-	argv := []string{"busybox", "udhcpc", "-f", "-n", "-q", "-t", "5", "-T", "1", "-i", "eth0", "-s", script}
+	argv := []string{
+		"busybox", "udhcpc", "-f", "-n", "-q", "-t", "5", "-T", "1", "-i", "eth0", "-O", "mtu", "-s", script,
+	}
 	if name != "" {
 		argv = append(argv, "-x", "hostname:"+name)
 	}
@@ -425,7 +433,7 @@ func (x *h) left() string {
 	x.Helper()
 	var b strings.Builder
 	b.WriteString(x.ip(x.host, "-o", "link", "show", "type", "bridge"))
-	for _, kind := range []string{"veth"} {
+	for _, kind := range []string{"veth", "vxlan"} {
 		for line := range strings.Lines(x.ip(x.host, "-o", "link", "show", "type", kind)) {
 			if !strings.Contains(line, ": up0@") {
 				b.WriteString(line)

@@ -30,6 +30,7 @@ type Info struct {
 	Subnet    string        `json:"subnet,omitempty"`
 	IPv6      string        `json:"ipv6,omitempty"`
 	Uplink    string        `json:"uplink,omitempty"`
+	VXLAN     *Segment      `json:"vxlan,omitempty"`        // if the uplink is one
 	Move      string        `json:"move_address,omitempty"` // "true", "false" or "unconfirmed"
 	NAT       bool          `json:"nat"`
 	DHCP      bool          `json:"dhcp"`
@@ -42,6 +43,14 @@ type Info struct {
 	Ports     []string      `json:"ports"`  // of the bridge, without the server's
 	Guests    []GuestInfo   `json:"guests"` // that belong to the network
 	Error     string        `json:"error,omitempty"`
+}
+
+// Segment is the VXLAN segment that guests share with those of other hosts.
+type Segment struct {
+	VNI     int          `json:"vni"`
+	Local   netip.Addr   `json:"local"`
+	Port    int          `json:"port"`    // UDP
+	Remotes []netip.Addr `json:"remotes"` // that the file lists; none if FRR adds them
 }
 
 // HostInfo is a guest whose name and address are fixed.
@@ -84,8 +93,11 @@ func Describe(n *config.Network) Info {
 	if n.IPv6.IsValid() {
 		i.IPv6 = n.IPv6.String()
 	}
-	if n.Uplink != nil {
-		i.Uplink, i.Move = n.Uplink.Device, n.Uplink.Move.String()
+	if u := n.Uplink; u != nil {
+		i.Uplink, i.Move = u.Device, u.Move.String()
+		if v := u.VXLAN; v != nil {
+			i.VXLAN = &Segment{v.VNI, v.Local, v.UDPPort(), append([]netip.Addr{}, v.Remotes...)}
+		}
 	}
 	for _, h := range n.Hosts {
 		i.Hosts = append(i.Hosts, HostInfo{h.Name, h.MAC.String(), h.IP})

@@ -25,7 +25,11 @@ func (m *Manager) kept(n *config.Network) []managers.File {
 	if n.DHCP {
 		devices = append(devices, n.ServerLink())
 	}
-	if n.Uplink != nil && !move {
+	switch {
+	case n.Uplink == nil || move:
+	case n.Uplink.VXLAN != nil:
+		devices = append(devices, n.Uplink.Device)
+	default:
 		if u, err := uplink.Find(m.nl, n.Name, n.Uplink.Device); err == nil { // else its own step fails
 			devices = append(devices, u.Name)
 		}

@@ -45,7 +45,7 @@ func (m *Manager) thereFunc(name string) func() (*rtnl.Link, error) {
 // chooseLAN sets the subnet of a DHCP server on an uplink, if it is left open, to the one that the
 // host has there.
 func (m *Manager) chooseLAN(n *config.Network) error {
-	if n.Uplink == nil || !n.DHCP || n.Subnet.IsValid() {
+	if n.Uplink == nil || n.Uplink.VXLAN != nil || !n.DHCP || n.Subnet.IsValid() {
 		return nil
 	}
 	u, err := uplink.Find(m.nl, n.Name, n.Uplink.Device)
@@ -72,15 +72,16 @@ const (
 	uplinkPoll     = 100 * time.Millisecond
 )
 
-// AwaitUplink waits until the interface of a network's uplink is there: at boot, its driver may
-// take longer than this process. It waits for a while only, and leaves errors to Apply.
+// AwaitUplink waits until the interface of a network's uplink is there, or the host's address on a
+// segment: at boot, a driver may take longer than this process. It waits for a while only, and
+// leaves errors to Apply.
 func (m *Manager) AwaitUplink(ctx context.Context, name string) {
 	n, err := m.Dir.Read(name)
 	if err != nil || n.Uplink == nil {
 		return
 	}
 	for end := time.Now().Add(uplinkPatience); time.Now().Before(end); {
-		if _, err := uplink.Find(m.nl, name, n.Uplink.Device); !errors.Is(err, fs.ErrNotExist) {
+		if m.uplinkIsThere(n) {
 			return
 		}
 		select {
@@ -103,6 +104,9 @@ func (m *Manager) uplinkSteps(n *config.Network, st *state) (steps []step.Step, 
 	}
 	if n.Uplink == nil {
 		return m.backSteps(n.Name, r)
+	}
+	if n.Uplink.VXLAN != nil {
+		return m.segmentSteps(n, st)
 	}
 	u, err := uplink.Find(m.nl, n.Name, n.Uplink.Device)
 	if err != nil {
@@ -286,6 +290,11 @@ func (m *Manager) backSteps(name string, r record) ([]step.Step, error) {
 	if err != nil {
 		return nil, err
 	}
+	segments, err := m.segments(name, r)
+	if err != nil {
+		return nil, err
+	}
+	left = append(left, segments...)
 	var steps []step.Step
 	saved, err := m.snapshot(name).Read()
 	if err != nil {

@@ -47,10 +47,10 @@ func VXLANOf(l *rtnl.Link) (bridge string, ok bool) {
 	return bridge, err == nil
 }
 
-// vxlanMTU returns the MTU in bytes of a new VXLAN device: want or, if that is 0, that of Ethernet
+// VXLANMTU returns the MTU in bytes of a new VXLAN device: want or, if that is 0, that of Ethernet
 // or the largest that the network between the hosts carries. It refuses a want that is larger, and
 // a local address that the host does not have.
-func vxlanMTU(c *rtnl.Conn, cfg vxlan.Config, want int) (int, error) {
+func VXLANMTU(c *rtnl.Conn, cfg vxlan.Config, want int) (int, error) {
 	under, err := underlay(c, cfg)
 	if err != nil {
 		return 0, err
@@ -114,33 +114,84 @@ func underlay(c *rtnl.Conn, cfg vxlan.Config) (least *rtnl.Link, err error) {
 // suppressed there (its EVPN documentation).
 func VXLANSteps(c *rtnl.Conn, bridge string, cfg vxlan.Config, mtu int, there func() (*rtnl.Link, error),
 ) ([]step.Step, error) {
-	name := cfg.Interface()
 	own, err := VXLANs(c, bridge)
 	if err != nil {
 		return nil, err
 	}
 	for _, l := range own {
-		if l.Name != name {
+		if l.Name != cfg.Interface() {
 			return nil, Taken("%s has the VXLAN device %s already (vmnet bridge delete %[1]s)", bridge, l.Name)
 		}
-	}
-	l, err := c.Link(name)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		l = nil
-		if mtu, err = vxlanMTU(c, cfg, mtu); err != nil {
-			return nil, err
-		}
-	case err != nil:
-		return nil, err
-	case !isVXLANOf(l, bridge):
-		return nil, Taken("there is a device %s that was not made for %s (ip -d link show %[1]s)", name, bridge)
-	default:
 		if diff := vxlanDifferences(l, cfg, mtu); len(diff) > 0 {
-			return nil, Taken("%s differs: %s (vmnet bridge delete %s)", name, strings.Join(diff, ", "), bridge)
+			return nil, Taken("%s differs: %s (vmnet bridge delete %s)", l.Name, strings.Join(diff, ", "), bridge)
+		}
+		return vxlanSteps(c, bridge, cfg, mtu, l, there)
+	}
+	return newVXLANSteps(c, bridge, cfg, mtu, there)
+}
+
+// ReplaceVXLANSteps are VXLANSteps for a bridge whose device may be replaced: former deletes what
+// differs in more than its remote hosts, and own makes another.
+func ReplaceVXLANSteps(c *rtnl.Conn, bridge string, cfg vxlan.Config, mtu int, there func() (*rtnl.Link, error),
+) (former, own []step.Step, err error) {
+	all, err := VXLANs(c, bridge)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, l := range all {
+		if l.Name == cfg.Interface() && len(vxlanDifferences(l, cfg, mtu)) == 0 {
+			own, err = vxlanSteps(c, bridge, cfg, mtu, l, there)
+			return nil, own, err
 		}
 	}
-	return vxlanSteps(c, bridge, cfg, mtu, l, there)
+	for _, l := range all {
+		s, err := deleteVXLANStep(c, bridge, l, there)
+		if err != nil {
+			return nil, nil, err
+		}
+		former = append(former, s)
+	}
+	own, err = newVXLANSteps(c, bridge, cfg, mtu, there)
+	return former, own, err
+}
+
+// newVXLANSteps make a device whose name only another one of the bridge may have now.
+func newVXLANSteps(c *rtnl.Conn, bridge string, cfg vxlan.Config, mtu int, there func() (*rtnl.Link, error),
+) ([]step.Step, error) {
+	l, err := c.Link(cfg.Interface())
+	switch {
+	case err == nil && !isVXLANOf(l, bridge):
+		return nil, Taken("there is a device %s that was not made for %s (ip -d link show %[1]s)", l.Name, bridge)
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	}
+	if mtu, err = VXLANMTU(c, cfg, mtu); err != nil {
+		return nil, err
+	}
+	return vxlanSteps(c, bridge, cfg, mtu, nil, there)
+}
+
+// deleteVXLANStep deletes a device of a bridge. Undone, there is another like it.
+func deleteVXLANStep(c *rtnl.Conn, bridge string, l *rtnl.Link, there func() (*rtnl.Link, error)) (step.Step, error) {
+	was := vxlan.Config{VNI: l.VXLAN.VNI, Local: l.VXLAN.Local, Port: l.VXLAN.Port}
+	var err error
+	if l.VXLAN.Learning {
+		was.Remotes, err = Floods(c, l.Index)
+	}
+	return step.Step{
+		Name: "no " + l.Name, Text: "ip link del " + l.Name,
+		Do: func(context.Context) error { return rtnl.IgnoreNotExist(c.Delete(l.Index)) },
+		Undo: func(ctx context.Context) error {
+			if _, err := c.Link(l.Name); !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+			steps, err := vxlanSteps(c, bridge, was, l.MTU, nil, there)
+			if err != nil {
+				return err
+			}
+			return step.Run(ctx, steps, nil)
+		},
+	}, err
 }
 
 // Taken returns an error that matches fs.ErrExist without its text, which is about files.

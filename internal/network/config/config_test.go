@@ -41,7 +41,7 @@ func TestFormatIsParsed(t *testing.T) {
 		{Name: "a", Domain: "a.internal", Subnet: netip.MustParsePrefix("192.168.7.0/29")},
 		{Name: "lan", Domain: "lan.internal", Uplink: &Uplink{Device: "eth1.100"}},
 		{Name: "lan", Domain: "lan.internal", Uplink: &Uplink{Device: "eth1", Move: Unconfirmed}},
-		onUplink(),
+		onUplink(), onSegment(""), onSegment("192.0.2.2", "192.0.2.3"),
 	} {
 		if err := n.Validate(); err != nil {
 			t.Fatal(err)
@@ -386,13 +386,16 @@ func TestExamples(t *testing.T) {
 			examples[len(examples)-1] += rest
 		}
 	}
-	if len(examples) != 2 {
+	if len(examples) != 3 {
 		t.Fatalf("%d examples", len(examples))
 	}
 	if n, err := Parse("vmnet-network.8.md", "lab", []byte(examples[0])); err != nil || len(n.Forwards) != 3 {
 		t.Errorf("%+v, %v", n, err)
 	}
 	if n, err := Parse("vmnet-network.8.md", "lan", []byte(examples[1])); err != nil || n.Uplink == nil {
+		t.Errorf("%+v, %v", n, err)
+	}
+	if n, err := Parse("vmnet-network.8.md", "far", []byte(examples[2])); err != nil || n.Uplink.VXLAN == nil {
 		t.Errorf("%+v, %v", n, err)
 	}
 }

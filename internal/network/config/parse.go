@@ -44,6 +44,7 @@ type decoder struct {
 	n               *Network
 	hosts, forwards []*token.Token // where each begins
 	uplink          Uplink         // what keys about one say
+	vxlanMTU        int            // which the network has, too
 }
 
 func (d *decoder) network(root ast.Node) error {
@@ -78,6 +79,7 @@ func (d *decoder) network(root ast.Node) error {
 	err := d.Mapping(root, "the file", append(fields, d.uplinkFields()...)...)
 	if err == nil && d.uplink != (Uplink{}) {
 		n.Uplink = &d.uplink
+		err = d.at(root, d.segmentMTU())
 	}
 	return err
 }
@@ -228,7 +230,7 @@ func (n *Network) Format() []byte {
 	if n.Isolated {
 		b.WriteString("isolated: true\n")
 	}
-	if n.MTU != 0 {
+	if n.MTU != 0 && (n.Uplink == nil || n.Uplink.VXLAN == nil) {
 		fmt.Fprintf(&b, "mtu: %d\n", n.MTU)
 	}
 	if n.Integrate {

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -9,14 +10,18 @@ import (
 
 	"github.com/goccy/go-yaml/ast"
 
+	"vmnet/bridge/vxlan"
 	"vmnet/internal/strictyaml"
 )
 
 // Uplink is how the guests of a network are on a LAN beside the host: the network's bridge has a
-// device of the host as a port.
+// device of the host as a port. The LAN may be one that hosts have among them, by VXLAN.
 type Uplink struct {
 	// Device is the name of an interface, or the name of one with a VLAN ID: eth1.100.
 	Device string
+	// VXLAN is the segment that the guests share with those of other hosts, instead of a LAN; nil
+	// for none. Device is then the name of its interface.
+	VXLAN *vxlan.Config
 	// Move is whether the host's own addresses on the device move to the bridge.
 	Move Move
 	// Range has the address of the DHCP server and those that it gives to guests; the zero Range
@@ -115,7 +120,7 @@ func (n *Network) CheckUplink() error {
 	if u.Device == "" {
 		return errors.New("move-address, dhcp-range and router are about an uplink (write uplink: eth1)")
 	}
-	if err := CheckDevice(u.Device); err != nil {
+	if err := cmp.Or(CheckDevice(u.Device), u.checkVXLAN()); err != nil {
 		return err
 	}
 	const lan = "guests are on the LAN of uplink "
@@ -127,7 +132,7 @@ func (n *Network) CheckUplink() error {
 		return fmt.Errorf(lan+"%s and need no nat (remove it, or the uplink)", u.Device)
 	case n.IPv6.IsValid():
 		return fmt.Errorf(lan+"%s, whose router announces ipv6 (write ipv6: none)", u.Device)
-	case n.MTU != 0:
+	case n.MTU != 0 && u.VXLAN == nil:
 		return fmt.Errorf(lan+"%s, which has an MTU already (remove mtu)", u.Device)
 	case n.Isolated:
 		return fmt.Errorf(lan+"%s, so they cannot be isolated (vmnet attach --isolated does so for one guest)",
@@ -183,7 +188,7 @@ func (n *Network) checkIPOnUplink(a netip.Addr) error {
 func (d *decoder) uplinkFields() []strictyaml.Field {
 	u := &d.uplink
 	return []strictyaml.Field{
-		d.text("uplink", func(s string) error { u.Device = s; return CheckDevice(s) }),
+		d.uplinkField(),
 		strictyaml.Key("move-address", func(n ast.Node) error {
 			if text, err := d.Text(n, "move-address"); err == nil && text == Unconfirmed.String() {
 				u.Move = Unconfirmed
@@ -206,7 +211,11 @@ func (d *decoder) uplinkFields() []strictyaml.Field {
 }
 
 func (n *Network) formatUplink(b *strings.Builder) {
-	fmt.Fprintf(b, "uplink: %q\nmove-address: %s\n", n.Uplink.Device, n.Uplink.Move)
+	if n.Uplink.VXLAN != nil {
+		n.Uplink.formatVXLAN(b, n.MTU)
+	} else {
+		fmt.Fprintf(b, "uplink: %q\nmove-address: %s\n", n.Uplink.Device, n.Uplink.Move)
+	}
 	if n.Subnet.IsValid() {
 		fmt.Fprintf(b, "subnet: %s\n", n.Subnet)
 	}

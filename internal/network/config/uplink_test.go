@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+
+	"vmnet/bridge/vxlan"
 )
 
 // onUplink is a network with everything that one on a LAN may have.
@@ -17,6 +19,34 @@ func onUplink() *Network {
 			Device: "eth1", Move: Confirmed, Router: netip.MustParseAddr("192.168.1.1"),
 			Range: Range{netip.MustParseAddr("192.168.1.200"), netip.MustParseAddr("192.168.1.220")},
 		},
+	}
+}
+
+// onSegment is a network on a VXLAN segment with these other hosts; none if the first is empty.
+func onSegment(remotes ...string) *Network {
+	v := vxlan.Config{VNI: 100, Local: netip.MustParseAddr("192.0.2.1")}
+	for _, r := range remotes {
+		if r != "" {
+			v.Remotes, v.Port = append(v.Remotes, netip.MustParseAddr(r)), 4790
+		}
+	}
+	u := NewVXLAN(v)
+	return &Network{Name: "seg", Domain: "seg.internal", MTU: 1450, Uplink: &u}
+}
+
+// TestSegmentMTU: a file without an MTU has what Ethernet between the hosts leaves.
+func TestSegmentMTU(t *testing.T) {
+	for text, want := range map[string]int{
+		"local: 192.0.2.1}}":                       1450,
+		"local: \"fd00::1\"}}":                     1430,
+		"local: 192.0.2.1, mtu: 1500}}":            1500,
+		"local: 192.0.2.1}}\nmtu: 1400":            1400,
+		"local: 192.0.2.1, mtu: 1400}}\nmtu: 1400": 1400,
+	} {
+		n, err := Parse("f", "seg", []byte("uplink: {vxlan: {id: 7, "+text))
+		if err != nil || n.MTU != want || n.Uplink.Device != "vx7" {
+			t.Errorf("%s: %+v, %v", text, n, err)
+		}
 	}
 }
 
@@ -38,6 +68,7 @@ func TestSplitVLAN(t *testing.T) {
 
 func TestUplinkErrors(t *testing.T) {
 	const dhcp = "uplink: eth1\ndhcp: true\nsubnet: 192.168.1.0/24\n"
+	const seg = "uplink: {vxlan: {id: 1, local: 192.0.2.1, "
 	const up, one = "uplink: eth1\n", "{name: a, mac: \"52:54:00:00:00:01\", ip: "
 	const lan = dhcp + "dhcp-range: 192.168.1.200-192.168.1.220\n"
 	for text, want := range map[string]string{
@@ -50,7 +81,21 @@ func TestUplinkErrors(t *testing.T) {
 		up + "ipv6: fd66:1:2:3::/64":            "whose router announces ipv6",
 		up + "mtu: 9000":                        "which has an MTU already (remove mtu)",
 		up + "isolated: true":                   "so they cannot be isolated",
-		up + "forwards: [{from: \"tcp:1\", to: \"10.0.0.1\"}]":     "forwards do not work",
+		up + "forwards: [{from: \"tcp:1\", to: \"10.0.0.1\"}]": "forwards do not work",
+		"uplink: {}":                                               "uplink is empty (write uplink: eth1)",
+		"uplink: {bond: eth1}":                                     "1:10: ",
+		"uplink: {vxlan: {id: 0}}":                                 "1:22: id is \"0\": want 1 to 16777215",
+		"uplink: {vxlan: {id: 1}}":                                 "it needs an address of this host",
+		"uplink: {vxlan: {id: 1, local: x}}":                       "local \"x\": want the address of a host",
+		"uplink: {vxlan: {id: 1, local: 224.0.0.1}}":               "want the unicast address of a host",
+		"uplink: {vxlan: {id: 1, local: 192.0.2.1, remote: 1}}":    "1:",
+		seg + "remote: [192.0.2.1]}}":                              "it is the local one",
+		seg + "remote: [\"fd00::1\"]}}":                            "of the other IP version",
+		seg + "mtu: 1000}}":                                        "mtu is \"1000\": want 1280",
+		seg + "mtu: 1400}}\nmtu: 1500":                             "they are the same MTU (remove one)",
+		seg + "port: 0}}":                                          "port is \"0\": want 1",
+		seg + "}}\nmove-address: true":                             "no addresses of the host to move",
+		seg + "}}\nnat: true":                                      "need no nat",
 		up + "move-address: maybe":                                 "2:15: move-address is neither true nor false",
 		up + "subnet: 192.168.1.0/24":                              "are for a DHCP server (write dhcp: true)",
 		up + "dhcp: true":                                          "needs a range of addresses",

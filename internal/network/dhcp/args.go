@@ -65,6 +65,9 @@ func args(n *config.Network, link, leases, resolv string) []string {
 	} else {
 		args = append(args, "--dhcp-option=option:router", "--no-resolv") // no way out, so no router
 	}
+	if n.Uplink != nil && n.Uplink.VXLAN != nil { // longer frames would not reach other hosts
+		args = append(args, fmt.Sprintf("--dhcp-option=option:mtu,%d", n.MTU))
+	}
 	for _, h := range n.Fixed() {
 		// As a record of its own, no other guest can claim the name.
 		args = append(args, fmt.Sprintf("--dhcp-host=%s,%s,%s", h.MAC, h.IP, h.Name),

@@ -242,10 +242,10 @@ func Left(c *rtnl.Conn, network string) ([]*rtnl.Link, error) {
 	return left, err
 }
 
-// DeleteStep deletes a subinterface of Left with the memberships that were made with it.
+// DeleteStep deletes a device that a network has made, with the memberships that were made with it.
 func DeleteStep(c *rtnl.Conn, l *rtnl.Link) step.Step {
 	return step.Step{
-		Name: "vlan " + l.Name, Text: "ip link del " + l.Name,
+		Name: l.Kind + " " + l.Name, Text: "ip link del " + l.Name,
 		Do: func(context.Context) error {
 			for field := range strings.SplitSeq(l.Alias, " ") {
 				key, value, err := alias.Field(field)
