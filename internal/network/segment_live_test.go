@@ -155,7 +155,8 @@ func TestLiveSegmentFails(t *testing.T) {
 	}
 	x.wants("left", x.left(), before)
 	x.ip(x.host, "link", "add", "plain", "type", "bridge")
-	x.ip(x.host, "link", "add", "vx9", "alias", "vmnet vxlan bridge=plain", "type", "vxlan", "id", "9", "dstport", "4789")
+	x.ip(x.host, "link", "add", "vx9", "alias", "vmnet vxlan bridge=plain",
+		"type", "vxlan", "id", "9", "dstport", "4789")
 	if err := x.m.Delete(x.ctx(), "plain", false); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("delete of a bridge that is no network's: %v", err)
 	}
