@@ -118,16 +118,17 @@ func VXLANSteps(c *rtnl.Conn, bridge string, cfg vxlan.Config, mtu int, there fu
 	if err != nil {
 		return nil, err
 	}
-	for _, l := range own {
-		if l.Name != cfg.Interface() {
-			return nil, Taken("%s has the VXLAN device %s already (vmnet bridge delete %[1]s)", bridge, l.Name)
-		}
-		if diff := vxlanDifferences(l, cfg, mtu); len(diff) > 0 {
-			return nil, Taken("%s differs: %s (vmnet bridge delete %s)", l.Name, strings.Join(diff, ", "), bridge)
-		}
-		return vxlanSteps(c, bridge, cfg, mtu, l, there)
+	if len(own) == 0 {
+		return newVXLANSteps(c, bridge, cfg, mtu, there)
 	}
-	return newVXLANSteps(c, bridge, cfg, mtu, there)
+	l := own[0]
+	if l.Name != cfg.Interface() {
+		return nil, Taken("%s has the VXLAN device %s already (vmnet bridge delete %[1]s)", bridge, l.Name)
+	}
+	if diff := vxlanDifferences(l, cfg, mtu); len(diff) > 0 {
+		return nil, Taken("%s differs: %s (vmnet bridge delete %s)", l.Name, strings.Join(diff, ", "), bridge)
+	}
+	return vxlanSteps(c, bridge, cfg, mtu, l, there)
 }
 
 // ReplaceVXLANSteps are VXLANSteps for a bridge whose device may be replaced: former deletes what
