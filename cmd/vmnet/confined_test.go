@@ -198,6 +198,7 @@ func confined() {
 // TestLiveConfinement: the filters of the units refuse what their programs never do. They permit a
 // limit of locked memory, which Linux before 5.11 needs for BPF.
 func TestLiveConfinement(t *testing.T) {
+	nstest.RequireRoot(t) // for what the filters refuse
 	for _, unit := range []string{"vmnet-watch.service", "vmnet-switch@.service"} {
 		argv := confinement(t, unit)
 		for refused, command := range map[string][]string{
