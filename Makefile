@@ -92,12 +92,14 @@ flaky = [ ! -s '$(BIN)/reruns' ] || { echo '== flaky, passed when run again:'; c
 test: setup test-packages test-pids test-lab ## all tests; without root, those that do not need it (15 minutes)
 
 # The packages RACE are tested with the race detector: RACE=./... for all. What it compiles serves
-# nothing else, and programs start and run slower. Tests whose names match SKIP are left out.
+# nothing else, and programs start and run slower. Those that read or build the sources never are.
+# Tests whose names match SKIP are left out.
 RACE ?=
 SKIP ?=
 longest = ./tapmgr ./cmd/vmnet ./internal/network ./cmd/vmnet-hook ./cmd/qemu-netup-full ./bridge/vswitch ./qmp
 packages = $(shell $(GO) list $(longest)) $(shell $(GO) list ./...)
-raced = $(if $(RACE),$(filter $(shell $(GO) list $(RACE)),$(packages)))
+building = %/internal/arch %/internal/arch/report %/internal/cli/mangen %/internal/install %/internal/release
+raced = $(if $(RACE),$(filter-out $(building),$(filter $(shell $(GO) list $(RACE)),$(packages))))
 plain = $(filter-out $(raced),$(packages))
 
 # $(call test_packages,PACKAGES,FLAGS,CGO_ENABLED)
