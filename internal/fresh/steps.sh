@@ -38,17 +38,17 @@ step_user_sessions() { as_user 'go run ./internal/fresh/sessions -prompt "$" REA
 # quick is not among the usual steps: lint and user_test do all that it does.
 step_quick() { as_user 'make quick'; }
 
-# A user without root gets the same command, and fewer tests: all of them with the race detector,
-# but for those that build programs and would do the same as root.
-step_user_test() { as_user 'make test RACE=./... SKIP=TestRelease'; }
+# The packages with several goroutines, which have the race detector.
+raced='./bridge/... ./internal/declare ./internal/guest ./internal/kernel/... ./internal/monitor'
+raced="$raced ./internal/ovs... ./internal/top ./internal/vhostuser/... ./internal/watch"
+raced="$raced ./libvirt ./macvtap/... ./qmp ./vhost"
 
-# Packages that serve devices, sockets and descriptors with several goroutines have the race
-# detector here too, for their tests that need root. The step pidns runs the tests that cannot run
-# in a process namespace.
-step_test() {
-	race='./bridge/... ./internal/kernel/... ./internal/monitor ./internal/ovs... ./internal/top ./internal/vhostuser/... ./internal/watch ./libvirt ./macvtap/... ./qmp ./vhost'
-	as_root "VMNET_REQUIRE=${VMNET_REQUIRE:+$VMNET_REQUIRE,-pidns} make test RACE='$race'"
-}
+# A user without root gets the same command, and fewer tests. Those that build a release would do
+# the same as root.
+step_user_test() { as_user "make test RACE='$raced ./tapmgr' SKIP=TestRelease"; }
+
+# The step pidns runs the tests that cannot run in a process namespace.
+step_test() { as_root "VMNET_REQUIRE=${VMNET_REQUIRE:+$VMNET_REQUIRE,-pidns} make test RACE='$raced'"; }
 
 # pidns runs the tests that need the first process namespace, in it.
 step_pidns() { as_root "VMNET_REQUIRE=${VMNET_REQUIRE:-} make test-pids"; }
