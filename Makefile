@@ -89,7 +89,7 @@ flaky = [ ! -s '$(BIN)/reruns' ] || { echo '== flaky, passed when run again:'; c
 # since tests of guests wait more than they compute. The lab hosts come last and alone: beside
 # others, their guests are three times slower. Their tests are built without the race detector,
 # which an emulated processor makes very slow, unless VMNET_LAB_RACE is set. Vet is left to lint.
-test: setup test-packages test-pids test-lab ## all tests; without root, those that do not need it (15 minutes)
+test: setup test-packages test-pids test-lab ## all tests; without root, those that do not need it (30 minutes)
 
 # The packages RACE are tested with the race detector: RACE=./... for all. What it compiles serves
 # nothing else, and programs start and run slower. Those that read or build the sources never are.
