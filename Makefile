@@ -122,7 +122,9 @@ test-pids:
 	VMNET_TEST_PIDS=machine CGO_ENABLED=0 $(GO) tool gotestsum --format testname -- -vet=off -timeout 10m -run '^TestLiveAllPIDs' ./tapmgr ./cmd/vmnet-hook ./internal/watch
 
 test-lab:
-	$(GO) tool gotestsum --format testname -- -vet=off -timeout 30m -run '^TestLabHost$$' ./testvm/lab
+	@mkdir -p '$(BIN)' && rm -f '$(BIN)/reruns'
+	$(GO) tool gotestsum --format testname $(rerun) --packages ./testvm/lab -- -vet=off -timeout 40m -run '^TestLabHost$$'
+	@$(flaky)
 
 lab: setup ## the tests TestLab* on a full kernel in a virtual machine (8 minutes; root)
 	$(GO) test -timeout 30m -v -run '^TestLabHost$$' ./testvm/lab
