@@ -54,7 +54,8 @@ func (a *app) launch(args []string) error {
 	if err := os.Setenv("XDG_RUNTIME_DIR", a.p.Getenv("XDG_RUNTIME_DIR")); err != nil {
 		return err
 	}
-	if err := a.startNetworks(own, o.dryRun); err != nil {
+	// This process has no ambient capability by now.
+	if err := userdirs.Start(own, o.dryRun, a.p.Find, a.p.Getenv); err != nil {
 		return err
 	}
 	if err := o.name(a.guestFiles()); err != nil {
@@ -92,28 +93,6 @@ func (a *app) launch(args []string) error {
 	err = a.p.Exec(path, command.Argv, command.Env...)
 	runtime.KeepAlive(made) // keeps its files open until here
 	return err
-}
-
-// startNetworks has vmnet start the networks of those NICs that do not run. This process has no
-// ambient capability, and its ids are the caller's.
-func (a *app) startNetworks(own []*nic.Spec, dryRun bool) error {
-	ctx := context.Background()
-	for _, s := range own {
-		runs, err := userdirs.Runs(ctx, s.Switch.Name)
-		if err != nil {
-			return fmt.Errorf("network %s: %w", s.Switch.Name, err)
-		}
-		if err := userdirs.Settle(ctx, s, a.p.Getenv); err != nil {
-			return err
-		}
-		if runs || dryRun {
-			continue
-		}
-		if err := userdirs.Start(ctx, s.Switch.Name, a.p.Find, a.p.Getenv); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // guestFiles reads files with the caller's privileges, the only ones that are left by then.

@@ -6,20 +6,43 @@ import (
 	"os/exec"
 	"strings"
 	"time"
+
+	"vmnet/tapmgr/nic"
 )
 
-// startPatience bounds the start of a network.
+// startPatience bounds the start of the networks of a guest.
 const startPatience = time.Minute
 
-// Start has the program vmnet, which find returns, start a network of the calling user. The program
-// gets the caller's ids, and of the environment what says where programs and networks are.
-func Start(ctx context.Context, name string, find func(program string) (string, error), getenv func(string) string,
-) error {
-	ctx, cancel := context.WithTimeout(ctx, startPatience)
+// Start has the program vmnet, which find returns, start the networks of NICs that Join has put on
+// them, unless they run or dryRun is set, and gives the NICs what Settle does. The program gets the
+// ids of this process, and of the environment what says where programs and networks are.
+func Start(own []*nic.Spec, dryRun bool, find func(program string) (string, error), getenv func(string) string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), startPatience)
 	defer cancel()
+	for _, s := range own {
+		name := s.Switch.Name
+		runs, err := Runs(ctx, name)
+		if err != nil {
+			return fmt.Errorf("network %s: %w", name, err)
+		}
+		if err := Settle(ctx, s, getenv); err != nil {
+			return err
+		}
+		if runs || dryRun {
+			continue
+		}
+		if err := start(ctx, name, find, getenv); err != nil {
+			return fmt.Errorf("network %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func start(ctx context.Context, name string, find func(program string) (string, error), getenv func(string) string,
+) error {
 	path, err := find("vmnet")
 	if err != nil {
-		return fmt.Errorf("network %s: it does not run: %w (vmnet network apply %s starts it)", name, err, name)
+		return fmt.Errorf("it does not run: %w (vmnet network apply %s starts it)", err, name)
 	}
 	cmd := exec.CommandContext(ctx, path, "network", "apply", "--user", "--", name)
 	cmd.Env = []string{}
@@ -29,8 +52,7 @@ func Start(ctx context.Context, name string, find func(program string) (string, 
 		}
 	}
 	if out, err := cmd.CombinedOutput(); err != nil {
-		said := strings.TrimSpace(strings.TrimPrefix(string(out), "vmnet: "))
-		return fmt.Errorf("network %s: %w: %s", name, err, said)
+		return fmt.Errorf("%w: %s", err, strings.TrimSpace(strings.TrimPrefix(string(out), "vmnet: ")))
 	}
 	return nil
 }
