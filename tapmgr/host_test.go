@@ -22,7 +22,6 @@ import (
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
-	labguest "vmnet/testvm/guest"
 )
 
 const (
@@ -105,13 +104,9 @@ func (h *host) bridges() *bridge.Host {
 	return b
 }
 
-// context bounds one operation. In the lab host, where a guest is emulated by an
-// emulated machine, all takes longer.
+// context bounds one operation.
 func (h *host) context(d time.Duration) context.Context {
-	if labguest.Inside() {
-		d *= 8
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), d)
+	ctx, cancel := context.WithTimeout(context.Background(), nstest.Patience(d))
 	h.Cleanup(cancel)
 	return ctx
 }

@@ -26,7 +26,7 @@ func TestLabGuest(t *testing.T) {
 	h := newHost(t)
 	h.wire()
 	start := time.Now()
-	g := h.booted(testvm.Config{BootTimeout: 9 * time.Minute})
+	g := h.booted(testvm.Config{})
 	t.Logf("a tiny guest booted in %s", time.Since(start).Round(time.Second))
 	out, err := g.Guest.Exec(t.Context(), "uname", "-r")
 	if err != nil || !strings.Contains(out, "cloud") {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"vmnet/bridge/portsec"
+	"vmnet/internal/nstest"
 	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
 	"vmnet/testvm/lab"
@@ -34,7 +35,7 @@ func TestLabSecurityOfIPVtaps(t *testing.T) {
 	s := h.senderOf(g.name)
 	defer s.close()
 	s.send(ping(4))
-	if err := far.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+	if err := far.SetReadDeadline(time.Now().Add(nstest.Patience(20 * time.Second))); err != nil {
 		t.Fatal(err)
 	}
 	for b := make([]byte, 2048); ; {

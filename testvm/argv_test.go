@@ -30,6 +30,7 @@ func TestCommandLineGolden(t *testing.T) {
 			{Netdev: "user,restrict=on"},
 			{ID: "lan", Model: "e1000e", MAC: "52:54:00:00:00:02", Netdev: "tap,fds=3:4", Device: "mq=on,vectors=6"},
 		}},
+		"icount":   {Icount: true},
 		"paused":   {Name: "comma, space and $dollar", Paused: true, AllowReset: true},
 		"terminal": {Name: "P4", Terminal: true},
 		"lab":      {Name: "lab", CPUs: 2, MemoryMiB: 1536, Root: "/"},

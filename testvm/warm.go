@@ -47,7 +47,7 @@ func (c Config) warmKey(parts Parts) (string, error) {
 		}
 		fmt.Fprintf(h, "%q %d %d\n", path, info.Size(), info.ModTime().UnixNano())
 	}
-	fmt.Fprintf(h, "%x %v %v %v %q %q\n", parts.sum, c.SparePorts, c.MemoryMiB, c.CPUs, c.Machine, kernelArgs(c.twin()))
+	fmt.Fprintf(h, "%x %v %v %v %v %q %q\n", parts.sum, c.SparePorts, c.MemoryMiB, c.CPUs, c.Icount, c.Machine, kernelArgs(c.twin()))
 	return fmt.Sprintf("%x", h.Sum(nil)[:16]), nil
 }
 
@@ -57,7 +57,7 @@ func (c Config) twin() Config {
 	return Config{
 		Name: "booted", Machine: c.Machine, SparePorts: c.SparePorts, MemoryMiB: c.MemoryMiB, CPUs: c.CPUs,
 		KernelArgs: c.KernelArgs, Modules: c.Modules, Kernel: c.Kernel, Init: c.Init, QEMU: c.program,
-		Accel: c.Accel, BootTimeout: c.BootTimeout, Logf: c.Logf, Cold: true,
+		Accel: c.Accel, Icount: c.Icount, BootTimeout: c.BootTimeout, Logf: c.Logf, Cold: true,
 		ExtraArgs: []string{"-global", "migration.store-global-state=off"},
 	}.withDefaults()
 }

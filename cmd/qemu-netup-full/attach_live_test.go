@@ -448,7 +448,7 @@ func TestLiveHelperOfASlowClient(t *testing.T) {
 
 func ends(t *testing.T, what string, helper *task) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience(5*time.Second))
+	ctx, cancel := context.WithTimeout(context.Background(), nstest.Patience(5*time.Second))
 	defer cancel()
 	select {
 	case <-helper.done:

@@ -22,7 +22,6 @@ import (
 	"vmnet/internal/nstest"
 	"vmnet/internal/testprogram"
 	"vmnet/tapmgr"
-	labguest "vmnet/testvm/guest"
 )
 
 // makeBridges makes bridges in a netns.
@@ -147,7 +146,7 @@ func (h *host) do(cmd *exec.Cmd) (r result) {
 		if err := cmd.Start(); err != nil {
 			return err
 		}
-		timer := time.AfterFunc(patience(30*time.Second), func() { _ = cmd.Process.Kill() })
+		timer := time.AfterFunc(nstest.Patience(30*time.Second), func() { _ = cmd.Process.Kill() })
 		defer timer.Stop()
 		_ = cmd.Wait()
 		return nil
@@ -234,16 +233,8 @@ func (t *task) kill() {
 	<-t.done
 }
 
-// patience is longer in the lab host, where a guest is emulated by an emulated machine.
-func patience(d time.Duration) time.Duration {
-	if labguest.Inside() {
-		return 8 * d
-	}
-	return d
-}
-
 func (h *host) context(d time.Duration) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), patience(d))
+	ctx, cancel := context.WithTimeout(context.Background(), nstest.Patience(d))
 	h.Cleanup(cancel)
 	return ctx
 }
@@ -257,7 +248,7 @@ func (h *host) await(what string, try func() error) {
 			h.Log(err)
 		}
 	}()
-	nstest.Eventually(h, patience(20*time.Second), what, func() bool { err = try(); return err == nil })
+	nstest.Eventually(h, 20*time.Second, what, func() bool { err = try(); return err == nil })
 }
 
 // gone demands that soon no link of that name is there.

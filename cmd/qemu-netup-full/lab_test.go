@@ -44,7 +44,7 @@ func TestLabVhost(t *testing.T) {
 
 	may(0o666)
 	h.ok(h.nobodys(append(launch, "auto", "--", "/bin/sh", "-c", "echo $VMNET_ARGS")...), ",vhostfds=")
-	g := h.boot(testvm.Config{Name: "Plab", BootTimeout: 9 * time.Minute}, ":", append(launch, "on")...)
+	g := h.boot(testvm.Config{Name: "Plab"}, ":", append(launch, "on")...)
 	h.vhosts(g)
 }
 

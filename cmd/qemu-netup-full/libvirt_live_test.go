@@ -95,7 +95,7 @@ func TestLiveLibvirtSession(t *testing.T) {
 }
 
 func (i *installation) session(bridge string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), patience(2*time.Minute))
+	ctx, cancel := context.WithTimeout(context.Background(), nstest.Patience(2*time.Minute))
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "sh", "-s", i.program, bridge)
 	cmd.Stdin = strings.NewReader(libvirttest.Private + sessionScript)

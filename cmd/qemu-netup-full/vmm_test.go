@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/internal/kernel/tun"
+	"vmnet/internal/nstest"
 )
 
 // vmmEnv makes a VMM that is not QEMU of this test binary.
@@ -67,7 +68,7 @@ func runVMM() int {
 // frame waits for one. Before it comes a virtio-net header of 10 bytes.
 func frame(queue int) string {
 	buf := make([]byte, 2000)
-	for end := time.Now().Add(patience(10 * time.Second)); time.Now().Before(end); {
+	for end := time.Now().Add(nstest.Patience(10 * time.Second)); time.Now().Before(end); {
 		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(queue), Events: unix.POLLIN}}, 100)
 		n, err := unix.Read(queue, buf)
 		const header = 10

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"syscall"
 	"time"
 
 	"vmnet/internal/kernel/rtnl"
@@ -92,8 +93,21 @@ func (h *Host) ask(uplink *rtnl.Link, a netip.Addr) error {
 	if err := h.NL.Forget(uplink.Index, a); err != nil {
 		return err
 	}
-	if err := h.NL.Solicit(uplink.Index, a); err != nil {
-		return fmt.Errorf("ask for %s on %s: %w", a, uplink.Name, err)
+	return askError(h.NL.Solicit(uplink.Index, a), uplink.Name, a)
+}
+
+// askError names the cause of ENOBUFS, which the kernel returns if it has no room for a neighbor.
+func askError(err error, uplink string, a netip.Addr) error {
+	version := 4
+	if a.Is6() {
+		version = 6
+	}
+	switch {
+	case errors.Is(err, syscall.ENOBUFS):
+		return fmt.Errorf("ask for %s on %s: the kernel's table of neighbors is full "+
+			"(raise sysctl net.ipv%d.neigh.default.gc_thresh3)", a, uplink, version)
+	case err != nil:
+		return fmt.Errorf("ask for %s on %s: %w", a, uplink, err)
 	}
 	return nil
 }

@@ -55,7 +55,7 @@ func TestLabHost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	testvm.StartT(t, testvm.Config{}).Stop() // the lab hosts see its state: guests there need not boot
+	testvm.StartT(t, testvm.Config{Icount: true}).Stop() // the lab hosts see its state: guests there need not boot
 	programs := compileAll(ctx, t, packages)
 	var running sync.WaitGroup
 	for range min(hosts, len(packages)) {
@@ -140,7 +140,7 @@ func runTests(ctx context.Context, t *testing.T, h *lab.Host, p program) (ran in
 					"-test.skip=^" + runner + "$",
 					fmt.Sprintf("-test.timeout=%s", (limit - limit/10).Round(time.Second)),
 				},
-				Dir: p.Dir, Env: append(os.Environ(), "VMNET_REQUIRE=all"), Stdout: stdin, Stderr: stdin,
+				Dir: p.Dir, Env: append(os.Environ(), "VMNET_REQUIRE=all", "VMNET_PATIENCE=20"), Stdout: stdin, Stderr: stdin,
 			})
 		})
 		if err == nil && status != 0 {

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
 
@@ -123,7 +124,7 @@ func TestLiveHostRoutes(t *testing.T) {
 			if err == nil && !n.Answers() {
 				err = c.Solicit(v.Index, a)
 			}
-			if err != nil {
+			if err != nil && !errors.Is(err, syscall.ENOBUFS) { // other tests fill the kernel's one table
 				t.Fatal(err)
 			}
 			return n.Answers() && n.MAC.String() == eth.MAC.String()
@@ -132,7 +133,7 @@ func TestLiveHostRoutes(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if err := c.Solicit(v.Index, four); err != nil {
+	if err := c.Solicit(v.Index, four); err != nil && !errors.Is(err, syscall.ENOBUFS) {
 		t.Fatal(err)
 	}
 	if n, err := c.Neighbour(v.Index, four); err != nil || n.Answers() {
