@@ -17,7 +17,11 @@ import (
 // single number is the same as fd=, and numbers differ from getfd names by their first digit
 // (net_init_tap and monitor_fd_param of QEMU).
 func (n NIC) Args(queues, vhosts []int) ([]string, error) {
-	if err := n.validate(len(queues), len(vhosts)); err != nil {
+	all := len(queues)
+	if n.backend() == VhostUser { // which has them in the guest's memory
+		all = n.Queues
+	}
+	if err := n.validate(all, len(vhosts)); err != nil {
 		return nil, err
 	}
 	for _, fd := range slices.Concat(queues, vhosts) {
@@ -25,7 +29,7 @@ func (n NIC) Args(queues, vhosts []int) ([]string, error) {
 			return nil, fmt.Errorf("%s: %d is not a file descriptor", n.ID, fd)
 		}
 	}
-	device := n.device(len(queues))
+	device := n.device(all)
 	for key := range device {
 		if strings.ContainsAny(key, ",=") {
 			return nil, fmt.Errorf("%s: device property %q cannot be written on a command line", n.ID, key)
@@ -34,10 +38,16 @@ func (n NIC) Args(queues, vhosts []int) ([]string, error) {
 	if !wellFormed(n.model()) {
 		return nil, fmt.Errorf("%s: device model %q: a letter, then letters, digits, '-', '.' or '_'", n.ID, n.model())
 	}
-	return []string{
+	var args []string
+	if n.backend() == VhostUser {
+		args = []string{
+			"-chardev", "socket,id=" + ChardevID(n.ID) + ",path=" + cmdline.Escape(n.Socket) + ",server=on,wait=off",
+		}
+	}
+	return append(args,
 		"-netdev", optionText(n.netdevOver(fdNumbers(queues), fdNumbers(vhosts))),
 		"-device", optionText(device),
-	}, nil
+	), nil
 }
 
 // optionOrder is that of a command line: first what QEMU wants first, without its key.

@@ -32,6 +32,9 @@ const (
 	// frame follows its length: QEMU sees by the fd what socket it is (net_socket_fd_init in
 	// net/socket.c). The netdev "stream" of QEMU 7.2 does not connect a stream by an fd.
 	Socket Backend = "socket"
+	// VhostUser is a socket on which QEMU listens: a backend, such as a userspace switch, connects
+	// to it and serves the guest's rings itself, in the guest's memory. See [Conn.ListenSteps].
+	VhostUser Backend = "vhost-user"
 )
 
 // NIC is what [Conn.Plug] gives QEMU: a netdev over open files, and the device that the guest sees.
@@ -41,10 +44,13 @@ type NIC struct {
 	Netdev  string  // id of the netdev; empty: NetdevID(ID)
 	Backend Backend // empty: Tap
 
-	Queues int  // how many queues the tap or macvtap has, at least 1; a socket has 1
+	Queues int  // how many queues the tap, macvtap or VhostUser has, at least 1; a socket has 1
 	Vhost  bool // each queue has a vhost file of its own
 	Netns  bool // QEMU keeps the netns that the interface is in
 	Label  bool // QEMU keeps the NIC's label
+
+	// Socket is the path on which QEMU listens for the backend of a VhostUser; empty for others.
+	Socket string
 
 	// LinkDown is that QEMU drops the frames of both directions from the start, and the driver sees
 	// no carrier, until SetLink.
@@ -101,6 +107,9 @@ func NetnsName(deviceID string) string { return deviceID + "-netns" }
 // LabelName returns the getfd name of a NIC's label.
 func LabelName(deviceID string) string { return deviceID + "-label" }
 
+// ChardevID returns the id of the chardev by which the device of that id, a VhostUser, is served.
+func ChardevID(deviceID string) string { return deviceID + "-chardev" }
+
 // ownProperties are set by other fields of NIC than Options.
 var ownProperties = []string{"driver", "id", "netdev", "mac", "bus", "addr", "mq", "host_mtu"}
 
@@ -109,11 +118,15 @@ func (n NIC) Validate() error { return n.validate(n.Queues, n.vhosts()) }
 
 // check compares the files with what the NIC says of them.
 func (f *Files) check(n NIC) error {
-	err := n.validate(len(f.Queues), len(f.Vhosts))
+	queues := len(f.Queues)
+	if n.backend() == VhostUser { // which has them in the guest's memory
+		queues = n.Queues
+	}
+	err := n.validate(queues, len(f.Vhosts))
 	switch {
 	case err != nil:
 		return err
-	case len(f.Queues) != n.Queues || len(f.Vhosts) != n.vhosts() || (f.Netns != nil) != n.Netns ||
+	case len(f.Queues) != n.QueueFiles() || len(f.Vhosts) != n.vhosts() || (f.Netns != nil) != n.Netns ||
 		(f.Label != nil) != n.Label:
 		return fmt.Errorf("%s: the files are not those of a NIC of %d queues (vhost %v, netns %v, label %v)",
 			n.ID, n.Queues, n.Vhost, n.Netns, n.Label)
@@ -121,6 +134,14 @@ func (f *Files) check(n NIC) error {
 		return fmt.Errorf("%s: a queue or vhost file is nil", n.ID)
 	}
 	return nil
+}
+
+// QueueFiles returns how many queues are files.
+func (n NIC) QueueFiles() int {
+	if n.backend() == VhostUser {
+		return 0
+	}
+	return n.Queues
 }
 
 // vhosts returns how many vhost files there are.
@@ -142,9 +163,12 @@ func (n NIC) validate(queues, vhosts int) error {
 		return fmt.Errorf("%s has %d queues: 1 to %d are possible", n.ID, queues, maxQueues)
 	case vhosts != 0 && vhosts != queues:
 		return fmt.Errorf("%s has %d queues and %d vhost fds: each queue needs one, or none has", n.ID, queues, vhosts)
-	case n.backend() != Tap && n.backend() != Dgram && n.backend() != Socket:
-		return fmt.Errorf("%s: backend %q is not tap, dgram or socket", n.ID, n.Backend)
-	case n.backend() != Tap && (queues > 1 || vhosts > 0):
+	case !slices.Contains([]Backend{Tap, Dgram, Socket, VhostUser}, n.backend()):
+		return fmt.Errorf("%s: backend %q is not tap, dgram, socket or vhost-user", n.ID, n.Backend)
+	case n.backend() == VhostUser && (vhosts > 0 || !n.virtio() || n.Socket == "" || len(n.Socket) > maxSocket):
+		return fmt.Errorf("%s: a vhost-user NIC has a virtio model, no vhost fds, and a socket's path "+
+			"of 1 to %d bytes: %s", n.ID, maxSocket, n.Socket)
+	case n.backend() != Tap && n.backend() != VhostUser && (queues > 1 || vhosts > 0):
 		return fmt.Errorf("%s has %d queues and %d vhost fds: a NIC over a socket has one queue and no vhost",
 			n.ID, queues, vhosts)
 	case queues > 1 && !n.virtio():
@@ -226,7 +250,7 @@ func (n NIC) netdevArgs() map[string]any {
 		local := map[string]any{"type": "fd", "str": QueueName(n.ID, 0)}
 		return map[string]any{"type": Dgram, "id": n.netdev(), "local": local}
 	}
-	args := n.netdevOver(n.names(n.Queues, QueueName), n.names(n.vhosts(), VhostName))
+	args := n.netdevOver(n.names(n.QueueFiles(), QueueName), n.names(n.vhosts(), VhostName))
 	if n.Vhost {
 		args["vhost"] = true
 	}
@@ -241,6 +265,8 @@ func (n NIC) netdevOver(fds, vhostfds string) map[string]any {
 		return map[string]any{"type": Dgram, "id": n.netdev(), "local.type": "fd", "local.str": fds}
 	case Socket:
 		return map[string]any{"type": Socket, "id": n.netdev(), "fd": fds}
+	case VhostUser:
+		return map[string]any{"type": VhostUser, "id": n.netdev(), "chardev": ChardevID(n.ID), "queues": n.Queues}
 	}
 	args := map[string]any{"type": Tap, "id": n.netdev(), "fds": fds}
 	if vhostfds != "" {

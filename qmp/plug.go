@@ -31,7 +31,27 @@ func (c *Conn) Plug(ctx context.Context, n NIC, f *Files) error {
 //
 // An Undo takes back only what its own Do may have done, so it does not touch another NIC of the
 // same id. After a crash, use [Conn.Rollback].
+//
+// Of a VhostUser, [Conn.ListenSteps] come first, and then a backend connects: QEMU answers nobody
+// from netdev_add until a backend has answered it.
 func (c *Conn) PlugSteps(n NIC, f *Files) []step.Step {
+	var steps []step.Step
+	if n.backend() != VhostUser {
+		steps = c.giveSteps(n, f)
+	}
+	steps = append(steps, c.netdevStep(n))
+	if n.LinkDown {
+		steps = append(steps, c.linkDownStep(n, "netdev"))
+	}
+	steps = append(steps, c.deviceStep(n))
+	if n.LinkDown {
+		steps = append(steps, c.linkDownStep(n, "device"))
+	}
+	return steps
+}
+
+// giveSteps give QEMU the NIC's files.
+func (c *Conn) giveSteps(n NIC, f *Files) []step.Step {
 	steps := []step.Step{{
 		Name: "check " + n.ID,
 		Text: commandText("qom-list", map[string]any{"path": peripheral}),
@@ -43,19 +63,11 @@ func (c *Conn) PlugSteps(n NIC, f *Files) []step.Step {
 	if n.Label {
 		steps = append(steps, c.getFDStep(LabelName(n.ID), func() *os.File { return f.Label }))
 	}
-	for i := range n.Queues {
+	for i := range n.QueueFiles() {
 		steps = append(steps, c.getFDStep(QueueName(n.ID, i), func() *os.File { return f.Queues[i] }))
 	}
 	for i := range n.vhosts() {
 		steps = append(steps, c.getFDStep(VhostName(n.ID, i), func() *os.File { return f.Vhosts[i] }))
-	}
-	steps = append(steps, c.netdevStep(n))
-	if n.LinkDown {
-		steps = append(steps, c.linkDownStep(n, "netdev"))
-	}
-	steps = append(steps, c.deviceStep(n))
-	if n.LinkDown {
-		steps = append(steps, c.linkDownStep(n, "device"))
 	}
 	return steps
 }

@@ -309,7 +309,7 @@ func TestValidate(t *testing.T) {
 		{"", func(n *NIC) { n.Backend, n.Queues, n.Vhost = Dgram, 1, false }},
 		{"one queue", func(n *NIC) { n.Backend, n.Vhost = Socket, false }},
 		{"no vhost", func(n *NIC) { n.Backend, n.Queues = Dgram, 1 }},
-		{"not tap, dgram or socket", func(n *NIC) { n.Backend = "l2tpv3" }},
+		{"not tap, dgram, socket or vhost-user", func(n *NIC) { n.Backend = "l2tpv3" }},
 		{"device id", func(n *NIC) { n.ID = "" }},
 		{"device id", func(n *NIC) { n.ID = "0n" }},
 		{"device id", func(n *NIC) { n.ID = "n:1" }},

@@ -93,7 +93,7 @@ func judge(requested nic.Spec, dev *inventory.Device, plugged, held bool, pid in
 	}
 	diff := differences(requested, dev)
 	switch {
-	case (dev.Deleted || dev.IsSocket() && dev.IsDisconnected()) && len(diff) == 0:
+	case (dev.Deleted || !dev.MayRejoin() && dev.IsDisconnected()) && len(diff) == 0:
 		return existing{disconnected, dev}, nil
 	case dev.Want.Phase == nic.PhaseDetaching:
 		return existing{},

@@ -90,6 +90,10 @@ func (o *launchOptions) parseNIC(args []string) error {
 	f := newFlags()
 	flags := o.flags(f)
 	profile := f.String("profile", "", profileUsage)
+	by := string(nic.BySocket) // which needs no privilege
+	nicflags.Choice(f, &by, "via", "",
+		"on a switch: what connects QEMU to it. With vhost-user the guest shares its memory with the switch",
+		string(nic.BySocket), string(nic.ByVhostUser))
 	if err := parse(f, args); err != nil {
 		return err
 	}
@@ -107,7 +111,9 @@ func (o *launchOptions) parseNIC(args []string) error {
 		if *profile != "" {
 			return usagef("--profile %s: a NIC on a switch takes no profile", *profile)
 		}
-		spec.Switch.By = nic.BySocket // which needs no privilege
+		spec.Switch.By = nic.By(by)
+	} else if f.Changed("via") {
+		return usagef("--via %s goes with --switch", by)
 	}
 	if !f.Changed("nic") {
 		spec.NIC = fmt.Sprintf("net%d", len(o.nics))
@@ -186,7 +192,7 @@ func (o *launchOptions) name(files guestFiles) error {
 		}
 		switch {
 		case s.Queues != nic.QueuesAuto:
-		case s.Switch != nil || !strings.HasPrefix(s.Model, "virtio-net"):
+		case s.Switch != nil && s.Switch.By != nic.ByVhostUser || !strings.HasPrefix(s.Model, "virtio-net"):
 			s.Queues = 1 // a socket and other models have one
 		default:
 			s.Queues = min(qemu.CPUs(o.guest), nic.MaxAutoQueues)

@@ -67,10 +67,13 @@ root, and the guest sets it itself.
 On a userspace switch (vmnet switch run), --via socket gives QEMU one end of a stream socketpair
 and the switch the other: that needs no privilege and makes no device. --via tap gives QEMU a tap
 whose kernel side the switch takes: it has queues, offloads and vhost, and needs CAP_NET_ADMIN and
-CAP_NET_RAW. The port is removed when QEMU exits, however it exits. --storm limits the frames of the
-guest that are flooded, and --max-addresses the addresses that are learned. When the switch ends,
-vmnet reconcile connects a tap to the next switch of that name; a NIC on a socket is disconnected
-until you attach it again.
+CAP_NET_RAW. With --via vhost-user the guest shares its memory with the switch, which copies frames
+from there and to there: the fastest, without privilege, for a guest that was started with shared
+memory. The switch can read and write all of that memory, so it must be of QEMU's own user or of
+root, and auto never chooses this. The port is removed when QEMU exits, however it exits. --storm
+limits the frames of the guest that are flooded, and --max-addresses the addresses that are learned.
+When the switch ends, vmnet reconcile connects a tap, or a NIC by vhost-user, to the next switch of
+that name; a NIC on a socket is disconnected until you attach it again.
 
 With --routed the guest has addresses of the LAN behind an uplink, without a bridge: the host routes
 each --ip to the guest's tap, and answers for it on the uplink by entries of proxy ARP and NDP. The
@@ -144,6 +147,7 @@ const attachExamples = `  vmnet attach --vm P2 --bridge br0
   vmnet attach --vm P2 --macvtap eth0 --mode bridge
   vmnet attach --vm P2 --ipvtap wlan0 --ip 192.0.2.7/24
   vmnet attach --vm P2 --switch sw0 --via socket     # without any privilege
+  vmnet attach --vm P2 --switch sw0 --via vhost-user # of a guest with shared memory: the fastest
   vmnet attach --vm web --bridge br0 --persistent   # a libvirt guest
   vmnet attach --vm P2 --bridge br0 --dry-run`
 

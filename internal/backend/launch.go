@@ -97,7 +97,11 @@ func (m *Maker) planLaunch(ctx context.Context, spec nic.Spec) (*NIC, error) {
 				fmt.Errorf("%w: %s on %s (use another --nic)", nic.ErrExist, there[0].Name, there[0].Want.Source)
 		}
 	}
-	return h, h.PlanDevice(spec.Queues)
+	if err := h.PlanDevice(spec.Queues); err != nil || h.Record.Type != nic.TypeVhostUser {
+		return h, err
+	}
+	const hasKVM = true // package launch reads it of the command line
+	return h, step.WithStage(nic.ErrLink, h.ShareWith(os.Getpid(), os.Getuid(), hasKVM))
 }
 
 // planned returns the NIC as it would be, without a state.
@@ -121,7 +125,7 @@ func (l *Launch) Make(ctx context.Context) error {
 // verify reads back the interfaces that were made.
 func (l *Launch) verify(ctx context.Context) error {
 	for i, h := range l.nics {
-		if len(h.Files.Queues) == 0 { // a dry run
+		if len(h.Files.All()) == 0 { // a dry run
 			continue
 		}
 		made, err := h.Verify(ctx)

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"slices"
 
 	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/endpoint"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/bpfguard"
 	"vmnet/internal/kernel/bridges"
@@ -80,7 +82,12 @@ func (r *Mending) Mend(ctx context.Context, dev inventory.Device) {
 func (r *Mending) Tidy(ctx context.Context) error {
 	rows, err := r.m.TidyOVS(ctx, r.Dry, "", "", r.m.Databases()...)
 	r.Actions = append(r.Actions, rows...)
-	return errors.Join(err, r.tidyHost(ctx))
+	sockets, socketErr := endpoint.TidyFrontends(os.Getenv("XDG_RUNTIME_DIR"), r.Dry)
+	for _, path := range sockets {
+		text := fmt.Sprintf("removed: %s, on which no QEMU listens any more", path)
+		r.Actions = append(r.Actions, nic.Action{Action: text, Changed: true})
+	}
+	return errors.Join(err, socketErr, r.tidyHost(ctx))
 }
 
 // tidyHost is TidyHost with its actions.

@@ -87,6 +87,10 @@ type NIC struct {
 	Device    qmp.NIC
 	Notices   []string // for a person
 
+	// Listen are the steps by which the VMM of a NIC of type vhost-user begins to listen. The
+	// host's steps run them before they connect. The plan of the guest's part sets them.
+	Listen []step.Step
+
 	// Files are the open files for the VMM. The steps add to them, and Close closes them.
 	Files qmp.Files
 
@@ -161,6 +165,10 @@ func (m *Maker) interfaceFor(h *NIC) hostInterface {
 		return &namedTap{newPlacedTap(tap)}
 	case spec.Switch != nil && m.switchEndpoint(spec) == nic.BySocket:
 		return &switchSocket{m: m, spec: spec, files: &h.Files, lifeline: &h.lifeline}
+	case spec.Switch != nil && spec.Switch.By == nic.ByVhostUser:
+		return &sharedGuest{
+			switchSocket: switchSocket{m: m, spec: spec, files: &h.Files, lifeline: &h.lifeline}, nic: h,
+		}
 	case spec.Switch != nil:
 		return &switchTap{hostTap: tap}
 	case m.HelperPath != "":
@@ -203,8 +211,11 @@ func (h *NIC) PlanDevice(queues int) (err error) {
 	h.Device.Bus, h.Device.Addr = h.Device.Options["bus"], h.Device.Options["addr"]
 	delete(h.Device.Options, "bus")
 	delete(h.Device.Options, "addr")
-	if r.Type == nic.TypeSocket {
+	switch r.Type {
+	case nic.TypeSocket:
 		h.Device.Backend = qmp.Socket
+	case nic.TypeVhostUser:
+		h.Device.Backend = qmp.VhostUser
 	}
 	label, err := h.label()
 	h.Device.Label = label != ""
@@ -227,7 +238,7 @@ func (h *NIC) guestMTU() (int, error) {
 
 // useVhost decides by opening the device once: only that proves that it works.
 func (h *NIC) useVhost() (bool, error) {
-	if h.Spec.Vhost == nic.VhostOff || !h.Spec.IsVirtio() || h.Record.Type == nic.TypeSocket {
+	if h.Spec.Vhost == nic.VhostOff || !h.Spec.IsVirtio() || h.Record.IsSocket() {
 		return false, nil
 	}
 	f, err := vhost.Open()
@@ -251,7 +262,7 @@ func (h *NIC) useVhost() (bool, error) {
 func (h *NIC) hasLabel() bool {
 	r := h.Record
 	fromHelper := h.m.Owner != 0 && r.Phase == nic.PhaseAttaching
-	return r.Type == nic.TypeSocket || r.Via != nic.ViaLibvirt && !fromHelper
+	return r.IsSocket() || r.Via != nic.ViaLibvirt && !fromHelper
 }
 
 // label returns the label's text; empty if the VMM gets none, or if the names have no room in one.
@@ -265,7 +276,7 @@ func (h *NIC) label() (string, error) {
 // LabelOf returns the text of the label of a NIC that is plugged; empty if the names have no room
 // in one.
 func (m *Maker) LabelOf(r nic.Record) (string, error) {
-	if r.Type == nic.TypeSocket { // which has no link
+	if r.IsSocket() { // which has no link
 		r.Phase = nic.PhasePlugged
 		return r.Encode()
 	}

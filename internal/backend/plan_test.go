@@ -95,6 +95,9 @@ func (h *NIC) withoutHost() *NIC {
 	case *switchSocket:
 		s.name = "P2-net0"
 		h.Record.Type, h.Record.Switch, h.Record.Source, h.Interface.Bridge = nic.TypeSocket, true, "sw0", nil
+	case *sharedGuest:
+		s.name = "P2-net0"
+		h.Record.Type, h.Record.Switch, h.Record.Source, h.Interface.Bridge = nic.TypeVhostUser, true, "sw0", nil
 	case *macvtapInterface:
 		lower(s)
 	case *namedMacvtap:
@@ -122,6 +125,10 @@ func TestPlanByKind(t *testing.T) {
 		"switch by socket": {
 			onSwitch(nic.BySocket), false, "switchSocket", "label, socket, port",
 			qmp.NIC{Backend: qmp.Socket, Queues: 1, Label: true},
+		},
+		"switch by vhost-user": {
+			onSwitch(nic.ByVhostUser), true, "sharedGuest", "label, directory, port",
+			qmp.NIC{Backend: qmp.VhostUser, Queues: 1, Label: true},
 		},
 		"switch and helper": {
 			onSwitch(nic.ByAuto), true, "switchSocket", "label, socket, port",

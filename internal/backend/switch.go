@@ -228,11 +228,16 @@ func (m *Maker) packetFiles(ctx context.Context, device string) ([]*os.File, err
 
 // portOf returns a NIC's port as a switch is asked for it. A guest's port is never of kind
 // control.Tap, for which the switch has the queues of a tap. A NIC of type socket has a port of
-// kind control.Stream. A NIC of type tap has one of kind control.Packet: QEMU has the tap's queues,
-// and the switch has a packet socket on the tap's kernel side.
+// kind control.Stream, and one of type vhost-user a port of kind control.VhostUser. A NIC of type
+// tap has one of kind control.Packet: QEMU has the tap's queues, and the switch has a packet socket
+// on the tap's kernel side.
 func portOf(r nic.Record, name, label string, pid int) control.Port {
 	p := control.Port{Name: name, Kind: control.Stream, Label: label, Holder: pid, Config: r.SwitchPortConfig()}
-	if r.Type != nic.TypeSocket {
+	switch r.Type {
+	case nic.TypeSocket:
+	case nic.TypeVhostUser:
+		p.Kind, p.Queues = control.VhostUser, r.Queues
+	default:
 		p.Kind, p.Device = control.Packet, name
 	}
 	return p
@@ -292,10 +297,16 @@ func removePort(ctx context.Context, sw, port string) error {
 	return rtnl.IgnoreNotExist(err)
 }
 
-// ReconnectSwitch makes a tap a port of its switch again, for as long as the guest lives that holds
-// the tap.
+// ReconnectSwitch makes a NIC a port of its switch again, for as long as the guest lives that holds
+// it.
 func (m *Maker) ReconnectSwitch(ctx context.Context, dev *inventory.Device, pid int) error {
-	files, err := m.packetFiles(ctx, dev.Name)
+	var files []*os.File
+	var err error
+	if dev.Want.Type == nic.TypeVhostUser {
+		files, err = frontendFiles(ctx, dev, pid)
+	} else {
+		files, err = m.packetFiles(ctx, dev.Name)
+	}
 	if err != nil {
 		return err
 	}
@@ -308,7 +319,7 @@ func (m *Maker) ReconnectSwitch(ctx context.Context, dev *inventory.Device, pid 
 	return addPort(ctx, r.Source, portOf(r, dev.Name, label, pid), files...)
 }
 
-// joinSwitch makes a tap a port of its switch, and no longer of the one that has had it.
+// joinSwitch makes a NIC a port of its switch, and no longer of the one that has had it.
 func (m *Maker) joinSwitch(ctx context.Context, dev *inventory.Device) error {
 	if err := m.leaveFormer(ctx, dev); err != nil {
 		return err

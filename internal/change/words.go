@@ -41,7 +41,9 @@ func Refuse(from nic.Record, changes []nic.Change) error {
 		case c.To != "" && slices.Contains(nicflags.Places, c.Flag) && c.Flag != kindOf(from) && !isFixed:
 			why, isFixed = fixed[kindOf(from)]
 		case c.Flag == "switch" && c.To != "" && from.Switch:
-			why, isFixed = "its switch has the other end of the guest's socket", from.Type == nic.TypeSocket
+			why, isFixed = "its switch has the other end of the guest's socket", from.IsSocket()
+		case c.Flag == "link" && from.Type == nic.TypeVhostUser:
+			why, isFixed = "QEMU sets the link of a vhost-user NIC up whenever its switch connects", true
 		case c.Flag == "mode" && from.Type == string(vtap.IPVtap):
 			why, isFixed = "all ipvtaps of a parent device have one mode", true
 		case c.Flag == "ip" && (from.Type == nic.TypeRouted || from.Type == string(vtap.IPVtap)):

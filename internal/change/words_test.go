@@ -48,6 +48,7 @@ func TestRefuse(t *testing.T) {
 		"type=macvtap source=eth0 mode=vepa rx=none": {func(s *nic.Spec) { s.Lower.Device = "eth1" }, "for good"},
 		"type=ipvtap source=eth0 mode=l2 rx=none":    {func(s *nic.Spec) { s.Lower.Mode = "l3" }, "have one mode"},
 		"type=socket source=sw0 switch=on":           {func(s *nic.Spec) { s.Switch, s.Bridge = nil, "br0" }, "from switch to switch"},
+		"type=vhost-user source=sw0 switch=on":       {func(s *nic.Spec) { s.LinkDown = true }, "whenever its switch connects"},
 		"type=macvtap source=eth0 mode=vepa rx=all":  {func(s *nic.Spec) { s.Lower, s.Bridge = nil, "br0" }, "for good"},
 		"type=routed source=eth0 ip=192.0.2.7":       {func(s *nic.Spec) { s.IP = nil }, "by which packets find it"},
 		"type=ipvtap source=eth0 security=mac mode=l2 rx=none ip=192.0.2.7": {

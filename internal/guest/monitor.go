@@ -58,11 +58,19 @@ func (m *Monitor) Plan(ctx context.Context, n *backend.NIC) (Handover, error) {
 	if err := m.choosePlace(ctx, n); err != nil {
 		return Handover{}, err
 	}
+	if n.Device.Backend == qmp.VhostUser {
+		if err := m.planSharing(ctx, n); err != nil {
+			return Handover{}, err
+		}
+	}
 	var err error
 	if n.Device, err = m.conn.TypeOptions(ctx, n.Device); err != nil {
 		return Handover{}, err
 	}
 	plug := m.conn.PlugSteps(n.Device, &n.Files)
+	if n.Device.Backend == qmp.VhostUser {
+		m.listen(n, plug)
+	}
 	if n.Record.Prepared {
 		m.undoByReset(plug, n.Record.NIC)
 	}
@@ -119,6 +127,9 @@ func (m *Monitor) RemoveNetdev(ctx context.Context, nicID string) error {
 }
 
 func (m *Monitor) rollback(ctx context.Context, r nic.Record) error {
+	if r.Type == nic.TypeVhostUser {
+		return m.conn.RollbackListening(ctx, nic.DeviceID(r.NIC))
+	}
 	return m.conn.Rollback(ctx, nic.DeviceID(r.NIC), r.Queues)
 }
 

@@ -61,7 +61,11 @@ func (dev *Device) HasLink() bool { return !dev.IsSocket() && !dev.Deleted }
 
 // IsSocket reports whether the NIC is a socket between QEMU and a userspace switch, without an
 // interface.
-func (dev *Device) IsSocket() bool { return dev.Want.Type == nic.TypeSocket }
+func (dev *Device) IsSocket() bool { return dev.Want.IsSocket() }
+
+// MayRejoin reports whether the NIC can become a port of a switch that has lost it: QEMU's end of a
+// socketpair cannot be given another peer.
+func (dev *Device) MayRejoin() bool { return dev.Want.Type != nic.TypeSocket }
 
 func (dev *Device) isTap() bool { return dev.Tun != nil }
 

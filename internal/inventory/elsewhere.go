@@ -253,7 +253,7 @@ func deadNICs(op *holders.Files, all []Device) (found []Device) {
 		there := slices.ContainsFunc(all, func(dev Device) bool {
 			return dev.Want.VM == l.VM && dev.Want.NIC == l.NIC && (len(dev.Holders) == 0 || dev.IsHeldBy(l.PID))
 		})
-		if l.Type == nic.TypeSocket || there || slices.ContainsFunc(found, func(dev Device) bool {
+		if l.IsSocket() || there || slices.ContainsFunc(found, func(dev Device) bool {
 			return dev.Want.VM == l.VM && dev.Want.NIC == l.NIC && dev.IsHeldBy(l.PID)
 		}) {
 			continue

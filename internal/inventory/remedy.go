@@ -227,7 +227,7 @@ func mendVLAN(v *View) Remedy {
 
 func mendSeat(v *View) Remedy {
 	switch {
-	case v.IsSocket():
+	case !v.MayRejoin():
 		return Remedy{
 			By: nic.MendAttach, Cure: cureOfLost,
 			left: fmt.Sprintf("switch %s has lost it, so it is disconnected (%s)", v.Want.Source, cureOfLost),

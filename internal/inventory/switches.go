@@ -28,7 +28,7 @@ func (h *Host) socketNICs(op *holders.Files, all []switches.Reply) []Device {
 	followLifelines(op, all)
 	byLabel := map[[2]uint64]int{} // of the files' device and inode to found
 	for _, l := range op.Labels {
-		if l.Type != nic.TypeSocket {
+		if !l.IsSocket() {
 			continue
 		}
 		st, err := l.Stat()
@@ -53,7 +53,7 @@ func (h *Host) socketNICs(op *holders.Files, all []switches.Reply) []Device {
 	for _, a := range all {
 		for i, p := range a.Ports {
 			r, ok := nic.ParseRecord(p.Label)
-			if !ok || r.Type != nic.TypeSocket || r.Netns != op.Own || p.Holder == 0 || !a.MayHold(p.Holder) {
+			if !ok || !r.IsSocket() || r.Netns != op.Own || p.Holder == 0 || !a.MayHold(p.Holder) {
 				continue
 			}
 			found = withPort(found, r, SwitchPort{Path: a.Path, Port: &a.Ports[i]}, a.Trusted)
@@ -80,7 +80,7 @@ func followLifelines(op *holders.Files, all []switches.Reply) {
 			r, _ := nic.ParseRecord(p.Label)
 			pipe := fmt.Sprintf("pipe:[%d]", p.Lifeline)
 			for _, l := range op.Labels {
-				if l.Type == nic.TypeSocket && l.VM == r.VM && l.NIC == r.NIC && (op.IsVMM(l.PID) ||
+				if l.IsSocket() && l.VM == r.VM && l.NIC == r.NIC && (op.IsVMM(l.PID) ||
 					!op.IsVMM(p.Holder)) && holds(l.PID, pipe) {
 					p.Holder = l.PID
 				}
@@ -127,7 +127,7 @@ func withPort(found []Device, r nic.Record, s SwitchPort, trusted bool) []Device
 // SocketNIC returns a NIC by a socket that a process of that user holds.
 func SocketNIC(r nic.Record, uid int) Device {
 	name, _ := nic.InterfaceName(r.VM, r.NIC)
-	link := &rtnl.Link{Name: name, Kind: nic.TypeSocket, Up: true, MTU: r.GuestMTU()}
+	link := &rtnl.Link{Name: name, Kind: r.Type, Up: true, MTU: r.GuestMTU()}
 	return Device{Link: link, Want: r, allSeen: true, UID: uid}
 }
 
@@ -135,7 +135,7 @@ func SocketNIC(r nic.Record, uid int) Device {
 // user's label may name any socket.
 func sources(labels []holders.Label) (names []string) {
 	for _, l := range labels {
-		if l.Type == nic.TypeSocket && holders.IsTrusted(l.User) {
+		if l.IsSocket() && holders.IsTrusted(l.User) {
 			names = append(names, l.Source)
 		}
 	}

@@ -97,7 +97,7 @@ func (h *Host) View(dev *Device) (*View, error) {
 	}
 	v.unseen = isPoliced(dev) && (v.guard == nil && !dev.Want.Security.IsZero() ||
 		v.inbound == nil && !dev.Want.AllowIn.IsZero())
-	if dev.IsDisconnected() && dev.HasLink() {
+	if dev.IsDisconnected() && dev.MayRejoin() {
 		v.notRuns = switches.Runs(dev.Want.Source)
 	}
 	return v, errors.Join(errs...)

@@ -70,6 +70,15 @@ func Runs(name string) error {
 	})
 }
 
+// Owner returns the user who runs a switch, as the kernel reports it.
+func Owner(name string) (uid int, err error) {
+	err = With(context.Background(), name, func(_ context.Context, c *control.Client) error {
+		_, uid = c.Peer()
+		return nil
+	})
+	return uid, err
+}
+
 // An Asker asks switches, and remembers those that have not answered lately. Its zero value is
 // ready for use.
 type Asker struct{ silence silence }

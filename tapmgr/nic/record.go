@@ -34,7 +34,7 @@ const (
 // Record is what an interface's alias says: how the NIC should be. It is all that vmnet remembers.
 type Record struct {
 	VM, NIC  string
-	Type     string        // TypeTap, TypeOVS, TypeRouted, TypeSocket, "macvtap" or "ipvtap"
+	Type     string        // TypeTap, TypeOVS, TypeRouted, TypeSocket, TypeVhostUser, "macvtap" or "ipvtap"
 	Source   string        // the bridge, uplink, parent device or switch
 	Former   string        // the switch that may still have the tap, which a set has begun to move; empty for none
 	Switch   bool          // Source is a userspace switch
@@ -83,8 +83,11 @@ func (r Record) Spec() Spec {
 	switch {
 	case r.Switch:
 		by := ByTap
-		if r.Type == TypeSocket {
+		switch r.Type {
+		case TypeSocket:
 			by = BySocket
+		case TypeVhostUser:
+			by = ByVhostUser
 		}
 		s.Switch = &Switch{
 			Name: r.Source, By: by, LockMAC: r.Limits.LockMAC, Storm: r.Limits.Storm,
@@ -131,7 +134,7 @@ func (r Record) LeavesTraces() bool { return r.Type == TypeRouted || r.Rates.Sha
 // still too long (IFALIASZ, 256 bytes).
 func (r Record) Encode() (string, error) {
 	most := alias.Max
-	if r.Type == TypeSocket { // which has a label, that is shorter
+	if r.IsSocket() { // which has a label, that is shorter
 		most = procfd.MaxLabel
 	}
 	text := r.text(false)
@@ -229,7 +232,7 @@ func ParseRecord(text string) (r Record, ok bool) {
 		}
 	}
 	known := r.Type == TypeTap || r.Type == TypeOVS || r.Type == TypeRouted && len(r.IP) > 0 ||
-		r.Type == TypeSocket && r.Switch || r.Type == string(vtap.Macvtap) || r.Type == string(vtap.IPVtap)
+		r.IsSocket() && r.Switch || r.Type == string(vtap.Macvtap) || r.Type == string(vtap.IPVtap)
 	return r, known && ValidVM(r.VM) == nil && ValidNIC(r.NIC) == nil && r.Queues >= 1 && len(r.MAC) == 6
 }
 
@@ -387,3 +390,7 @@ func (r Record) OVSIfaceID() string {
 	}
 	return cmp.Or(r.IfaceID, DefaultIfaceID(r.VM, r.NIC))
 }
+
+// IsSocket reports whether the NIC has no interface on the host: a socket connects QEMU with a
+// userspace switch.
+func (r Record) IsSocket() bool { return r.Type == TypeSocket || r.Type == TypeVhostUser }

@@ -39,6 +39,11 @@ const (
 	// ByTap is a tap whose kernel side the switch takes by a packet socket: queues, offloads and
 	// vhost. It needs CAP_NET_ADMIN and CAP_NET_RAW.
 	ByTap By = "tap"
+	// ByVhostUser is the guest's own memory: QEMU shares it, and the switch takes frames from the
+	// guest's rings and puts frames there (vhost-user). It needs no privilege, but a guest that was
+	// started with shared memory. The switch can read and write all of the guest's memory, so
+	// ByAuto never means it.
+	ByVhostUser By = "vhost-user"
 	// ByAuto is a tap if the caller may make one, else a socket.
 	ByAuto By = "auto"
 )
@@ -54,6 +59,9 @@ const (
 // TypeSocket is the type of a NIC that a socket connects with a userspace switch.
 const TypeSocket = "socket"
 
+// TypeVhostUser is the type of a NIC whose guest shares its memory with a userspace switch.
+const TypeVhostUser = "vhost-user"
+
 // validate checks what needs no switch.
 func (s *Switch) validate(spec Spec) error {
 	if _, err := control.Path(s.Name); err != nil {
@@ -64,9 +72,14 @@ func (s *Switch) validate(spec Spec) error {
 			return err
 		}
 	}
+	if s.By == ByVhostUser {
+		if err := spec.CheckVhostUser(); err != nil {
+			return err
+		}
+	}
 	switch {
-	case !slices.Contains([]By{ByAuto, BySocket, ByTap}, s.By):
-		return fmt.Errorf("by %q: want %s, %s or %s", s.By, ByAuto, BySocket, ByTap)
+	case !slices.Contains(bys, s.By):
+		return fmt.Errorf("by %q: want %s, %s, %s or %s", s.By, ByAuto, BySocket, ByTap, ByVhostUser)
 	case spec.Via == ViaLibvirt:
 		return fmt.Errorf(
 			"libvirt cannot plug a port of a userspace switch: a guest of its gets one with --via monitor")
@@ -74,6 +87,26 @@ func (s *Switch) validate(spec Spec) error {
 		return fmt.Errorf("storm limit of %d frames per second: want 1 to %d, or off", s.Storm, vport.MostStorm)
 	case s.MaxAddresses < NoLimit || s.MaxAddresses > vport.MostAddresses:
 		return fmt.Errorf("%d addresses behind a port: want 1 to %d, or off", s.MaxAddresses, vport.MostAddresses)
+	}
+	return nil
+}
+
+var bys = []By{ByAuto, BySocket, ByTap, ByVhostUser}
+
+// CheckVhostUser returns an error if a switch that shares the guest's memory cannot serve the NIC.
+func (s Spec) CheckVhostUser() error {
+	switch {
+	case s.Vhost == VhostOn:
+		return fmt.Errorf("vhost-net is the kernel's, and the switch takes its place (--vhost off, or --via tap)")
+	case s.Queues > control.MaxPairs:
+		return fmt.Errorf("%d queues: vhost-user has at most %d (--via tap has more)", s.Queues, control.MaxPairs)
+	case s.Device != "":
+		return fmt.Errorf("vhost-user has no interface that could be named %s (--via tap)", s.Device)
+	case !s.IsVirtio():
+		return fmt.Errorf("model %s has no rings that a switch could serve: only virtio models do (--via tap)", s.Model)
+	case s.LinkDown:
+		return fmt.Errorf("QEMU sets the link of a vhost-user NIC up whenever its switch connects, " +
+			"so it cannot stay down (--via tap)")
 	}
 	return nil
 }
@@ -153,7 +186,7 @@ func (r Record) SwitchPortConfig() vport.Config {
 	if r.Limits.LockMAC {
 		cfg.MACs = []net.HardwareAddr{r.MAC}
 	}
-	if r.Type == TypeSocket { // a tap has an MTU itself
+	if r.IsSocket() { // a tap has an MTU itself
 		cfg.MTU = r.GuestMTU()
 	}
 	return cfg

@@ -14,7 +14,7 @@ func onSwitch() Spec {
 }
 
 func TestValidateSwitch(t *testing.T) {
-	for _, by := range []By{"", ByAuto, BySocket, ByTap} {
+	for _, by := range []By{"", ByAuto, BySocket, ByTap, ByVhostUser} {
 		s := onSwitch()
 		s.Switch.By = by
 		if err := s.Validate(); err != nil {
@@ -30,6 +30,11 @@ func TestValidateSwitch(t *testing.T) {
 		"2 queues: a socket":                func(s *Spec) { s.Switch.By, s.Queues = BySocket, 2 },
 		"cannot serve a socket":             func(s *Spec) { s.Switch.By, s.Vhost = BySocket, VhostOn },
 		"no interface that":                 func(s *Spec) { s.Switch.By, s.Device = BySocket, "tap7" },
+		"128 queues: vhost-user":            func(s *Spec) { s.Switch.By, s.Queues = ByVhostUser, 128 },
+		"vhost-net is the kernel's":         func(s *Spec) { s.Switch.By, s.Vhost = ByVhostUser, VhostOn },
+		"could be named tap7":               func(s *Spec) { s.Switch.By, s.Device = ByVhostUser, "tap7" },
+		"model e1000 has no rings":          func(s *Spec) { s.Switch.By, s.Model = ByVhostUser, "e1000" },
+		"cannot stay down":                  func(s *Spec) { s.Switch.By, s.LinkDown = ByVhostUser, true },
 		"--via monitor":                     func(s *Spec) { s.Via = ViaLibvirt },
 		"storm limit of -2":                 func(s *Spec) { s.Switch.Storm = -2 },
 		"65537 addresses":                   func(s *Spec) { s.Switch.MaxAddresses = 65537 },

@@ -40,7 +40,7 @@ func (s Spec) validatePrepared() error {
 	switch {
 	case !s.Prepared:
 		return nil
-	case s.Switch != nil && s.Switch.By == BySocket:
+	case s.Switch != nil && (s.Switch.By == BySocket || s.Switch.By == ByVhostUser):
 		return fmt.Errorf("a socket to a switch cannot be prepared: it has no device that could be down " +
 			"(vmnet prepare --via tap)")
 	case s.Via != "" || s.Persistent:

@@ -40,13 +40,14 @@ func limit(fs *pflag.FlagSet, p *int, name, def, usage string) {
 // connects QEMU to a switch.
 var (
 	LibvirtWays = []string{string(nic.ViaLibvirt), string(nic.ViaMonitor)}
-	SwitchWays  = []string{string(nic.ByAuto), string(nic.BySocket), string(nic.ByTap)}
+	SwitchWays  = []string{string(nic.ByAuto), string(nic.BySocket), string(nic.ByTap), string(nic.ByVhostUser)}
 )
 
 // AddVia adds --via, which takes a word of each kind; without libvirt, only a word for a switch.
 func (n *NIC) AddVia(fs *pflag.FlagSet, libvirt bool) {
 	kind, usage := strings.Join(SwitchWays, "|"),
-		"on a switch: a socket needs no privilege, a tap has more throughput; auto: a tap if that is allowed"
+		"on a switch: a socket needs no privilege, a tap has more throughput; vhost-user has the most, and the "+
+			"switch gets the guest's memory; auto: a tap if that is allowed, else a socket"
 	if libvirt {
 		kind = strings.Join(LibvirtWays, "|") + "|" + kind
 		usage = "how a libvirt guest gets it: with libvirt, libvirt plugs it and knows it; with monitor, " +

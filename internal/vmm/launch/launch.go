@@ -84,7 +84,7 @@ func (n *NIC) Number(f *qmp.Files, next *int) {
 		return *next - 1
 	}
 	all := func(files []*os.File) (fds []int) {
-		for i := range n.Device.Queues {
+		for i := range n.Device.QueueFiles() {
 			var file *os.File
 			if i < len(files) {
 				file = files[i]
@@ -159,10 +159,18 @@ func (c Config) arguments(name string, guest, argv []string) (args []string, err
 	if err != nil {
 		return nil, err
 	}
+	shared, err := c.sharedMemory(guest)
+	if err != nil {
+		return nil, err
+	}
+	args = append(args, shared...)
 	for _, n := range c.NICs {
 		device, port, err := p.place(n.Device)
 		if err != nil {
 			return nil, fmt.Errorf("NIC %s: %w", n.Name, err)
+		}
+		if isShared(n) && !qemu.SurelyKVM(guest) {
+			device.Options["vectors"] = "0" // see backend.NIC.ShareWith; place has copied them
 		}
 		nic, err := device.Args(n.Queues, n.Vhosts)
 		if err != nil {
@@ -172,6 +180,25 @@ func (c Config) arguments(name string, guest, argv []string) (args []string, err
 	}
 	spare, err := p.spare(c.SparePorts)
 	return append(args, spare...), err
+}
+
+func isShared(n NIC) bool { return n.Device.Backend == qmp.VhostUser }
+
+// sharedMemory returns the arguments by which QEMU shares the guest's memory, if a NIC needs that.
+func (c Config) sharedMemory(guest []string) ([]string, error) {
+	i := slices.IndexFunc(c.NICs, isShared)
+	switch {
+	case i < 0:
+		return nil, nil
+	case guest == nil:
+		return nil, fmt.Errorf("NIC %s: only a QEMU whose arguments are known shares its memory by vhost-user "+
+			"(--via socket)", c.NICs[i].Name)
+	}
+	args, err := qemu.SharedMemory(guest)
+	if err != nil {
+		err = fmt.Errorf("NIC %s by vhost-user: %w", c.NICs[i].Name, err)
+	}
+	return args, err
 }
 
 // insert puts args in their place and leaves argv's other elements as they are. atEnd is for QEMU.

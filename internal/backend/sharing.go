@@ -1,0 +1,128 @@
+package backend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+
+	"vmnet/internal/endpoint"
+	"vmnet/internal/inventory"
+	"vmnet/internal/switches"
+	"vmnet/step"
+	"vmnet/tapmgr/nic"
+)
+
+// sharedGuest is a port of a userspace switch that the guest's memory is shared with (vhost-user).
+// QEMU listens on a socket, to which this process connects, for a guest that runs. A guest that is
+// yet to start is connected to by its switch.
+type sharedGuest struct {
+	switchSocket
+	nic *NIC
+	uid int // of QEMU
+}
+
+// sharedRing is the size of the guest's rings: the largest that virtio-net of QEMU has, since a
+// super-frame takes up to 18 of the descriptors.
+const sharedRing = "1024"
+
+func (s *sharedGuest) plan(_ context.Context, r *nic.Record) (_ Interface, err error) {
+	if err := s.spec.CheckVhostUser(); err != nil {
+		return Interface{}, step.WithStage(nic.ErrInvalid, err)
+	}
+	s.name, _ = nic.InterfaceName(s.spec.VM, s.spec.NIC)
+	r.Type, r.Owner = nic.TypeVhostUser, 0
+	if r.Netns, err = s.m.NS.Inode(); err != nil {
+		return Interface{}, err
+	}
+	return Interface{Name: s.name, MaxMTU: switchMTU(s.spec)}, planSwitch(s.spec, r)
+}
+
+// ShareWith decides where QEMU, which is process pid of that user, listens for the switch. It
+// returns an error if the switch must not have the guest's memory. PlanDevice has been called.
+func (h *NIC) ShareWith(pid, uid int, hasKVM bool) error {
+	s, ok := h.host.(*sharedGuest)
+	if !ok {
+		return errors.New("the NIC has another host interface")
+	}
+	if err := mayShare(h.Record.Source, uid); err != nil {
+		return err
+	}
+	s.uid = uid
+	dir := endpoint.FrontendDir(uid, os.Getenv("XDG_RUNTIME_DIR"))
+	h.Device.Socket = endpoint.FrontendSocket(dir, pid, h.Device.ID)
+	options := map[string]string{"rx_queue_size": sharedRing, "tx_queue_size": sharedRing}
+	if !hasKVM {
+		// Without KVM, QEMU 7.2 crashes once the guest's driver uses MSI-X.
+		options["vectors"] = "0"
+	}
+	maps.Copy(options, h.Device.Options)
+	h.Device.Options = options
+	return h.Device.Validate()
+}
+
+// mayShare returns an error unless a switch may have the memory of a guest of that user: it is that
+// user's, or root's.
+func mayShare(sw string, uid int) error {
+	owner, err := switches.Owner(sw)
+	if err == nil && owner != 0 && owner != uid {
+		err = fmt.Errorf("%w: switch %s of user %d would get the memory of a guest of user %d "+
+			"(run the switch as that user or root; or use --via tap)", fs.ErrPermission, sw, owner, uid)
+	}
+	return err
+}
+
+func (s *sharedGuest) steps(w making) []step.Step {
+	path := s.nic.Device.Socket
+	list := []step.Step{{
+		Name: "directory",
+		Text: fmt.Sprintf("mkdir -m 700 %s, of user %d", filepath.Dir(path), s.uid),
+		Do:   func(context.Context) error { return endpoint.MakeFrontendDir(filepath.Dir(path), s.uid) },
+		Undo: func(context.Context) error { return s.close() },
+	}}
+	port := portOf(w.record, s.name, w.underWay, w.pid)
+	if s.lifeline.wanted {
+		port.Device = path
+		return append(list, s.lifelineStep(&port),
+			addPortStep(w.record.Source, &port, func(context.Context) ([]*os.File, error) {
+				dir, err := endpoint.StreamDirectory(path)
+				return []*os.File{s.lifeline.read, dir}, err
+			}))
+	}
+	list = append(list, s.nic.Listen...)
+	return append(list, addPortStep(w.record.Source, &port, func(ctx context.Context) ([]*os.File, error) {
+		f, err := endpoint.ConnectFrontend(ctx, path, w.pid)
+		if err != nil {
+			return nil, err
+		}
+		s.near, err = endpoint.Duplicate(f)
+		return []*os.File{f}, err
+	}))
+}
+
+// StandIn serves the guest in place of its switch until end is called. QEMU answers nobody while it
+// waits for a switch that has ended, or that is paused.
+func (h *NIC) StandIn(context.Context) (end func()) {
+	s, ok := h.host.(*sharedGuest)
+	if !ok || s.near == nil {
+		return func() {}
+	}
+	_ = endpoint.HangUp(s.near) // it may be so already
+	return endpoint.StandIn(h.Device.Socket, h.Device.Queues)
+}
+
+// frontendFiles returns the files of a switch's port for a guest that shares its memory, and whose
+// QEMU, process pid, waits for a switch.
+func frontendFiles(ctx context.Context, dev *inventory.Device, pid int) ([]*os.File, error) {
+	if err := mayShare(dev.Want.Source, dev.UID); err != nil {
+		return nil, err
+	}
+	f, err := endpoint.FindFrontend(ctx, pid, nic.DeviceID(dev.Want.NIC))
+	if err != nil {
+		return nil, err
+	}
+	return []*os.File{f}, nil
+}

@@ -1,0 +1,194 @@
+package endpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/internal/kernel/fdpass"
+	"vmnet/internal/kernel/procview"
+	"vmnet/internal/rundir"
+	"vmnet/internal/vhostuser"
+)
+
+// A QEMU that shares its guest's memory listens for a switch on a socket in a directory that only
+// QEMU's user can enter, and root: any process that connects there gets the memory. QEMU removes
+// the socket's file itself, unless it is killed.
+
+// FrontendDir returns the directory of the sockets on which QEMUs of a user listen. runtime is the
+// user's $XDG_RUNTIME_DIR. Root has one directory for each user.
+func FrontendDir(uid int, runtime string) string {
+	if os.Geteuid() == 0 {
+		return filepath.Join(rundir.System, fmt.Sprintf("vhost-user-%d", uid))
+	}
+	dirs := rundir.Of(uid, runtime)
+	if own := rundir.Own(dirs, uid); len(own) > 0 {
+		dirs = own
+	}
+	return filepath.Join(dirs[0], "vhost-user")
+}
+
+// MakeFrontendDir makes a FrontendDir of a user unless it is there, and removes the sockets of
+// QEMUs that were killed.
+func MakeFrontendDir(dir string, uid int) error {
+	if _, err := rundir.Make([]string{filepath.Dir(dir)}, os.Geteuid()); err != nil {
+		return err
+	}
+	if err := rundir.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if os.Geteuid() == 0 { // nobody else can have put it there
+		if err := os.Lchown(dir, uid, -1); err != nil {
+			return err
+		}
+	}
+	if err := rundir.OwnedAlone(dir, uid); err != nil {
+		return err
+	}
+	_, err := tidyFrontends(dir, false)
+	return err
+}
+
+// TidyFrontends removes the sockets of QEMUs that were killed: the caller's, and as root those of
+// all users. If dry is set it removes nothing. It returns their paths.
+func TidyFrontends(runtime string, dry bool) (removed []string, err error) {
+	dirs := []string{FrontendDir(os.Geteuid(), runtime)}
+	if os.Geteuid() == 0 {
+		if dirs, err = filepath.Glob(filepath.Join(rundir.System, "vhost-user-*")); err != nil {
+			return nil, err
+		}
+	}
+	for _, dir := range dirs {
+		some, errDir := tidyFrontends(dir, dry)
+		removed = append(removed, some...)
+		if !errors.Is(errDir, fs.ErrNotExist) {
+			err = errors.Join(err, errDir)
+		}
+	}
+	return removed, err
+}
+
+// tidyFrontends removes the sockets of processes that have ended, on which nobody listens. The
+// process may have passed its socket on when it became a daemon.
+func tidyFrontends(dir string, dry bool) (removed []string, err error) {
+	list, err := os.ReadDir(dir)
+	for _, e := range list {
+		text, _, _ := strings.Cut(e.Name(), "-")
+		pid, errPID := strconv.Atoi(text)
+		if errPID != nil || e.Type() != fs.ModeSocket || unix.Kill(pid, 0) != unix.ESRCH {
+			continue
+		}
+		path := filepath.Join(dir, e.Name())
+		c, errDial := net.Dial("unix", path)
+		switch {
+		case errDial == nil:
+			_ = c.Close()
+		case errors.Is(errDial, unix.ECONNREFUSED):
+			removed = append(removed, path)
+			if dry {
+				continue
+			}
+			if errRemove := os.Remove(path); !errors.Is(errRemove, fs.ErrNotExist) {
+				err = errors.Join(err, errRemove)
+			}
+		}
+	}
+	return removed, err
+}
+
+// FrontendSocket returns the path of the socket on which the QEMU that is process pid listens for
+// the switch that serves a device.
+func FrontendSocket(dir string, pid int, device string) string {
+	return filepath.Join(dir, fmt.Sprintf("%d-%s", pid, device))
+}
+
+// ConnectFrontend connects to a path on which process pid listens: it returns an error if another
+// process does. The caller closes the file.
+func ConnectFrontend(ctx context.Context, path string, pid int) (*os.File, error) {
+	c, err := new(net.Dialer).DialContext(ctx, "unix", path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w (QEMU sees another directory there: use --via tap)", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	conn := c.(*net.UnixConn)
+	defer conn.Close()
+	switch peer, err := fdpass.PeerOf(conn); {
+	case err != nil:
+		return nil, err
+	case int(peer.Pid) != pid:
+		return nil, fmt.Errorf("%w: process %d of user %d listens on %s, not the guest's process %d",
+			fs.ErrPermission, peer.Pid, peer.Uid, path, pid)
+	}
+	return conn.File()
+}
+
+// FindFrontend connects to the socket on which process pid listens for the switch that serves a
+// device. If it does not, the error matches fs.ErrNotExist. The caller closes the file.
+func FindFrontend(ctx context.Context, pid int, device string) (*os.File, error) {
+	list, err := procview.Listening(pid)
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range list {
+		if _, of, _ := strings.Cut(filepath.Base(l.Name), "-"); of != device {
+			continue
+		}
+		files, errLocate := procview.Locate(ctx, pid, l.Name)
+		for _, f := range files {
+			found, errConnect := ConnectFrontend(ctx, procview.Address(f), pid)
+			if errConnect == nil {
+				fdpass.CloseAll(files)
+				return found, nil
+			}
+			err = errors.Join(err, errConnect)
+		}
+		fdpass.CloseAll(files)
+		err = errors.Join(err, errLocate)
+	}
+	if err == nil {
+		err = fmt.Errorf("process %d listens on no socket for device %s: %w", pid, device, fs.ErrNotExist)
+	}
+	return nil, err
+}
+
+// StandIn serves a QEMU, instead of a switch, that waits on a socket for one and answers nobody
+// until then. It takes no frames. end ends it. It is no error if nobody listens.
+func StandIn(path string, pairs int) (end func()) {
+	d, err := vhostuser.New(pairs, func() {})
+	if err != nil {
+		return func() {}
+	}
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return func() { _ = d.Close() }
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = d.Serve(conn) })
+	return func() {
+		_ = d.Close()
+		serving.Wait()
+	}
+}
+
+// Duplicate returns another file of a connection. The caller closes it.
+func Duplicate(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("duplicate %s: %w", f.Name(), err)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+// HangUp ends a connection for all processes that have it.
+func HangUp(f *os.File) error { return unix.Shutdown(int(f.Fd()), unix.SHUT_RDWR) }

@@ -1,0 +1,189 @@
+package tapmgr_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"vmnet/internal/nstest"
+	"vmnet/internal/rundir"
+	"vmnet/tapmgr/nic"
+	"vmnet/testvm"
+	"vmnet/testvm/traffic"
+)
+
+// sharing is a guest whose memory a switch can map.
+func (h *host) sharing(c testvm.Config) *guest {
+	h.Helper()
+	c.MemoryMiB = 128
+	c.ExtraArgs = append(c.ExtraArgs,
+		"-object", "memory-backend-memfd,id=mem,size=128M", "-machine", "memory-backend=mem")
+	return h.booted(c)
+}
+
+// noSockets demands that no QEMU's socket is left where switches find them.
+func (s *userSwitch) noSockets() {
+	s.Helper()
+	left, err := filepath.Glob(filepath.Join(rundir.System, "vhost-user-*", "*"))
+	if err != nil || len(left) > 0 {
+		s.Errorf("sockets are left: %q, %v", left, err)
+	}
+}
+
+// TestLiveSharedMemory has one guest that shares its memory with a switch: every fault, traffic, a
+// switch that is killed, and the verbs.
+func TestLiveSharedMemory(t *testing.T) {
+	nstest.RequireRoot(t)
+	h := newHost(t)
+	s := h.runSwitch()
+	private := h.empty()
+	_, err := h.Attach(h.context(20*time.Second), s.on(private, "net0", nic.ByVhostUser))
+	if !errors.Is(err, nic.ErrHandover) ||
+		!strings.Contains(err.Error(), "not shared (start the guest with -object memory-backend-memfd") {
+		t.Errorf("a guest with private memory: %v", err)
+	}
+	s.left(private)
+
+	g := h.sharing(testvm.Config{})
+	spec := s.on(g, "net0", nic.ByVhostUser)
+	before := monitorState(h, g)
+	h.faultAtEveryStep(spec, func() { s.left(g); s.noSockets() })
+	if after := monitorState(h, g); after != before {
+		t.Errorf("QEMU changed from\n%s to\n%s", before, after)
+	}
+
+	near := s.behind()
+	found := h.attach(spec)
+	ctx := h.context(2 * time.Minute)
+	if found.Type != nic.TypeVhostUser || !found.Switch {
+		t.Errorf("%+v", found)
+	}
+	if err := g.Guest.UseNIC(ctx, found.MAC, guestA+"/24"); err != nil {
+		t.Fatal(err)
+	}
+	tcp, udp := served(t, near, behindTap)
+	talk(t, ctx, g, "vhost-user to a tap", behindTap, tcp, udp)
+	if list, err := h.List(g.name); err != nil || len(list) != 1 || list[0].State != "forwarding" {
+		t.Errorf("list %+v, %v", list, err)
+	}
+	if diff := h.check(); len(diff) > 0 {
+		t.Errorf("check %+v", diff)
+	}
+	if res, err := h.Attach(ctx, spec); err != nil || res.Changed {
+		t.Errorf("the same attach again: %+v, %v", res, err)
+	}
+	_, err = h.Set(ctx, nic.Target{VM: g.name}, "net0", func(now nic.Spec) (nic.Spec, error) {
+		now.LinkDown = true
+		return now, nil
+	})
+	if !errors.Is(err, nic.ErrInvalid) || !strings.Contains(err.Error(), "whenever its switch connects") {
+		t.Errorf("set --link down: %v", err)
+	}
+
+	s.kill()
+	diff := h.check()
+	if len(diff) != 1 || !strings.Contains(diff[0].Mend, "reconcile") {
+		t.Errorf("check without a switch: %+v", diff)
+	}
+	waits := make(chan error, 1)
+	go func() {
+		r, err := g.Guest.PingWith(ctx, traffic.Ping{Addr: behindTap, Count: 3, Timeout: time.Minute})
+		if err == nil && r.Received < r.Sent {
+			err = fmt.Errorf("%+v", r)
+		}
+		waits <- err
+	}()
+	s.start()
+	s.asksAgain()
+	h.settled()
+	again := s.behind()
+	if err := <-waits; err != nil {
+		t.Errorf("pings while no switch ran: %v", err)
+	}
+	tcp, udp = served(t, again, behindTap)
+	talk(t, ctx, g, "after a restart", behindTap, tcp, udp)
+	if diff := h.check(); len(diff) > 0 {
+		t.Errorf("check after a restart: %+v", diff)
+	}
+	h.detach(g, "net0")
+	h.nothingLeft(g, "net0")
+	s.noSockets()
+	h.reconciled()
+}
+
+// TestLiveSharedMemoryKilled kills the attaching process at each step, and the switch and QEMU at
+// those in between.
+func TestLiveSharedMemoryKilled(t *testing.T) {
+	nstest.RequireRoot(t)
+	h := newHost(t)
+	s := h.runSwitch()
+	g := h.sharing(testvm.Config{Paused: true})
+	for _, name := range h.stepNames(s.on(g, "net0", nic.ByVhostUser)) {
+		spec := s.on(g, "net0", nic.ByVhostUser)
+		out, err := h.command(order{Spec: spec, KillAt: name, After: true, Switches: []string{s.path}}).CombinedOutput()
+		if err == nil || !strings.Contains(err.Error(), "killed") {
+			t.Fatalf("%s: %v: %s", name, err, out)
+		}
+		h.settled()
+		if diff := h.check(); len(diff) > 0 {
+			t.Errorf("killed at %s: what is left: %+v", name, diff)
+		}
+		nics, err := h.List(g.name)
+		switch {
+		case err != nil:
+			t.Fatal(err)
+		case len(nics) == 0:
+			s.left(g)
+			s.noSockets()
+		default: // a standing guest gives no device back
+			if err := g.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			s.noPort()
+			g = h.sharing(testvm.Config{Paused: true})
+		}
+	}
+}
+
+// TestLiveSharedMemoryWithoutSwitch: a switch that ends, or is paused, while QEMU waits for it
+// keeps QEMU waiting no longer than the attach.
+func TestLiveSharedMemoryWithoutSwitch(t *testing.T) {
+	nstest.RequireRoot(t)
+	t.Parallel() // it waits most of the time
+	h := newHost(t)
+	s := h.runSwitch()
+	g := h.sharing(testvm.Config{Paused: true})
+	for _, sig := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGKILL} {
+		h.at("netdev_add vmnet-net0-netdev", func(do func() error) error {
+			s.signal(sig)
+			if sig == syscall.SIGKILL {
+				_ = s.cmd.Wait()
+			}
+			return do()
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		_, err := h.Attach(ctx, s.on(g, "net0", nic.ByVhostUser))
+		cancel()
+		h.Run = nil
+		if err == nil {
+			t.Errorf("%v: the attach succeeded", sig)
+		}
+		if state := monitorState(h, g); strings.Contains(state, "vmnet-net0") { // QEMU answers
+			t.Errorf("%v: QEMU still has it:\n%s", sig, state)
+		}
+		if sig == syscall.SIGSTOP {
+			s.signal(syscall.SIGCONT)
+			s.settledByAnswer()
+		}
+	}
+	s.start()
+	s.asksAgain()
+	h.settled()
+	s.left(g)
+	s.noSockets()
+}
