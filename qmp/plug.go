@@ -117,7 +117,7 @@ func (c *Conn) netdevStep(n NIC) step.Step {
 			if !made {
 				return nil
 			}
-			return unlessGone(c.undo(ctx, "netdev_del", idArg(n.netdev())))
+			return errors.Join(c.settle(ctx, n.backend()), unlessGone(c.undo(ctx, "netdev_del", idArg(n.netdev()))))
 		},
 	}
 }

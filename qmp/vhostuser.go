@@ -45,8 +45,18 @@ func (c *Conn) chardevStep(n NIC) step.Step {
 
 // RollbackListening is [Conn.Rollback] for a VhostUser, whose socket it also removes.
 func (c *Conn) RollbackListening(ctx context.Context, deviceID string) error {
-	err := c.Rollback(ctx, deviceID, 0)
+	err := errors.Join(c.settle(ctx, VhostUser), c.Rollback(ctx, deviceID, 0))
 	return errors.Join(err, unlessNoChardev(c.undo(ctx, "chardev-remove", idArg(ChardevID(deviceID)))))
+}
+
+// settle waits until QEMU has handled the end of the connection to a VhostUser's backend: it puts
+// that off, and crashes if the netdev has gone by then (chr_closed_bh in net/vhost-user.c). It
+// handles it before a command that is sent after the reply to this one.
+func (c *Conn) settle(ctx context.Context, b Backend) error {
+	if b != VhostUser {
+		return nil
+	}
+	return c.undo(ctx, "query-name", nil)
 }
 
 // unlessNoChardev returns nil for QEMU's reply that a chardev is not there, such as one that went

@@ -23,6 +23,7 @@ import (
 const (
 	guestA, guestB = "10.8.0.11", "10.8.0.12"
 	behindTap      = "10.8.0.21"
+	behindMAC      = "02:00:00:00:08:21" // also behind the next switch, where guests still know it
 )
 
 // addPort plugs a port of no guest's in.
@@ -63,7 +64,7 @@ func (s *userSwitch) behind() *netns.NS {
 	defer tap.Close()
 	s.addPort(control.Port{Name: "lan0", Kind: control.Tap, Device: "lan0"}, tap.Queues()...)
 	s.ipIn(ns, "addr", "add", behindTap+"/24", "dev", "lan0")
-	s.ipIn(ns, "link", "set", "lan0", "up")
+	s.ipIn(ns, "link", "set", "lan0", "address", behindMAC, "up")
 	return ns
 }
 

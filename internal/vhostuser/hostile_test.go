@@ -35,6 +35,7 @@ func TestHostileMessages(t *testing.T) {
 		{"unknown request", 99, nil, nil, "request 99: unknown request"},
 		{"no log", 6, words(4096, 0), memory, "unknown request"},
 		{"features that were not offered", 2, words(1 << 40), nil, "were not offered"},
+		{"second owner", 3, nil, nil, "SET_OWNER: the session has begun already"},
 		{"features in use", 2, words(frontend.Version1), nil, "the rings are in use"},
 		{"protocol features", 16, words(1 << 5), nil, "were not offered"},
 		{"short number", 2, halves(1), nil, "a body of 4 bytes"},

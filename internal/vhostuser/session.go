@@ -17,6 +17,7 @@ import (
 type session struct {
 	*Device
 	conn     *net.UnixConn
+	owned    bool
 	protocol uint64
 	tables   int // messages about memory
 }
@@ -87,7 +88,10 @@ func (s *session) handle(m *message) (reply []byte, err error) {
 		return word(uint64(s.pairs)), nil
 	case getMaxMemSlots:
 		return word(guestmem.MaxAreas), nil
-	case setOwner, resetOwner:
+	case setOwner:
+		return nil, s.setOwner()
+	case resetOwner:
+		s.owned = false
 		return nil, nil
 	case setMTU:
 		return nil, s.setMTU(m)
@@ -121,6 +125,19 @@ func (s *session) setFeatures(m *message) error {
 		return errors.New("the rings are in use")
 	}
 	s.features = v
+	return nil
+}
+
+// setOwner begins the session, which a frontend does once. A QEMU that waits for a backend and has
+// lost one sets the next one up twice: it calls net_vhost_user_event in net/vhost-user.c when it
+// accepts the connection, and again when it sets its handlers. Each call watches the connection,
+// and only the last watch is removed with the netdev. The other one would crash QEMU when the
+// connection ends. If the session ends here, QEMU removes the first watch and makes no second one.
+func (s *session) setOwner() error {
+	if s.owned {
+		return errors.New("the session has begun already")
+	}
+	s.owned = true
 	return nil
 }
 
