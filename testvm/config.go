@@ -40,9 +40,9 @@ type Config struct {
 	// Accel is "kvm", "tcg" or "auto"; empty means "auto": KVM if it is known to work, otherwise
 	// TCG.
 	Accel string
-	// Icount makes an emulated guest's clock count its instructions (QEMU's -icount), so that a slow
-	// machine does not spend the guest's time on timer interrupts: it boots twice as fast in a lab
-	// host, where all guests are so.
+	// Icount makes an emulated guest's clock count its instructions (QEMU's -icount), so that a
+	// slow machine does not spend the guest's time on timer interrupts: it boots twice as fast in a
+	// lab host, where all guests are so.
 	Icount bool
 	// KernelArgs are added to the kernel's command line: "acpi=off".
 	KernelArgs []string

@@ -47,7 +47,8 @@ func (c Config) warmKey(parts Parts) (string, error) {
 		}
 		fmt.Fprintf(h, "%q %d %d\n", path, info.Size(), info.ModTime().UnixNano())
 	}
-	fmt.Fprintf(h, "%x %v %v %v %v %q %q\n", parts.sum, c.SparePorts, c.MemoryMiB, c.CPUs, c.Icount, c.Machine, kernelArgs(c.twin()))
+	fmt.Fprintf(h, "%x %v %v %v %v %q %q\n", parts.sum, c.SparePorts, c.MemoryMiB, c.CPUs, c.Icount, c.Machine,
+		kernelArgs(c.twin()))
 	return fmt.Sprintf("%x", h.Sum(nil)[:16]), nil
 }
 

@@ -147,7 +147,7 @@ const attachExamples = `  vmnet attach --vm P2 --bridge br0
   vmnet attach --vm P2 --macvtap eth0 --mode bridge
   vmnet attach --vm P2 --ipvtap wlan0 --ip 192.0.2.7/24
   vmnet attach --vm P2 --switch sw0 --via socket     # without any privilege
-  vmnet attach --vm P2 --switch sw0 --via vhost-user # of a guest with shared memory: the fastest
+  vmnet attach --vm P2 --switch sw0 --via vhost-user # with shared memory: fast
   vmnet attach --vm web --bridge br0 --persistent   # a libvirt guest
   vmnet attach --vm P2 --bridge br0 --dry-run`
 

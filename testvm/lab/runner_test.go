@@ -140,7 +140,8 @@ func runTests(ctx context.Context, t *testing.T, h *lab.Host, p program) (ran in
 					"-test.skip=^" + runner + "$",
 					fmt.Sprintf("-test.timeout=%s", (limit - limit/10).Round(time.Second)),
 				},
-				Dir: p.Dir, Env: append(os.Environ(), "VMNET_REQUIRE=all", "VMNET_PATIENCE=20"), Stdout: stdin, Stderr: stdin,
+				Dir: p.Dir, Env: append(os.Environ(), "VMNET_REQUIRE=all", "VMNET_PATIENCE=20"),
+				Stdout: stdin, Stderr: stdin,
 			})
 		})
 		if err == nil && status != 0 {
