@@ -114,6 +114,23 @@ func TestLiveSharedMemory(t *testing.T) {
 	if diff := h.check(); len(diff) > 0 {
 		t.Errorf("check after a restart: %+v", diff)
 	}
+
+	h.attach(s.on(g, "net1", nic.ByTap))
+	s.kill()
+	s.start()
+	s.asksAgain()
+	for _, want := range []int{2, 0} { // nothing is to do the second time
+		actions, err := h.Rejoin(ctx)
+		if err != nil || len(actions) != want {
+			t.Errorf("rejoin: %+v, %v: want %d actions", actions, err, want)
+		}
+		for _, a := range actions {
+			if a.Error != "" || !strings.HasPrefix(a.Action, "joined again") {
+				t.Errorf("rejoin: %+v", a)
+			}
+		}
+	}
+	h.detach(g, "net1")
 	h.detach(g, "net0")
 	h.nothingLeft(g, "net0")
 	s.noSockets()

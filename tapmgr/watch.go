@@ -4,12 +4,16 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 
 	"vmnet/bridge/brport"
+	"vmnet/internal/backend"
+	"vmnet/internal/guest"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/switches"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/qmp"
 	"vmnet/tapmgr/nic"
@@ -50,6 +54,26 @@ func (m *Manager) KeepRouted(ctx context.Context) ([]nic.Action, error) {
 // action.
 func (m *Manager) KeepPoliced(ctx context.Context) ([]nic.Action, error) {
 	return m.host.KeepPoliced(ctx)
+}
+
+// Rejoin makes NICs ports again of userspace switches that run and have lost them, as
+// [Manager.Reconcile] does. Failures of a NIC are in its action; the error is set only if the NICs
+// could not be read.
+func (m *Manager) Rejoin(ctx context.Context) ([]nic.Action, error) {
+	devices, err := m.host.Devices(ctx)
+	if err != nil {
+		return nil, err
+	}
+	lost := slices.DeleteFunc(devices, func(dev inventory.Device) bool {
+		return !dev.IsDisconnected() || !dev.MayRejoin() || dev.Want.Phase != nic.PhasePlugged ||
+			dev.ReconcileVerdict().Do != inventory.AskGuest || switches.Runs(dev.Want.Source) != nil
+	})
+	r := reconciler{backend.NewMending(m.host, false), m}
+	var done []nic.Action
+	for _, actions := range guest.Each(ctx, lost, r.reconcileGuest) {
+		done = append(done, actions...)
+	}
+	return done, nil
 }
 
 // TidyOVS removes the rows that vmnet has made for NICs that have gone: from the databases of Open

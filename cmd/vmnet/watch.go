@@ -97,7 +97,7 @@ func (a *app) watch(ctx context.Context, o *watchVerb, networks *network.Manager
 			log.WarnContext(ctx, "cannot notify systemd", "error", err)
 		}
 	}}
-	cfg.Networks = networks
+	cfg.Networks, cfg.Rejoin = networks, verbs.Rejoin
 	if cfg.Ends, err = nsport.Open(a.netns); err != nil {
 		return err
 	}

@@ -26,14 +26,16 @@ func (w *watcher) putBack(ctx context.Context, names []string, last bool) (faile
 // last one: most often an earlier attempt succeeds.
 func (w *watcher) tried(actions []nic.Action, err error, last bool) (failed bool) {
 	if !last {
-		failed = slices.ContainsFunc(actions, func(a nic.Action) bool { return a.Error != "" })
-		actions = slices.DeleteFunc(actions, func(a nic.Action) bool { return a.Error != "" })
+		failed = slices.ContainsFunc(actions, isFailed)
+		actions = slices.DeleteFunc(actions, isFailed)
 	}
 	if err != nil && !last {
 		failed, err = true, nil
 	}
 	return w.did(actions, err) || failed
 }
+
+func isFailed(a nic.Action) bool { return a.Error != "" }
 
 // putBackForeign asks libvirt which taps belong on the bridges, puts them back, and reports whether
 // any failed. It asks nothing unless a tap has lost its bridge.

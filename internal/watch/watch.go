@@ -3,7 +3,8 @@
 // was deleted and made again, and resets the addresses of taps that their holders have changed. It
 // makes macvtaps accept the multicast groups that their guests ask for, removes devices that
 // libvirt has released, keeps what routed NICs need of the host, puts back the programs that check
-// and limit frames, and removes the ports of Open vSwitch whose taps have gone.
+// and limit frames, has NICs join userspace switches that were started again, and removes the ports
+// of Open vSwitch whose taps have gone.
 //
 // It keeps nothing that it could not read again: declarations come from libvirt, the state of links
 // from the kernel. It remembers only what it has done already, for as long as the link exists.
@@ -48,6 +49,9 @@ type Config struct {
 
 	// Declared, if not nil, gives guests the NICs that their files declare, until ctx ends.
 	Declared func(ctx context.Context, report func(Report))
+
+	// Rejoin has NICs join userspace switches again that were started again; nil: none does.
+	Rejoin func(ctx context.Context) ([]nic.Action, error)
 
 	// Ends puts the ends of vmnet netns attach back on bridges that were made again; nil: none is.
 	Ends *nsport.Manager
@@ -141,6 +145,9 @@ func (w *watcher) run(ctx context.Context, events *rtnl.Events) error {
 			w.report(Report{Text: "ports of Open vSwitch are not removed yet", Err: err})
 		})
 	})
+	if w.Rejoin != nil {
+		all.Go(func() { newSwitches(w.Rejoin, w.tried).work(ctx) })
+	}
 	if w.Declared != nil {
 		all.Go(func() { w.Declared(ctx, w.report) })
 	}
