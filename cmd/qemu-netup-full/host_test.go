@@ -202,7 +202,8 @@ type task struct {
 	done chan struct{}
 }
 
-// start starts a command in the host's netns. The thread stays: Pdeathsig is about it.
+// start starts a command in the host's netns. The thread stays: Pdeathsig is about it. If the test
+// fails and the command has ended by itself, the log says how.
 func (h *host) start(cmd *exec.Cmd) *task {
 	h.Helper()
 	t := &task{cmd, make(chan struct{})}
@@ -224,8 +225,23 @@ func (h *host) start(cmd *exec.Cmd) *task {
 	if err := <-started; err != nil {
 		h.Fatal(err)
 	}
-	h.Cleanup(t.kill)
+	h.Cleanup(func() {
+		ended := t.hasEnded()
+		t.kill()
+		if ended && h.Failed() {
+			h.Logf("%s: %v", cmd.Path, cmd.ProcessState)
+		}
+	})
 	return t
+}
+
+func (t *task) hasEnded() bool {
+	select {
+	case <-t.done:
+		return true
+	default:
+		return false
+	}
 }
 
 func (t *task) kill() {
