@@ -21,14 +21,13 @@ import (
 func giveAddress(h *host, tap *tun.Tap, mac net.HardwareAddr) {
 	h.Helper()
 	ifr := struct { // struct ifreq with ifr_hwaddr (netdevice(7))
-		name [unix.IFNAMSIZ]byte
-		addr unix.RawSockaddr
-		_    [8]byte
-	}{addr: unix.RawSockaddr{Family: unix.ARPHRD_ETHER}}
+		name   [unix.IFNAMSIZ]byte
+		family uint16
+		addr   [14]byte
+		_      [8]byte
+	}{family: unix.ARPHRD_ETHER}
 	copy(ifr.name[:], tap.Name)
-	for i, b := range mac {
-		ifr.addr.Data[i] = int8(b)
-	}
+	copy(ifr.addr[:], mac)
 	if err := unix.IoctlSetInt(int(tap.Queues()[0].Fd()), unix.SIOCSIFHWADDR,
 		int(uintptr(unsafe.Pointer(&ifr)))); err != nil {
 		h.Fatal(err)
