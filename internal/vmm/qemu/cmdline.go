@@ -132,7 +132,7 @@ func valued(argv []string) iter.Seq2[string, string] {
 func isRead(opt string) bool {
 	return slices.Contains([]string{
 		"name", "qmp", "qmp-pretty", "chardev", "mon", "machine", "M", "smp",
-		"uuid", "object", "incoming", "device",
+		"uuid", "object", "incoming", "device", "numa", "mem-path", "m", "accel",
 	}, opt)
 }
 

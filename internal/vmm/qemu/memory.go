@@ -21,7 +21,7 @@ func SharedMemory(argv []string) (args []string, err error) {
 	const cure = "give each memory backend share=on, and use memory-backend-memfd or memory-backend-file"
 	shared := map[string]bool{}
 	machine, size := "", ""
-	for opt, value := range memoryOptions(argv) {
+	for opt, value := range valued(argv) {
 		switch opt {
 		case "object":
 			o := parseObject(value, "qom-type")
@@ -79,23 +79,6 @@ func SharedMemory(argv []string) (args []string, err error) {
 	}, nil
 }
 
-// memoryOptions yields the options that say what memory a guest has.
-func memoryOptions(argv []string) func(yield func(opt, value string) bool) {
-	return func(yield func(opt, value string) bool) {
-		for i := 1; i+1 < len(argv); i++ {
-			opt, ok := strings.CutPrefix(argv[i], "-")
-			opt = strings.TrimPrefix(opt, "-")
-			if !ok || !slices.Contains([]string{"object", "machine", "M", "numa", "mem-path", "m"}, opt) {
-				continue
-			}
-			i++
-			if !yield(opt, argv[i]) {
-				return
-			}
-		}
-	}
-}
-
 // isOn reports whether a boolean property of a command line is on.
 func isOn(value string, byDefault bool) bool {
 	if value == "" {
@@ -106,16 +89,16 @@ func isOn(value string, byDefault bool) bool {
 
 // SurelyKVM reports whether a QEMU with that command line runs its guest by KVM or not at all.
 func SurelyKVM(argv []string) bool {
+	if slices.Contains(argv, "-enable-kvm") || slices.Contains(argv, "--enable-kvm") {
+		return true
+	}
 	var all []string
-	for i, arg := range argv {
-		switch opt := strings.TrimPrefix(strings.TrimPrefix(arg, "-"), "-"); {
-		case opt == "enable-kvm":
-			return true
-		case i+1 == len(argv) || opt == arg:
-		case opt == "accel":
-			all = append(all, parseOptions(argv[i+1], "accel")["accel"])
-		case opt == "machine" || opt == "M":
-			if accel := parseOptions(argv[i+1], "type")["accel"]; accel != "" {
+	for opt, value := range valued(argv) {
+		switch opt {
+		case "accel":
+			all = append(all, parseOptions(value, "accel")["accel"])
+		case "machine", "M":
+			if accel := parseOptions(value, "type")["accel"]; accel != "" {
 				all = append(all, strings.Split(accel, ":")...)
 			}
 		}
