@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/internal/nstest"
 	"vmnet/tapmgr/nic"
 )
 
@@ -84,7 +83,7 @@ func TestLiveDaemonizedOnASwitch(t *testing.T) {
 			return nil
 		})
 		h.ok(h.nobodysVMNet("switch", "show", sw), "heir of ")
-		c, err := h.Check(h.context(nstest.Patience(10 * time.Second)))
+		c, err := h.Check(h.context(10 * time.Second))
 		if err != nil || len(c.Differences) != 0 {
 			t.Errorf("%s: check %+v, %v", form.name, c, err)
 		}
@@ -141,7 +140,7 @@ func TestLiveWrappers(t *testing.T) {
 			return nil
 		})
 		h.await(what+": the guest to have it", func() error {
-			c, err := h.Check(h.context(nstest.Patience(5 * time.Second)))
+			c, err := h.Check(h.context(5 * time.Second))
 			if err == nil && (len(c.Differences) != 0 || len(c.Notices) != 0) {
 				err = fmt.Errorf("%+v", c)
 			}

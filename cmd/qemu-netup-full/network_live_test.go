@@ -36,7 +36,7 @@ func TestLiveLaunchOnOwnNetwork(t *testing.T) {
 	defer func() { h.ok(vmnet("network", "delete", "lab", "--force")) }()
 	h.ok(vmnet("network", "create", "lab", "--nat", "--dhcp"), "network lab created: switch lab, ")
 	h.ok(vmnet("switch", "stop", "lab"))
-	nstest.Eventually(t, nstest.Patience(30*time.Second), "the network ends", func() bool {
+	nstest.Eventually(t, 30*time.Second, "the network ends", func() bool {
 		return strings.Contains(vmnet("network", "list").stdout, "absent")
 	})
 	h.ok(launch("--vm", "P3", "--network", "lab", "--",

@@ -39,7 +39,7 @@ func TestLiveRoutedAnnounces(t *testing.T) {
 			"grep Cap /proc/self/status")
 	}
 	h.ok(launch(), "CapPrm:\t0000000000000000")
-	nstest.Eventually(t, nstest.Patience(20*time.Second), "the LAN has the uplink's address", func() bool {
+	nstest.Eventually(t, 20*time.Second, "the LAN has the uplink's address", func() bool {
 		return strings.Contains(neighbor(), uplink.MAC.String())
 	})
 	h.reconfigure(0o755, fileCaps(cap.NET_ADMIN))
