@@ -17,10 +17,7 @@ import (
 // single number is the same as fd=, and numbers differ from getfd names by their first digit
 // (net_init_tap and monitor_fd_param of QEMU).
 func (n NIC) Args(queues, vhosts []int) ([]string, error) {
-	all := len(queues)
-	if n.backend() == VhostUser { // which has them in the guest's memory
-		all = n.Queues
-	}
+	all := n.queuesOver(len(queues))
 	if err := n.validate(all, len(vhosts)); err != nil {
 		return nil, err
 	}

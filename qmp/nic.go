@@ -118,11 +118,7 @@ func (n NIC) Validate() error { return n.validate(n.Queues, n.vhosts()) }
 
 // check compares the files with what the NIC says of them.
 func (f *Files) check(n NIC) error {
-	queues := len(f.Queues)
-	if n.backend() == VhostUser { // which has them in the guest's memory
-		queues = n.Queues
-	}
-	err := n.validate(queues, len(f.Vhosts))
+	err := n.validate(n.queuesOver(len(f.Queues)), len(f.Vhosts))
 	switch {
 	case err != nil:
 		return err
@@ -142,6 +138,15 @@ func (n NIC) QueueFiles() int {
 		return 0
 	}
 	return n.Queues
+}
+
+// queuesOver returns how many queues the NIC has over that many files: a VhostUser has its queues
+// in the guest's memory.
+func (n NIC) queuesOver(files int) int {
+	if n.backend() == VhostUser {
+		return n.Queues
+	}
+	return files
 }
 
 // vhosts returns how many vhost files there are.

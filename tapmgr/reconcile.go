@@ -47,9 +47,7 @@ func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]nic.Action, error)
 			r.Note(dev, v.Note)
 		}
 	}
-	for _, actions := range guest.Each(ctx, held, r.reconcileGuest) {
-		r.Actions = append(r.Actions, actions...)
-	}
+	r.guests(ctx, held)
 	err = errors.Join(r.plainTaps(ctx), r.Tidy(ctx))
 	return r.Actions, err
 }
@@ -71,6 +69,13 @@ func (r *reconciler) leftOvers(ctx context.Context, links []inventory.Device) ma
 		}
 	}
 	return r.m.deleteLeftOvers(ctx, left)
+}
+
+// guests looks at the NICs of all guests that hold some of these.
+func (r *reconciler) guests(ctx context.Context, held []inventory.Device) {
+	for _, actions := range guest.Each(ctx, held, r.reconcileGuest) {
+		r.Actions = append(r.Actions, actions...)
+	}
 }
 
 func (r *reconciler) reconcileGuest(ctx, reading context.Context, nics []inventory.Device) []nic.Action {

@@ -8,7 +8,6 @@ import (
 
 	"vmnet/bridge/brport"
 	"vmnet/internal/backend"
-	"vmnet/internal/guest"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/netns"
@@ -69,11 +68,8 @@ func (m *Manager) Rejoin(ctx context.Context) ([]nic.Action, error) {
 			dev.ReconcileVerdict().Do != inventory.AskGuest || switches.Runs(dev.Want.Source) != nil
 	})
 	r := reconciler{backend.NewMending(m.host, false), m}
-	var done []nic.Action
-	for _, actions := range guest.Each(ctx, lost, r.reconcileGuest) {
-		done = append(done, actions...)
-	}
-	return done, nil
+	r.guests(ctx, lost)
+	return r.Actions, nil
 }
 
 // TidyOVS removes the rows that vmnet has made for NICs that have gone: from the databases of Open

@@ -151,7 +151,7 @@ func goneFields(d tapmgr.Detail) []field {
 
 // interfaceField is the device, or the port that stands for it.
 func interfaceField(d tapmgr.Detail) field {
-	if d.Type == nic.TypeSocket || d.Type == nic.TypeVhostUser {
+	if d.IsSocket() {
 		return field{"port", d.Interface + " (socket)"}
 	}
 	return field{"interface", fmt.Sprintf("%s (%s, index %d)", d.Interface, d.Type, d.Index)}

@@ -171,7 +171,7 @@ func (b *builder) addNIC(n *tapmgr.Sighting) {
 	for _, a := range n.Usual() {
 		e.Addresses = append(e.Addresses, a.String())
 	}
-	if n.Type != nic.TypeSocket && n.Type != nic.TypeVhostUser {
+	if !n.IsSocket() {
 		b.taken[n.Interface] = true
 	}
 	kind, name := "device", n.Source

@@ -22,7 +22,8 @@ type NIC struct {
 	VM        string `json:"vm"` // empty for a host access, which belongs to no guest
 	ID        string `json:"nic"`
 	Interface string `json:"interface"` // for a socket, the name of the switch's port
-	// "tap", "ovs", "routed", "macvtap", "ipvtap", "socket"; of a host access: "macvlan"
+	// "tap", "ovs", "routed", "macvtap", "ipvtap", "socket", "vhost-user"; of a host access:
+	// "macvlan"
 	Type   string `json:"type"`
 	Source string `json:"source"`           // the bridge or switch that it belongs on, its uplink or parent device
 	Switch bool   `json:"switch,omitempty"` // Source is a userspace switch
@@ -156,6 +157,9 @@ var (
 	// ErrInUse is returned if a running process still holds the device.
 	ErrInUse = errors.New("in use")
 )
+
+// IsSocket reports whether the NIC has no interface on the host; see [Record.IsSocket].
+func (n NIC) IsSocket() bool { return isSocket(n.Type) }
 
 // SecurityText returns the NIC's port security for a person; empty for none.
 func (n NIC) SecurityText() string {

@@ -393,4 +393,6 @@ func (r Record) OVSIfaceID() string {
 
 // IsSocket reports whether the NIC has no interface on the host: a socket connects QEMU with a
 // userspace switch.
-func (r Record) IsSocket() bool { return r.Type == TypeSocket || r.Type == TypeVhostUser }
+func (r Record) IsSocket() bool { return isSocket(r.Type) }
+
+func isSocket(kind string) bool { return kind == TypeSocket || kind == TypeVhostUser }
