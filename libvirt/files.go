@@ -18,21 +18,12 @@ type descriptors []int
 // duplicate makes copies that stay open when the caller closes its files.
 func duplicate(files []*os.File) (fds descriptors, err error) {
 	for _, f := range files {
-		raw, err := f.SyscallConn()
-		if err == nil {
-			var dupErr error
-			err = raw.Control(func(of uintptr) {
-				var fd int
-				if fd, dupErr = unix.FcntlInt(of, unix.F_DUPFD_CLOEXEC, 3); dupErr == nil {
-					fds = append(fds, fd)
-				}
-			})
-			err = errors.Join(err, dupErr)
-		}
+		fd, err := fdpass.DuplicateFD(f)
 		if err != nil {
 			fds.close()
 			return nil, fmt.Errorf("copy the file to pass: %w", err)
 		}
+		fds = append(fds, fd)
 	}
 	return fds, nil
 }

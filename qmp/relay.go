@@ -9,7 +9,7 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"vmnet/internal/kernel/fdpass"
 )
 
 // Relay is another way to a QEMU's monitor than its own socket: through the process that holds the
@@ -232,20 +232,10 @@ func (o *order) close() {
 }
 
 // duplicate returns a copy of f, so the caller may close f earlier.
-func duplicate(f *os.File) (dup *os.File, err error) {
-	raw, err := f.SyscallConn()
+func duplicate(f *os.File) (*os.File, error) {
+	fd, err := fdpass.DuplicateFD(f)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errFile, err)
 	}
-	var dupErr error
-	err = raw.Control(func(fd uintptr) {
-		var n int
-		if n, dupErr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 3); dupErr == nil {
-			dup = os.NewFile(uintptr(n), f.Name())
-		}
-	})
-	if err = errors.Join(err, dupErr); err != nil {
-		return nil, fmt.Errorf("%w: %w", errFile, err)
-	}
-	return dup, nil
+	return os.NewFile(uintptr(fd), f.Name()), nil
 }

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/vswitch/offload"
+	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/rtnl"
 )
 
@@ -115,16 +116,9 @@ func duplicate(f *os.File, check func(fd int) error) (file, error) {
 
 // duplicateAs is duplicate with the function as to make the file, which takes ownership of the fd.
 func duplicateAs(f *os.File, check func(fd int) error, as func(fd int, name string) (file, error)) (file, error) {
-	conn, err := f.SyscallConn()
+	fd, err := fdpass.DuplicateFD(f)
 	if err != nil {
-		return file{}, err
-	}
-	fd, dupErr := -1, error(nil)
-	if err := conn.Control(func(old uintptr) { fd, dupErr = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 3) }); err != nil {
-		return file{}, err
-	}
-	if dupErr != nil {
-		return file{}, fmt.Errorf("copy the fd: %w", dupErr)
+		return file{}, fmt.Errorf("copy the fd: %w", err)
 	}
 	if err := check(fd); err != nil {
 		return file{}, errors.Join(err, unix.Close(fd))

@@ -11,6 +11,7 @@ import (
 
 	"vmnet/internal/endpoint"
 	"vmnet/internal/inventory"
+	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/switches"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
@@ -29,16 +30,8 @@ type sharedGuest struct {
 // super-frame takes up to 18 of the descriptors.
 const sharedRing = "1024"
 
-func (s *sharedGuest) plan(_ context.Context, r *nic.Record) (_ Interface, err error) {
-	if err := s.spec.CheckVhostUser(); err != nil {
-		return Interface{}, step.WithStage(nic.ErrInvalid, err)
-	}
-	s.name, _ = nic.InterfaceName(s.spec.VM, s.spec.NIC)
-	r.Type, r.Owner = nic.TypeVhostUser, 0
-	if r.Netns, err = s.m.NS.Inode(); err != nil {
-		return Interface{}, err
-	}
-	return Interface{Name: s.name, MaxMTU: switchMTU(s.spec)}, planSwitch(s.spec, r)
+func (s *sharedGuest) plan(_ context.Context, r *nic.Record) (Interface, error) {
+	return s.planPort(r, nic.TypeVhostUser, s.spec.CheckVhostUser())
 }
 
 // ShareWith decides where QEMU, which is process pid of that user, listens for the switch. It
@@ -98,8 +91,12 @@ func (s *sharedGuest) steps(w making) []step.Step {
 		if err != nil {
 			return nil, err
 		}
-		s.near, err = endpoint.Duplicate(f)
-		return []*os.File{f}, err
+		fd, err := fdpass.DuplicateFD(f)
+		if err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+		s.near = os.NewFile(uintptr(fd), f.Name())
+		return []*os.File{f}, nil
 	}))
 }
 
@@ -114,9 +111,12 @@ func (h *NIC) StandIn(context.Context) (end func()) {
 	return endpoint.StandIn(h.Device.Socket, h.Device.Queues)
 }
 
-// frontendFiles returns the files of a switch's port for a guest that shares its memory, and whose
-// QEMU, process pid, waits for a switch.
-func frontendFiles(ctx context.Context, dev *inventory.Device, pid int) ([]*os.File, error) {
+// portFiles returns the files of the port that a switch has lost of a NIC: a packet socket of its
+// tap, or a connection to QEMU, process pid, which waits for a switch to share memory with.
+func (m *Maker) portFiles(ctx context.Context, dev *inventory.Device, pid int) ([]*os.File, error) {
+	if dev.Want.Type != nic.TypeVhostUser {
+		return m.packetFiles(ctx, dev.Name)
+	}
 	if err := mayShare(dev.Want.Source, dev.UID); err != nil {
 		return nil, err
 	}

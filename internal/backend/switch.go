@@ -44,12 +44,17 @@ type lifeline struct {
 
 func (l *lifeline) close() error { return errors.Join(closeFile(&l.read), closeFile(&l.write)) }
 
-func (s *switchSocket) plan(_ context.Context, r *nic.Record) (_ Interface, err error) {
-	if err := s.spec.CheckSocket(); err != nil {
-		return Interface{}, step.WithStage(nic.ErrInvalid, err)
+func (s *switchSocket) plan(_ context.Context, r *nic.Record) (Interface, error) {
+	return s.planPort(r, nic.TypeSocket, s.spec.CheckSocket())
+}
+
+// planPort plans a NIC of that type, which has no interface. invalid is why it cannot be of it.
+func (s *switchSocket) planPort(r *nic.Record, kind string, invalid error) (_ Interface, err error) {
+	if invalid != nil {
+		return Interface{}, step.WithStage(nic.ErrInvalid, invalid)
 	}
 	s.name, _ = nic.InterfaceName(s.spec.VM, s.spec.NIC)
-	r.Type, r.Owner = nic.TypeSocket, 0 // it takes no privilege, so no helper makes it
+	r.Type, r.Owner = kind, 0 // it takes no privilege, so no helper makes it
 	if r.Netns, err = s.m.NS.Inode(); err != nil {
 		return Interface{}, err
 	}
@@ -300,13 +305,7 @@ func removePort(ctx context.Context, sw, port string) error {
 // ReconnectSwitch makes a NIC a port of its switch again, for as long as the guest lives that holds
 // it.
 func (m *Maker) ReconnectSwitch(ctx context.Context, dev *inventory.Device, pid int) error {
-	var files []*os.File
-	var err error
-	if dev.Want.Type == nic.TypeVhostUser {
-		files, err = frontendFiles(ctx, dev, pid)
-	} else {
-		files, err = m.packetFiles(ctx, dev.Name)
-	}
+	files, err := m.portFiles(ctx, dev, pid)
 	if err != nil {
 		return err
 	}

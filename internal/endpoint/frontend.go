@@ -30,11 +30,7 @@ func FrontendDir(uid int, runtime string) string {
 	if os.Geteuid() == 0 {
 		return filepath.Join(rundir.System, fmt.Sprintf("vhost-user-%d", uid))
 	}
-	dirs := rundir.Of(uid, runtime)
-	if own := rundir.Own(dirs, uid); len(own) > 0 {
-		dirs = own
-	}
-	return filepath.Join(dirs[0], "vhost-user")
+	return filepath.Join(rundir.OwnOrBest(rundir.Of(uid, runtime), uid)[0], "vhost-user")
 }
 
 // MakeFrontendDir makes a FrontendDir of a user unless it is there, and removes the sockets of
@@ -179,15 +175,6 @@ func StandIn(path string, pairs int) (end func()) {
 		_ = d.Close()
 		serving.Wait()
 	}
-}
-
-// Duplicate returns another file of a connection. The caller closes it.
-func Duplicate(f *os.File) (*os.File, error) {
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("duplicate %s: %w", f.Name(), err)
-	}
-	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
 // HangUp ends a connection for all processes that have it.

@@ -47,6 +47,14 @@ func Own(dirs []string, uid int) []string {
 	return slices.DeleteFunc(slices.Clone(dirs), func(dir string) bool { return OwnedAlone(dir, uid) != nil })
 }
 
+// OwnOrBest returns the directories that Own keeps, or the best one, which may not exist yet.
+func OwnOrBest(dirs []string, uid int) []string {
+	if own := Own(dirs, uid); len(own) > 0 {
+		return own
+	}
+	return dirs[:1]
+}
+
 // Make makes the first of the directories that can be made, or takes one that belongs to the user
 // alone. Root's may be traversed by others, to directories in it that are theirs. An error names
 // each directory and the cure.

@@ -26,11 +26,7 @@ const maxPath = 107
 // has made or can write to.
 func switchDirs() []string {
 	uid := os.Geteuid()
-	own := rundir.Of(uid, os.Getenv("XDG_RUNTIME_DIR"))
-	dirs := rundir.Own(own, uid)
-	if len(dirs) == 0 {
-		dirs = own[:1]
-	}
+	dirs := rundir.OwnOrBest(rundir.Of(uid, os.Getenv("XDG_RUNTIME_DIR")), uid)
 	for i, dir := range dirs {
 		dirs[i] = filepath.Join(dir, "switch")
 	}

@@ -42,6 +42,16 @@ func withFDs(files []*os.File, fds []int, do func(fds []int) error) error {
 	return inner
 }
 
+// DuplicateFD returns a copy of a file's fd, which the caller owns. Unlike File.Fd, it does not
+// make the file blocking. The copy is at least 3, above the standard files.
+func DuplicateFD(f *os.File) (fd int, err error) {
+	err = withFDs([]*os.File{f}, nil, func(fds []int) (err error) {
+		fd, err = unix.FcntlInt(uintptr(fds[0]), unix.F_DUPFD_CLOEXEC, 3)
+		return err
+	})
+	return fd, err
+}
+
 // ReceiveOver is Receive over a connection of package net, whose deadlines apply, for at most that
 // many files. The payload is a part of b.
 func ReceiveOver(c *net.UnixConn, b []byte, maxFiles int) (payload []byte, files []*os.File, err error) {

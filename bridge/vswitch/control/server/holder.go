@@ -14,6 +14,7 @@ import (
 
 	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/kernel/fdpass"
 )
 
 // A holder is the process on which a port's life depends, and with a lifeline also the processes
@@ -64,13 +65,8 @@ func copyLifeline(f *os.File, inode uint64) (*waited, error) {
 }
 
 func copyWaited(f *os.File, name string) (*waited, error) {
-	conn, err := f.SyscallConn()
+	fd, err := fdpass.DuplicateFD(f)
 	if err != nil {
-		return nil, err
-	}
-	fd, dupErr := -1, error(nil)
-	err = conn.Control(func(old uintptr) { fd, dupErr = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 3) })
-	if err = errors.Join(err, dupErr); err != nil {
 		return nil, err
 	}
 	if err := unix.SetNonblock(fd, true); err != nil {
