@@ -45,7 +45,7 @@ programs:
 # The man pages, dated by the last commit.
 man:
 	rm -rf '$(BIN)/man'
-	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null)} GOARCH= $(GO) run -tags mangen ./cmd/vmnet docs/man '$(BIN)/man'
+	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null)} GOARCH= $(GO) run -trimpath -tags mangen ./cmd/vmnet docs/man '$(BIN)/man'
 
 # Needs clang and llvm-strip, which nothing else does, and the kernel's headers. The objects are
 # committed; clang 14 makes the same ones again.

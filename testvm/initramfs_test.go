@@ -193,6 +193,13 @@ func TestKernelThatIsMissing(t *testing.T) {
 	if err != nil || got != want {
 		t.Errorf("got %+v, %v, want %+v", got, err, want)
 	}
+	want.Image = dir + "/boot/vmlinux-6.1"
+	if err := os.WriteFile(want.Image, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := FindKernelIn(dir); err != nil || got != want {
+		t.Errorf("unpacked: got %+v, %v, want %+v", got, err, want)
+	}
 }
 
 func TestInitMustBeStatic(t *testing.T) {

@@ -32,7 +32,8 @@ func CacheDir() (string, error) {
 type Kernel struct {
 	// Release is what uname -r prints.
 	Release string
-	// Image is the path of the bootable kernel.
+	// Image is the path of the bootable kernel: the unpacked one, vmlinux, which QEMU enters by PVH,
+	// where setup.sh has made it, otherwise vmlinuz.
 	Image string
 	// Modules is the directory with the release's modules.
 	Modules string
@@ -69,6 +70,10 @@ func FindKernelIn(dir string) (Kernel, error) {
 	image := images[len(images)-1]
 	release := strings.TrimPrefix(filepath.Base(image), "vmlinuz-")
 	k := Kernel{Release: release, Image: image, Modules: filepath.Join(dir, "lib", "modules", release)}
+	expanded := filepath.Join(dir, "boot", "vmlinux-"+release)
+	if info, err := os.Stat(expanded); err == nil && info.Mode().IsRegular() {
+		k.Image = expanded
+	}
 	if _, err := os.Stat(k.Modules); err != nil {
 		return Kernel{}, fmt.Errorf("find the guest kernel's modules: %w (remove %s, then %s)", err, dir, setupCure)
 	}

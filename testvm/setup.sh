@@ -19,7 +19,8 @@ PATH=$PATH:/usr/sbin:/sbin
 umask 022
 
 # The QEMUs besides x86 are for tests of their machines. gcc is for the race detector, groff for the
-# man pages, libcap2-bin has setcap. Of libvirt, these packages start no daemon.
+# man pages, libcap2-bin has setcap, lz4 and xz unpack kernels. Of libvirt, these packages start no
+# daemon.
 # nftables and dnsmasq-base are what networks are made of: nft and dnsmasq, without a service.
 # iptables, ufw and firewalld (with Python, 30 MB) are the firewalls that networks are integrated
 # with: ufw is off unless it is enabled, and for firewalld see without_services.
@@ -28,7 +29,7 @@ umask 022
 # tests run by themselves. So is frr, which tells the hosts of a VXLAN segment where guests are.
 # netplan.io and ifupdown read what a network writes for the next boot; Debian's systemd has
 # systemd-networkd.
-packages='qemu-system-x86 qemu-system-arm qemu-system-misc qemu-system-ppc busybox-static iproute2 gcc libc6-dev groff-base libcap2-bin procps libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients nftables dnsmasq-base iptables ufw firewalld dbus-daemon passt openvswitch-switch ovn-central ovn-host frr netplan.io ifupdown'
+packages='qemu-system-x86 qemu-system-arm qemu-system-misc qemu-system-ppc busybox-static lz4 xz-utils iproute2 gcc libc6-dev groff-base libcap2-bin procps libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients nftables dnsmasq-base iptables ufw firewalld dbus-daemon passt openvswitch-switch ovn-central ovn-host frr netplan.io ifupdown'
 # What these packages would start.
 services='firewalld frr openvswitch-switch ovs-record-hostname ovn-central ovn-host'
 kernels=cloud
@@ -152,6 +153,31 @@ index_modules() {
     done
 }
 
+# expand_image unpacks the kernel image $1 to $2. Debian 12 packs its kernels by lz4 or xz; others stay
+# as they are. Linux's Documentation/arch/x86/boot.rst has what is read of the header: setup_sects at
+# 0x1f1, payload_offset and payload_length at 0x248. The payload's last four bytes are its size.
+expand_image() {
+    packed=$1 expanded=$2
+    # shellcheck disable=SC2046 # numbers, here and below
+    set -- $(od -An -tu1 -j 497 -N 1 "$packed") $(od -An -tu4 -j 584 -N 8 "$packed")
+    begin=$((($1 + 1) * 512 + $2))
+    case $(od -An -tx1 -j $begin -N 4 "$packed") in
+    ' 02 21 4c 18') unpack=lz4 ;;
+    ' fd 37 7a 58') unpack=xz ;;
+    *) return ;;
+    esac
+    tail -c +$((begin + 1)) "$packed" | head -c $(($3 - 4)) | $unpack -dcq >"$expanded.$$" && mv "$expanded.$$" "$expanded" || rm -f "$expanded.$$"
+}
+
+# expand_images unpacks the images in $1/boot, so that guests need not: an emulated processor takes
+# up to a second for it.
+expand_images() {
+    for image in "$1"/boot/vmlinuz-*; do
+        expanded=$1/boot/vmlinux-${image##*/vmlinuz-}
+        [ ! -s "$image" ] || [ -e "$expanded" ] || [ ! -w "$1/boot" ] || expand_image "$image" "$expanded"
+    done
+}
+
 # unpacked reports whether there is a kernel of kind $1: in the cache directory, in that of the
 # system, or where root's kernels were once.
 unpacked() {
@@ -171,6 +197,7 @@ unpack_kernel() {
     (cd "$tmp" && download "$2" "$3" && dpkg-deb -x ./*.deb tree) || die "unpack $2: see above"
     chmod 755 "$tmp/tree"
     index_modules "$tmp/tree"
+    expand_images "$tmp/tree"
     # Where another run was faster, its directory serves as well.
     mv -T "$tmp/tree" "$cache/$1-kernel" 2>/dev/null || [ -d "$cache/$1-kernel" ] || die "make $cache/$1-kernel"
     rm -rf "$tmp"
@@ -184,4 +211,5 @@ for kernel in $kernels; do
     full) unpack_kernel full linux-image-amd64 "lab hosts" ;;
     *) die "unknown kernel $kernel (known: cloud, full)" ;;
     esac
+    expand_images "$cache/$kernel-kernel" # of an earlier setup
 done

@@ -1,6 +1,7 @@
 package testvm
 
 import (
+	"encoding/binary"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -99,5 +100,49 @@ func TestSetupCutShort(t *testing.T) {
 	}
 	if got := m.kernels(); len(got) > 0 {
 		t.Errorf("it leaves %q", got)
+	}
+}
+
+// TestSetupExpandsKernels: whatever packed the kernel, setup unpacks it, also one of an earlier
+// setup. One that it cannot unpack stays alone.
+func TestSetupExpandsKernels(t *testing.T) {
+	const kernel = "\x7fELF and so on"
+	for pack, want := range map[string][]string{
+		"lz4 -lc": {"vmlinux-6.1.0-1", "vmlinuz-6.1.0-1"}, "xz -c": {"vmlinux-6.1.0-1", "vmlinuz-6.1.0-1"},
+		"gzip -c": {"vmlinuz-6.1.0-1"}, "echo broken; false": {"vmlinuz-6.1.0-1"},
+	} {
+		cmd := exec.CommandContext(t.Context(), "sh", "-c", pack)
+		cmd.Stdin = strings.NewReader(kernel)
+		packed, err := cmd.Output()
+		if err != nil {
+			packed = []byte("\xfd7zXZ\x00 is all")
+		}
+		// Two sectors of setup, and the payload 3 bytes after them.
+		image := make([]byte, 3*512+3, 4096)
+		image[0x1f1] = 2
+		binary.LittleEndian.PutUint32(image[0x248:], 3)
+		binary.LittleEndian.PutUint32(image[0x24c:], uint32(len(packed)+4))
+		image = append(append(append(image, packed...), byte(len(kernel)), 0, 0, 0), "what follows"...)
+		m := newMachine(t, "1000")
+		if out, err := m.setup(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		boot := filepath.Join(m.cache, "cloud-kernel", "boot")
+		if err := os.WriteFile(filepath.Join(boot, "vmlinuz-6.1.0-1"), image, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		out, err := m.setup()
+		entries, _ := os.ReadDir(boot)
+		var names []string
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		if err != nil || !slices.Equal(names, want) {
+			t.Errorf("%s: %v, %q, want %q\n%s", pack, err, names, want, out)
+		}
+		expanded, _ := os.ReadFile(filepath.Join(boot, "vmlinux-6.1.0-1"))
+		if len(want) == 2 && string(expanded) != kernel {
+			t.Errorf("%s: unpacked to %q", pack, expanded)
+		}
 	}
 }

@@ -88,7 +88,7 @@ func TestForeignModule(t *testing.T) {
 	} {
 		cmd := exec.Command(c.args[0], c.args[1:]...)
 		cmd.Dir = dir
-		cmd.Env = append(os.Environ(), "GOPROXY=off", "GOFLAGS=", "GOWORK=off", "CGO_ENABLED=0")
+		cmd.Env = append(os.Environ(), "GOPROXY=off", "GOFLAGS=-trimpath", "GOWORK=off", "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil || string(out) != c.want {
 			t.Fatalf("%q: %v: %s, want %q", c.args, err, out, c.want)
 		}

@@ -32,7 +32,7 @@ sources() {
 # whom it was made.
 pack() {
 	tar --sort=name --format=ustar --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner --mode='u+rw,go=rX,a-s' \
-		--directory "$work" --create "$2" | gzip -9 -n >"$1"
+		--directory "$work" --create "$2" | gzip -n >"$1"
 }
 
 # notes prints the section of a version, or what is not released yet.
