@@ -76,12 +76,12 @@ func threads(h *host) (names []string) {
 func (h *host) tcpBothWays(g *guest) {
 	h.Helper()
 	ctx := h.context(20 * time.Second)
-	if res, err := g.Guest.TCPSend(ctx, h.tcpSink(), 1<<20); err != nil {
+	if res, err := g.Guest.TCPSend(ctx, h.tcpSink(), 128<<10); err != nil {
 		h.Errorf("guest to host: %+v, %v", res, err)
 	}
 	served, err := g.Guest.TCPServe(ctx, guestAddr+":0")
 	if err == nil {
-		err = h.tcpSend(ctx, served, 1<<20)
+		err = h.tcpSend(ctx, served, 128<<10)
 	}
 	if err != nil {
 		h.Errorf("host to guest: %v", err)

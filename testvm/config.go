@@ -57,9 +57,9 @@ type Config struct {
 	// NoWait makes Start return once QEMU runs, while the guest is still booting; see
 	// agent.Guest.WaitReady.
 	NoWait bool
-	// Cold makes the guest boot. Otherwise a guest without NICs and ExtraArgs that Start waits for
-	// begins in the state of one like it that has booted before, where that is known: the cache
-	// directory has such states.
+	// Cold makes the guest boot. Otherwise a guest without ExtraArgs that Start waits for begins in
+	// the state of one like it that has booted before, where that is known, and finds its NICs then:
+	// the cache directory has such states.
 	Cold bool
 	// BootTimeout bounds the wait for the guest; 0 means 60 s, or 9 minutes in a lab host.
 	BootTimeout time.Duration
@@ -81,10 +81,11 @@ type Config struct {
 	Init string
 	// QEMU is the program to run; empty means qemu-system-x86_64.
 	QEMU string
+	// Emulator is the QEMU that the program QEMU executes with its own arguments and perhaps more
+	// NICs; then the guest need not boot (see Cold). Empty means that it is unknown, if QEMU is given.
+	Emulator string
 	// Logf logs the command line and the boot time; nil means no log.
 	Logf func(format string, args ...any)
-
-	program string // the QEMU that the program QEMU executes with its own arguments; empty if unknown
 }
 
 // NIC is a network device that the guest boots with.
@@ -116,7 +117,7 @@ func (c Config) withDefaults() Config {
 	c.Icount = c.Icount || guest.Inside()
 	c.BootTimeout = cmp.Or(c.BootTimeout, bootTimeout())
 	if c.QEMU == "" {
-		c.QEMU, c.program = "qemu-system-x86_64", "qemu-system-x86_64"
+		c.QEMU, c.Emulator = "qemu-system-x86_64", "qemu-system-x86_64"
 	}
 	c.NoWait = c.NoWait || c.Paused
 	if c.Logf == nil {

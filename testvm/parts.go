@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"os"
 	"path/filepath"
+	"time"
 )
 
 // Parts are the files from which a guest boots.
@@ -18,12 +19,19 @@ type Parts struct {
 // CopyKernel copies the kernel to dir, where another user, such as the one that libvirt runs guests
 // as, may be able to read it.
 func (p *Parts) CopyKernel(dir string) error {
+	info, err := os.Stat(p.Kernel)
+	if err != nil {
+		return err
+	}
 	image, err := os.ReadFile(p.Kernel)
 	if err != nil {
 		return err
 	}
 	p.Kernel = filepath.Join(dir, "vmlinuz")
-	return os.WriteFile(p.Kernel, image, 0o644)
+	if err := os.WriteFile(p.Kernel, image, 0o644); err != nil {
+		return err
+	}
+	return os.Chtimes(p.Kernel, time.Time{}, info.ModTime())
 }
 
 // MakeParts makes a guest's initramfs in dir, for a caller that starts QEMU without Start. That

@@ -78,6 +78,6 @@ exec setpriv %[2]s -- %[3]s "$@"
 	if err := os.WriteFile(starter, []byte(script), 0o755); err != nil {
 		tb.Fatal(err)
 	}
-	c.Kernel, c.QEMU, c.program = kernel, starter, program
+	c.Kernel, c.QEMU, c.Emulator = kernel, starter, program
 	return c
 }

@@ -27,25 +27,26 @@ const warmDir = "booted"
 // warmKept is how many states stay in the cache directory. Each has about 90 MiB.
 const warmKept = 16
 
-// canBeWarm reports whether nothing but what warmKey knows determines the guest's state.
+// canBeWarm reports whether nothing but what warmKey knows determines the guest's state. NICs do not:
+// to QEMU a device that a state does not know has just been reset, and to the guest it is new.
 func (c Config) canBeWarm() bool {
-	return !c.Cold && !c.NoWait && !c.Terminal && c.Root == "" && c.program != "" && c.Accel == "tcg" &&
-		len(c.NICs) == 0 && len(c.ExtraArgs) == 0
+	return !c.Cold && !c.NoWait && !c.Terminal && c.Root == "" && c.Emulator != "" && c.Accel == "tcg" &&
+		len(c.ExtraArgs) == 0
 }
 
 // warmKey names the state of a guest that boots from parts.
 func (c Config) warmKey(parts Parts) (string, error) {
-	program, err := exec.LookPath(c.program)
+	program, err := exec.LookPath(c.Emulator)
 	if err != nil {
 		return "", err
 	}
 	h := sha256.New()
-	for _, path := range []string{program, parts.Kernel} {
+	for _, path := range []string{program, parts.Kernel} { // Parts.CopyKernel keeps the time
 		info, err := os.Stat(path)
 		if err != nil {
 			return "", err
 		}
-		fmt.Fprintf(h, "%q %d %d\n", path, info.Size(), info.ModTime().UnixNano())
+		fmt.Fprintf(h, "%d %d\n", info.Size(), info.ModTime().UnixNano())
 	}
 	fmt.Fprintf(h, "%x %v %v %v %v %q %q\n", parts.sum, c.SparePorts, c.MemoryMiB, c.CPUs, c.Icount, c.Machine,
 		kernelArgs(c.twin()))
@@ -57,7 +58,7 @@ func (c Config) warmKey(parts Parts) (string, error) {
 func (c Config) twin() Config {
 	return Config{
 		Name: "booted", Machine: c.Machine, SparePorts: c.SparePorts, MemoryMiB: c.MemoryMiB, CPUs: c.CPUs,
-		KernelArgs: c.KernelArgs, Modules: c.Modules, Kernel: c.Kernel, Init: c.Init, QEMU: c.program,
+		KernelArgs: c.KernelArgs, Modules: c.Modules, Kernel: c.Kernel, Init: c.Init, QEMU: c.Emulator, Emulator: c.Emulator,
 		Accel: c.Accel, Icount: c.Icount, BootTimeout: c.BootTimeout, Logf: c.Logf, Cold: true,
 		ExtraArgs: []string{"-global", "migration.store-global-state=off"},
 	}.withDefaults()
@@ -176,7 +177,8 @@ func (vm *VM) resume(ctx context.Context) error {
 	if vm.state == nil {
 		return nil
 	}
-	r := agent.Resume{Now: time.Now()}
+	c := vm.config
+	r := agent.Resume{Now: time.Now(), Rescan: len(c.NICs) > 0 || c.QEMU != c.Emulator}
 	if plainID.MatchString(vm.config.Name) {
 		r.Hostname = vm.config.Name
 	}

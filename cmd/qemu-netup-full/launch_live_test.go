@@ -50,6 +50,9 @@ func (h *host) boot(c testvm.Config, edit string, options ...string) *guest {
 	c.Kernel = h.kernel()
 	c.Netns = h.ns.Path()
 	c.QEMU = h.starter(c.Name, edit, options)
+	if edit == ":" {
+		c.Emulator = qemuProgram
+	}
 	return &guest{testvm.StartT(h, c), c.Name}
 }
 
@@ -60,10 +63,12 @@ func (h *host) kernel() testvm.Kernel {
 	if err != nil {
 		h.Fatal(err)
 	}
-	image := kernel.Image
+	parts := testvm.Parts{Kernel: kernel.Image}
 	kernel.Image = h.path("vmlinuz")
 	if _, err := os.Stat(kernel.Image); err != nil {
-		h.copy(kernel.Image, image, 0o644)
+		if err := parts.CopyKernel(h.path(".")); err != nil {
+			h.Fatal(err)
+		}
 	}
 	return kernel
 }
@@ -111,7 +116,7 @@ func TestLiveGuests(t *testing.T) {
 		plugs  bool // NICs come and go while it runs
 	}{
 		{"pc", ":", testvm.Config{}, 4, true},
-		{"q35", ":", testvm.Config{Machine: "q35", QMP: "none"}, 4, true},
+		{"q35", ":", testvm.Config{Machine: "q35", QMP: "none", Cold: true}, 4, true},
 		{"microvm", toMicroVM, testvm.Config{Modules: []string{"virtio_mmio"}, KernelArgs: steadyClock}, 4, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -31,7 +31,8 @@ type Info struct {
 type Resume struct {
 	Hostname string    `json:"hostname,omitempty"`
 	Now      time.Time `json:"now"`
-	Seed     []byte    `json:"seed"` // of its random numbers
+	Seed     []byte    `json:"seed"`             // of its random numbers
+	Rescan   bool      `json:"rescan,omitempty"` // it may have more devices
 }
 
 // Command is a program to run in the guest.

@@ -44,7 +44,7 @@ func (g *Guest) WaitReady(ctx context.Context) (Info, error) {
 }
 
 // Resume makes a guest that begins in the state of another one differ from it: in its name, its
-// random numbers, and the time.
+// random numbers, the time, and its devices.
 func (g *Guest) Resume(ctx context.Context, r Resume) error {
 	r.Seed = make([]byte, 32)
 	_, _ = rand.Read(r.Seed)

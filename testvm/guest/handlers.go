@@ -59,7 +59,11 @@ func hello() (agent.Info, error) {
 
 func resume(r agent.Resume) error {
 	now := unix.NsecToTimeval(r.Now.UnixNano())
-	return errors.Join(unix.Sethostname([]byte(r.Hostname)), unix.Settimeofday(&now), reseed(r.Seed))
+	err := errors.Join(unix.Sethostname([]byte(r.Hostname)), unix.Settimeofday(&now), reseed(r.Seed))
+	if r.Rescan { // their drivers have probed them when this write returns
+		err = errors.Join(err, os.WriteFile("/sys/bus/pci/rescan", []byte("1"), 0))
+	}
+	return err
 }
 
 // reseedRNG is RNDRESEEDCRNG in include/uapi/linux/random.h.

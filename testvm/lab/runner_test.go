@@ -59,8 +59,18 @@ func TestLabHost(t *testing.T) {
 	programs := compileAll(ctx, t, packages)
 	var running sync.WaitGroup
 	for range min(hosts, len(packages)) {
-		h := lab.StartT(t, lab.Config{CPUs: 1})
 		running.Go(func() {
+			h, err := lab.Start(ctx, lab.Config{CPUs: 1, Logf: t.Logf})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer func() {
+				if t.Failed() {
+					t.Logf("the lab host's console:\n%s", h.Console())
+				}
+				h.Stop()
+			}()
 			for p := range programs {
 				t.Run(p.Path, func(t *testing.T) { runPackage(ctx, t, h, p) })
 			}
