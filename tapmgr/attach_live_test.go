@@ -23,6 +23,7 @@ import (
 func TestLiveNICOfABootedGuest(t *testing.T) {
 	for _, c := range []testvm.Config{{Machine: "pc", CPUs: 2}, {Machine: "q35", SparePorts: 2, CPUs: 2}} {
 		t.Run(c.Machine, func(t *testing.T) {
+			t.Parallel()
 			h := newHost(t)
 			g := h.booted(c)
 			spec := g.spec("net0")
@@ -108,6 +109,7 @@ func (h *host) refusesAnother(spec nic.Spec) {
 }
 
 func TestLiveTrafficCrossesWithOffloads(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	g := h.booted(testvm.Config{})
 	h.reach(g, h.attach(g.spec("net0")), guestAddr)

@@ -15,6 +15,7 @@ import (
 // TestLiveDeviceDeleted: NICs whose devices were deleted under their guest are still listed, with
 // the cure, and can be detached and replaced.
 func TestLiveDeviceDeleted(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	h.wire()
 	g := h.booted(testvm.Config{Machine: "q35", SparePorts: 4})

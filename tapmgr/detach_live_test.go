@@ -27,6 +27,7 @@ func (h *host) tryDetach(g *guest, timeout time.Duration, force bool) (tapmgr.De
 }
 
 func TestLiveGuestThatIgnoresTheUnplug(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	// Without ACPI nothing in the guest hears of it. The machine has hot-pluggable
 	// slots all the same, but the guest sees a new NIC only when it looks.
@@ -70,6 +71,7 @@ func TestLiveGuestThatIgnoresTheUnplug(t *testing.T) {
 }
 
 func TestLiveDetachWhileTheGuestBoots(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	g := h.booted(testvm.Config{NoWait: true})
 	nic := h.attach(g.spec("net0"))

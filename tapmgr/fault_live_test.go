@@ -99,6 +99,7 @@ func (h *host) faultAtEach(names []string, left func(), verb func() error) {
 // TestLiveFaultAtEveryStep fails each step before and after it was done, on a guest that
 // runs and uses another NIC meanwhile.
 func TestLiveFaultAtEveryStep(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	g := h.booted(testvm.Config{CPUs: 2})
 	h.reach(g, h.attach(g.spec("net0")), guestAddr)
@@ -181,6 +182,7 @@ func TestLiveSilentMonitor(t *testing.T) {
 }
 
 func TestLiveBridgeDeletedUnderThePort(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	g := h.empty()
 	h.at("verify", func(do func() error) error {

@@ -63,6 +63,7 @@ func (h *host) hostPings(addr string) error {
 }
 
 func TestLiveHostAccessLetsHostAndGuestsReachEachOther(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	h.wire()
 	h.ip("addr", "add", lowerAddr+"/24", "dev", "eth0")

@@ -65,6 +65,7 @@ func (h *host) launched(c testvm.Config, specs ...nic.Spec) (*guest, *backend.La
 }
 
 func TestLiveLaunchedNICsAreLikeAttachedOnes(t *testing.T) {
+	t.Parallel()
 	testvm.Require(t)
 	h := newHost(t)
 	h.wire()

@@ -91,6 +91,7 @@ func (h *host) free() {
 func TestLiveMacvtapOfABootedGuest(t *testing.T) {
 	for _, c := range []testvm.Config{{Machine: "pc", CPUs: 2}, {Machine: "q35", SparePorts: 2, CPUs: 2}} {
 		t.Run(c.Machine, func(t *testing.T) {
+			t.Parallel()
 			h := newHost(t)
 			h.wire()
 			g := h.booted(c)
@@ -248,6 +249,7 @@ func killedLate(t *testing.T, machine testvm.Config) {
 }
 
 func TestLiveGuestsFindEachOtherByIPv6OverMacvtap(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	h.wire()
 	a, b := h.booted(testvm.Config{}), h.booted(testvm.Config{Name: "P3"})
@@ -338,6 +340,7 @@ func (h *host) sendMulticast(n int) {
 // TestLiveMacvtapReachability goes through what each mode lets two guests, the lower, and
 // a peer outside say to each other, without and with a switch that reflects (VEPA).
 func TestLiveMacvtapReachability(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	h.wire()
 	h.ip("addr", "add", lowerAddr+"/24", "dev", "eth0")
@@ -399,6 +402,7 @@ func (h *host) reflective(on bool) {
 }
 
 func TestLivePassthruHasTheLowersAddress(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	h.wire()
 	g, other := h.booted(testvm.Config{}), h.empty()
@@ -440,6 +444,7 @@ func TestLivePassthruMayLeaveTheLowerUnpromiscuous(t *testing.T) {
 }
 
 func TestLiveSourceModeHearsOnlyItsSources(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	h.wire()
 	g := h.booted(testvm.Config{})

@@ -25,6 +25,7 @@ const cloned = "0x3d:ff5ee0c2760002000 0ab11a5d1c0ffee0fd00d"
 // they reach each other and the outside, and are reached by a forward; after a detach nothing of
 // them is known.
 func TestLiveNetwork(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	l := h.labNet()
 	ip4, ip6 := l.outside()
@@ -225,6 +226,7 @@ func TestLiveNetworkRefuses(t *testing.T) {
 // TestLiveNetworkFaultAtEveryStep: an attach that fails leaves nothing, and the server forgets the
 // guest; so does it if QEMU is killed.
 func TestLiveNetworkFaultAtEveryStep(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	l := h.labNet()
 	g := h.booted(testvm.Config{})

@@ -97,6 +97,7 @@ func TestLivePreparedRouted(t *testing.T) {
 // TestLiveMigrateRouted migrates a routed guest to another host of the LAN, from where a machine
 // pings it. It tells how long the guest did not answer.
 func TestLiveMigrateRouted(t *testing.T) {
+	t.Parallel()
 	a, b := newHost(t), newHost(t)
 	a.liveLAN()
 	b.far = a.far

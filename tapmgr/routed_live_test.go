@@ -361,6 +361,7 @@ func TestRoutedDrift(t *testing.T) {
 // TestLiveRoutedGuest: a real guest that is configured as attach says reaches the LAN, the host and
 // another guest, and is reached, with IPv4 and IPv6; an address that a machine has is refused.
 func TestLiveRoutedGuest(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	h.liveLAN()
 	g := h.booted(testvm.Config{})

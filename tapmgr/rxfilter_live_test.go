@@ -101,6 +101,7 @@ func (h *host) unheard(g *guest, nic nic.NIC) string {
 }
 
 func TestLiveMirrorLetsInWhatTheGuestAskedFor(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	h.wire()
 	h.farIP("addr", "add", "fd00:8::1/64", "dev", "switch0", "nodad")

@@ -103,6 +103,7 @@ func TestLiveSetToAnotherSwitch(t *testing.T) {
 // TestLiveSetMovesBetweenSwitches moves a guest that answers a ping each 10 ms to another switch of
 // its LAN, and back. It tells how many answers are missing.
 func TestLiveSetMovesBetweenSwitches(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	a, b := h.runSwitch(), h.runSwitch()
 	h.Switches = []string{a.path, b.path}

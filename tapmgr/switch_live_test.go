@@ -108,6 +108,7 @@ func talk(t testing.TB, ctx context.Context, g *guest, what, addr, tcp, udp stri
 // TestLiveSwitchGuestsTalk boots two guests and gives them NICs by sockets, by taps, and mixed, on
 // which they talk to each other, to a tap port, and out of a packet port.
 func TestLiveSwitchGuestsTalk(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	s := h.runSwitch()
 	s.uplink()

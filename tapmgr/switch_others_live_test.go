@@ -69,6 +69,7 @@ func (s *userSwitch) forwards(g *guest) {
 // TestLiveSwitchOfAnotherUsersGuestEnds: what that guest's label names nobody asks unless told to,
 // so only who names the switch gets the NIC replaced; detaching it takes no switch.
 func TestLiveSwitchOfAnotherUsersGuestEnds(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	s := h.runSwitch()
 	g := h.booted(testvm.Config{ExtraArgs: []string{"-runas", "daemon"}})

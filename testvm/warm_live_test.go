@@ -10,13 +10,14 @@ import (
 	"time"
 )
 
-// TestLiveWarmGuests: guests that begin in one state differ in all that must differ.
+// TestLiveWarmGuests: guests that begin in one state differ in all that must differ, and each has its
+// NICs.
 func TestLiveWarmGuests(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	uuids := map[string]bool{}
-	for _, name := range []string{"P2", "P3"} {
-		vm := StartT(t, Config{Name: name})
+	for name, nics := range map[string][]NIC{"P2": nil, "P3": {{Netdev: "user,restrict=on"}}} {
+		vm := StartT(t, Config{Name: name, NICs: nics})
 		if c := vm.config; c.Accel == "tcg" && !slices.Contains(vm.Argv, "-incoming") {
 			t.Errorf("guest %s has booted", name)
 		}
@@ -27,6 +28,10 @@ func TestLiveWarmGuests(t *testing.T) {
 			if out, err := vm.Guest.Exec(ctx, argv...); err != nil || strings.TrimSpace(out) != tt.want {
 				t.Errorf("guest %s: %s says %q, %v: want %s", name, tt.program, out, err, tt.want)
 			}
+		}
+		links, err := vm.Guest.Links(ctx)
+		if err != nil || len(links) != 1+len(nics) {
+			t.Errorf("guest %s has %+v, %v", name, links, err)
 		}
 		uuid, err := vm.Guest.Exec(ctx, "cat", "/proc/sys/kernel/random/uuid")
 		if err != nil || uuids[uuid] {

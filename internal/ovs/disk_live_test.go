@@ -68,7 +68,7 @@ func TestLiveFullDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
+	defer func() { c.Close() }()
 	b, err := c.Bridge(t.Context(), "br-int")
 	if err != nil {
 		t.Fatal(err)
@@ -81,6 +81,9 @@ func TestLiveFullDisk(t *testing.T) {
 		ids := ovsdb.Map{"fill": fmt.Sprintf("%d %s", i, strings.Repeat("x", 200))}
 		_, err = c.Transact(t.Context(), ovsdb.Update(schema, ovsdb.Row{"external_ids": ids}))
 	}
+	if !strings.Contains(err.Error(), "No space left on device") {
+		t.Fatal(err)
+	}
 	err = c.Add(t.Context(), b, cfg)
 	if err == nil || errors.Is(err, ErrTaken) || !strings.Contains(err.Error(), "No space left on device") ||
 		!strings.Contains(err.Error(), "df -h") {
@@ -91,6 +94,10 @@ func TestLiveFullDisk(t *testing.T) {
 	}
 	free()
 	nstest.Eventually(t, patience, "a port is added once there is room", func() bool {
+		c.Close() // an Add that has had no reply ends the connection
+		if c, err = Dial(t.Context(), o.Socket()); err != nil {
+			t.Fatal(err)
+		}
 		return c.Add(t.Context(), b, cfg) == nil
 	})
 	if err := c.Withdraw(t.Context(), cfg.Name, cfg.Owner); err != nil {
