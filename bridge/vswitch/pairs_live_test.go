@@ -177,7 +177,7 @@ func TestLivePairs(t *testing.T) {
 				continue
 			}
 			for _, addr := range []string{hosts[j].v4 + ":0", "[" + hosts[j].v6 + "]:0"} {
-				if err := tryTCP(t, hosts[i], hosts[j], addr, 200_000, 30*time.Second); err != nil {
+				if err := tryTCP(t, hosts[i], hosts[j], addr, 100_000, 30*time.Second); err != nil {
 					t.Errorf("%v to %v: %v", from, to, err)
 				}
 			}
