@@ -3,6 +3,8 @@ package testvm
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -16,9 +18,12 @@ type Parts struct {
 	sum [sha256.Size]byte // of the initramfs
 }
 
-// CopyKernel copies the kernel to dir, where another user, such as the one that libvirt runs guests
-// as, may be able to read it.
+// CopyKernel copies the kernel to dir if other users, such as the one that libvirt runs guests as,
+// may not read it where it is. The copy keeps the time of the original.
 func (p *Parts) CopyKernel(dir string) error {
+	if readableByAll(p.Kernel) {
+		return nil
+	}
 	info, err := os.Stat(p.Kernel)
 	if err != nil {
 		return err
@@ -27,11 +32,38 @@ func (p *Parts) CopyKernel(dir string) error {
 	if err != nil {
 		return err
 	}
-	p.Kernel = filepath.Join(dir, "vmlinuz")
-	if err := os.WriteFile(p.Kernel, image, 0o644); err != nil {
+	f, err := os.CreateTemp(dir, "kernel-*")
+	if err != nil {
 		return err
 	}
-	return os.Chtimes(p.Kernel, time.Time{}, info.ModTime())
+	_, err = f.Write(image)
+	path := filepath.Join(dir, filepath.Base(p.Kernel))
+	err = errors.Join(err, f.Chmod(0o644), f.Close(), os.Chtimes(f.Name(), time.Time{}, info.ModTime()),
+		os.Rename(f.Name(), path))
+	p.Kernel = path
+	return err
+}
+
+// readableByAll reports whether the mode of path, and those of its directories, let everybody read
+// it.
+func readableByAll(path string) bool {
+	path, err := filepath.EvalSymlinks(path)
+	if err == nil {
+		path, err = filepath.Abs(path)
+	}
+	if err != nil {
+		return false
+	}
+	for bit := fs.FileMode(0o004); ; bit = 0o001 {
+		info, err := os.Stat(path)
+		if err != nil || info.Mode()&bit == 0 {
+			return false
+		}
+		if path == "/" {
+			return true
+		}
+		path = filepath.Dir(path)
+	}
 }
 
 // MakeParts makes a guest's initramfs in dir, for a caller that starts QEMU without Start. That

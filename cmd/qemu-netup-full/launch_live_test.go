@@ -56,7 +56,7 @@ func (h *host) boot(c testvm.Config, edit string, options ...string) *guest {
 	return &guest{testvm.StartT(h, c), c.Name}
 }
 
-// kernel is the guests', with a copy of the image that nobody may read.
+// kernel is the guests', with an image that nobody may read.
 func (h *host) kernel() testvm.Kernel {
 	h.Helper()
 	kernel, err := testvm.FindKernel()
@@ -64,12 +64,10 @@ func (h *host) kernel() testvm.Kernel {
 		h.Fatal(err)
 	}
 	parts := testvm.Parts{Kernel: kernel.Image}
-	kernel.Image = h.path("vmlinuz")
-	if _, err := os.Stat(kernel.Image); err != nil {
-		if err := parts.CopyKernel(h.path(".")); err != nil {
-			h.Fatal(err)
-		}
+	if err := parts.CopyKernel(h.path(".")); err != nil {
+		h.Fatal(err)
 	}
+	kernel.Image = parts.Kernel
 	return kernel
 }
 
@@ -236,7 +234,7 @@ func (h *host) fds(g *guest, queues, netns int) {
 			gotQueues++
 		case strings.HasPrefix(target, "anon_inode:"), strings.HasPrefix(target, "socket:"),
 			strings.HasPrefix(target, "pipe:"):
-		case target == "/dev/null", target == vhost.Device, base == "console", base == "stderr", base == "vmlinuz",
+		case target == "/dev/null", target == vhost.Device, base == "console", base == "stderr", strings.HasPrefix(base, "vmlinu"),
 			base == "initramfs", base == "kvm":
 		default:
 			h.Errorf("QEMU has %s open as fd %s (%s)", target, filepath.Base(l), dir)
