@@ -50,6 +50,7 @@ type machine struct {
 	fds       map[string]int
 	asked     []string
 	down      map[string]bool // links of devices and netdevs, which are up else
+	asleep    []string        // devices that no guest has released yet, since none runs
 }
 
 func newMachine(name string) *machine {
@@ -116,8 +117,14 @@ func (m *machine) do(r Request, s *Session) (lines []string, answers bool) {
 		return []string{r.Refuses("GenericError", err.Error())}, true
 	}
 	lines = []string{r.Returns(string(text))}
-	if r.Execute == "device_del" {
+	switch r.Execute {
+	case "device_del":
 		lines = append(lines, m.unplug(r.text("id"))...)
+	case "system_reset": // completes what no guest has (acpi_pcihp_reset in hw/acpi/pcihp.c)
+		for _, id := range m.asleep {
+			lines = append(lines, m.release(id))
+		}
+		m.asleep = nil
 	}
 	return lines, true
 }
@@ -173,6 +180,9 @@ func init() { // their functions name the map
 		"query-status": func(m *machine, _ Request, _ *Session) (any, *failure) {
 			return object{"status": cmp.Or(m.behaviour.State, "running")}, nil
 		},
+		"query-version": func(*machine, Request, *Session) (any, *failure) {
+			return object{"qemu": object{"micro": 22, "minor": 2, "major": 7}, "package": ""}, nil
+		},
 		"query-name": func(m *machine, _ Request, _ *Session) (any, *failure) {
 			return object{"name": m.name}, nil
 		},
@@ -190,9 +200,14 @@ func init() { // their functions name the map
 			}
 			return object{}, nil
 		},
-		"announce-self": func(*machine, Request, *Session) (any, *failure) { return object{}, nil },
+		"announce-self": nothing,
+		"query-migrate": nothing, // there is none
+		"set-action":    nothing,
+		"system_reset":  nothing,
 	}
 }
+
+func nothing(*machine, Request, *Session) (any, *failure) { return object{}, nil }
 
 func (m *machine) getFD(r Request, s *Session) (any, *failure) {
 	fds := s.Take()
@@ -298,10 +313,18 @@ func (m *machine) unplug(id string) []string {
 		return nil
 	case m.behaviour.Object:
 		return []string{event("DEVICE_UNPLUG_GUEST_ERROR", object{"device": id, "path": path})}
+	case m.behaviour.State == "prelaunch", m.behaviour.State == "inmigrate":
+		m.asleep = append(m.asleep, id)
+		return nil
 	}
+	return []string{m.release(id)}
+}
+
+// release removes a device, and returns the event of it.
+func (m *machine) release(id string) string {
 	delete(m.devices, id)
 	delete(m.down, id)
-	return []string{event("DEVICE_DELETED", object{"device": id, "path": path})}
+	return event("DEVICE_DELETED", object{"device": id, "path": "/machine/peripheral/" + id})
 }
 
 func event(name string, data object) string {
