@@ -4,6 +4,11 @@ import (
 	"testing"
 
 	"vmnet/internal/leaktest"
+	"vmnet/internal/vmm/qmptest"
 )
 
-func TestMain(m *testing.M) { leaktest.MainInUserNS(m) }
+// The test binary is also a fake QEMU.
+func TestMain(m *testing.M) {
+	qmptest.Main()
+	leaktest.MainInUserNS(m)
+}

@@ -2,9 +2,14 @@ package guest
 
 import (
 	"net"
+	"os"
+	"slices"
+	"strings"
 	"testing"
 
+	"vmnet/internal/vmm/qemu"
 	"vmnet/libvirt/domainxml"
+	"vmnet/libvirt/libvirttest/fakelibvirt"
 	"vmnet/tapmgr/nic"
 )
 
@@ -28,5 +33,68 @@ func TestRecordOf(t *testing.T) {
 	}
 	if r, ok := recordOf("web", def, def.Interfaces[1]); !ok || r.Type != nic.TypeTap || r.OVSDB != "" {
 		t.Errorf("%v: %+v", ok, r)
+	}
+}
+
+// TestNICsOfLibvirt: what libvirt knows of vmnet's NICs, and of no other process. After a failure it
+// is asked no more.
+func TestNICsOfLibvirt(t *testing.T) {
+	t.Parallel()
+	f := newDomain(t)
+	_, d := f.open()
+	f.plug(d, f.spec(func(s *nic.Spec) { s.Port = isolated }))
+	pids := []int{os.Getpid(), f.PID}
+	found := f.OfLibvirt(t.Context(), pids)
+	if len(found) != 1 || found[0].PID != f.PID || found[0].Interface != device || found[0].Record.Source != "br0" ||
+		found[0].Record.NIC != "net0" || found[0].Record.Port != isolated.String() {
+		t.Errorf("%+v", found)
+	}
+	const undeclared = `<interface type='ethernet'><mac address='52:54:00:00:00:09'/><target dev='tap9'/>` +
+		`<alias name='%'/></interface>`
+	running, _ := f.Definitions()
+	for alias, what := range map[string]string{"net1": "of libvirt", "ua-vmnet-net9": "not declared"} {
+		with := slices.Concat(running.Interfaces, []string{strings.ReplaceAll(undeclared, "%", alias)})
+		f.Define(fakelibvirt.Definition{Interfaces: with, Metadata: running.Metadata}, fakelibvirt.Definition{})
+		if found := f.OfLibvirt(t.Context(), pids); len(found) != 1 {
+			t.Errorf("one that is %s: %+v", what, found)
+		}
+	}
+
+	p, err := qemu.ByPID(f.PID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := f.Reader()
+	defer r.Close()
+	if all := r.Interfaces(t.Context(), p); len(all) != 2 {
+		t.Errorf("%+v", all)
+	}
+	if def := r.Definition(t.Context(), qemu.Process{}); def != nil {
+		t.Errorf("of a process without a UUID: %+v", def)
+	}
+	calls := func() (n int) {
+		for _, call := range f.Asked() {
+			if call == "DOMAIN_GET_XML_DESC" {
+				n++
+			}
+		}
+		return n
+	}
+	before := calls()
+	for _, tc := range []struct {
+		code  int
+		asked int
+	}{{42, 1}, {1, 2}, {1, 2}} { // a domain that has gone; a failure; once more
+		f.Daemon.Behave(fakelibvirt.Behaviour{Refuse: map[string]fakelibvirt.Refusal{
+			"DOMAIN_GET_XML_DESC": {Code: tc.code, Message: "no"},
+		}})
+		if all := r.Interfaces(t.Context(), p); len(all) != 0 || calls()-before != tc.asked {
+			t.Errorf("%+v: %+v, asked %d times", tc, all, calls()-before)
+		}
+	}
+	none := (&Finder{Libvirt: "/nowhere/sock"}).Reader()
+	defer none.Close()
+	if def := none.Definition(t.Context(), p); def != nil || none.failed == nil {
+		t.Errorf("without libvirt: %+v", def)
 	}
 }
