@@ -12,6 +12,7 @@ import (
 	"vmnet/internal/vmm/qemu"
 	"vmnet/internal/vmm/qmptest"
 	"vmnet/libvirt"
+	"vmnet/libvirt/domainxml"
 	"vmnet/libvirt/libvirttest/fakelibvirt"
 	"vmnet/qmp"
 	"vmnet/step"
@@ -105,10 +106,22 @@ func TestOpenDomainRefused(t *testing.T) {
 			t.Errorf("%s: it is open", name)
 		}
 	}
-	f.UUID[5] = 9 // the process says another
+	another := fakelibvirt.Start(t, f.Name, nil) // says that it is libvirt's, and has the name
+	if g, err := f.Open(within(t), f.found(), ""); err != nil || g.PID() != f.PID {
+		t.Errorf("beside another of its name: %v", err)
+	} else {
+		_ = g.Close()
+	}
+	f.Daemon.Behave(fakelibvirt.Behaviour{UUID: domainxml.UUID{9}})
 	if _, err := f.Open(within(t), f.found(), ""); !errors.Is(err, qemu.ErrNotFound) ||
 		!strings.Contains(err.Error(), "no process that is seen") {
 		t.Errorf("of another UUID: %v", err)
+	}
+	f.Daemon.Behave(fakelibvirt.Behaviour{UUID: another.UUID})
+	if g, err := f.Open(within(t), f.found(), ""); err != nil || g.PID() != another.PID {
+		t.Errorf("which another process has: %v", err)
+	} else {
+		_ = g.Close()
 	}
 }
 

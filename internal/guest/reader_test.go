@@ -36,8 +36,8 @@ func TestRecordOf(t *testing.T) {
 	}
 }
 
-// TestNICsOfLibvirt: what libvirt knows of vmnet's NICs, and of no other process. After a failure it
-// is asked no more.
+// TestNICsOfLibvirt: what libvirt knows of vmnet's NICs, and of no other process. After a failure
+// it is asked no more.
 func TestNICsOfLibvirt(t *testing.T) {
 	t.Parallel()
 	f := newDomain(t)

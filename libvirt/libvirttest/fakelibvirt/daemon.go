@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"vmnet/internal/kernel/fdpass"
@@ -33,6 +34,8 @@ type Behaviour struct {
 	Transient bool
 	// Off says that the domain does not run.
 	Off bool
+	// UUID, if it is not zero, is the domain's in place of the one that QEMU says.
+	UUID domainxml.UUID
 }
 
 // Definition is the domain's definition: what runs, or what is stored.
@@ -45,9 +48,8 @@ type Definition struct {
 type Daemon struct {
 	*qmptest.QEMU // the domain's; of its name
 	Socket        string
-	UUID          domainxml.UUID
+	UUID          domainxml.UUID // as QEMU says
 
-	tb       testing.TB
 	ns       *netns.NS
 	listener *net.UnixListener
 	monitor  *monitor
@@ -68,6 +70,9 @@ type client struct {
 	callbacks map[uint32]libvirt.Kind // under the Daemon's mutex
 }
 
+// daemons numbers the daemons of this process, whose domains have UUIDs of their own.
+var daemons atomic.Int32
+
 // Start starts a QEMU for the domain of that name, and a daemon that has it. Taps are those of ns;
 // without one, QEMU gets /dev/null in place of a tap.
 func Start(tb testing.TB, name string, ns *netns.NS) *Daemon {
@@ -78,7 +83,7 @@ func Start(tb testing.TB, name string, ns *netns.NS) *Daemon {
 	}
 	tb.Cleanup(func() { _ = os.RemoveAll(dir) })
 	d := &Daemon{
-		Socket: filepath.Join(dir, "sock"), UUID: domainxml.UUID{1, 2, 15: byte(len(name))}, tb: tb, ns: ns,
+		Socket: filepath.Join(dir, "sock"), UUID: domainxml.UUID{1, 2, 15: byte(daemons.Add(1))}, ns: ns,
 		ended: make(chan struct{}),
 	}
 	d.QEMU = qmptest.Start(tb, qmptest.Config{

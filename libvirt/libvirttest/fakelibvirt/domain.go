@@ -1,6 +1,7 @@
 package fakelibvirt
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -62,13 +63,16 @@ func (d *Daemon) id() int32 {
 	return 7
 }
 
+// uuid is the domain's.
+func (d *Daemon) uuid() domainxml.UUID { return cmp.Or(d.behaviour.UUID, d.UUID) }
+
 func (d *Daemon) lookup(_ *client, m *message, result *encoder) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if name := m.args.text(); name != d.Name {
 		return Refusal{noDomain, fmt.Sprintf("Domain not found: no domain with matching name '%s'", name)}
 	}
-	result.domain(d.Name, d.UUID, d.id())
+	result.domain(d.Name, d.uuid(), d.id())
 	return nil
 }
 
@@ -97,7 +101,7 @@ func (d *Daemon) xml(_ *client, m *message, result *encoder) error {
 	}
 	result.text(fmt.Sprintf("<domain type='qemu'%s><name>%s</name><uuid>%s</uuid><vcpu>2</vcpu>"+
 		"<metadata>%s</metadata><devices>%s</devices></domain>",
-		id, d.Name, d.UUID, element, strings.Join(def.Interfaces, "")))
+		id, d.Name, d.uuid(), element, strings.Join(def.Interfaces, "")))
 	return nil
 }
 
@@ -334,7 +338,7 @@ func (d *Daemon) send(kind libvirt.Kind, rest encoder) {
 			if of == kind {
 				var e encoder
 				e.numbers(number)
-				e.domain(d.Name, d.UUID, d.id())
+				e.domain(d.Name, d.uuid(), d.id())
 				_, _ = c.conn.Write(packet(h, append(e, rest...)))
 			}
 		}
