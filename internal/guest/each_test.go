@@ -51,7 +51,7 @@ func TestManySilentGuests(t *testing.T) {
 	}
 	start := time.Now()
 	found := atOnce(t.Context(), allWait, "guests have taken", groups, look)
-	if took := time.Since(start); took > 5*time.Second {
+	if took := time.Since(start); took > 20*time.Second {
 		t.Errorf("took %v", took)
 	}
 	for i, got := range found {
@@ -86,7 +86,7 @@ func TestGuestsAreAskedNoLongerThan(t *testing.T) {
 				<-reading.Done()
 				return errors.Join(reading.Err(), context.Cause(reading))
 			})
-		if took := time.Since(start); took > time.Second {
+		if took := time.Since(start); took > 20*time.Second {
 			t.Errorf("%s: took %v", name, took)
 		}
 		for _, err := range found {
