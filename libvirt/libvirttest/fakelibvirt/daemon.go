@@ -123,6 +123,12 @@ func (d *Daemon) Disconnect() {
 	}
 }
 
+// Kill kills the QEMU, and returns once the daemon has noticed and has sent the event of it.
+func (d *Daemon) Kill() {
+	d.QEMU.Kill()
+	<-d.ended
+}
+
 // Behave replaces the daemon's behaviour. That of QEMU is the QEMU's own.
 func (d *Daemon) Behave(b Behaviour) {
 	d.mu.Lock()
