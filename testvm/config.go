@@ -58,8 +58,8 @@ type Config struct {
 	// agent.Guest.WaitReady.
 	NoWait bool
 	// Cold makes the guest boot. Otherwise a guest without ExtraArgs that Start waits for begins in
-	// the state of one like it that has booted before, where that is known, and finds its NICs then:
-	// the cache directory has such states.
+	// the state of one like it that has booted before, and finds its NICs then. The cache directory
+	// has such states.
 	Cold bool
 	// BootTimeout bounds the wait for the guest; 0 means 60 s, or 9 minutes in a lab host.
 	BootTimeout time.Duration
@@ -82,7 +82,7 @@ type Config struct {
 	// QEMU is the program to run; empty means qemu-system-x86_64.
 	QEMU string
 	// Emulator is the QEMU that the program QEMU executes with its own arguments and perhaps more
-	// NICs; then the guest need not boot (see Cold). Empty means that it is unknown, if QEMU is given.
+	// NICs; then the guest need not boot (see Cold). Where QEMU is given, empty means unknown.
 	Emulator string
 	// Logf logs the command line and the boot time; nil means no log.
 	Logf func(format string, args ...any)

@@ -32,8 +32,8 @@ func CacheDir() (string, error) {
 type Kernel struct {
 	// Release is what uname -r prints.
 	Release string
-	// Image is the path of the bootable kernel: the unpacked one, vmlinux, which QEMU enters by PVH,
-	// where setup.sh has made it, otherwise vmlinuz.
+	// Image is the path of the bootable kernel: vmlinux, which setup.sh has unpacked and which QEMU
+	// enters by PVH, or else vmlinuz.
 	Image string
 	// Modules is the directory with the release's modules.
 	Modules string

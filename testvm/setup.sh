@@ -153,9 +153,10 @@ index_modules() {
     done
 }
 
-# expand_image unpacks the kernel image $1 to $2. Debian 12 packs its kernels by lz4 or xz; others stay
-# as they are. Linux's Documentation/arch/x86/boot.rst has what is read of the header: setup_sects at
-# 0x1f1, payload_offset and payload_length at 0x248. The payload's last four bytes are its size.
+# expand_image unpacks the kernel image $1 to $2. Debian 12 packs its kernels by lz4 or xz; others
+# stay as they are. Linux's Documentation/arch/x86/boot.rst has what is read of the header:
+# setup_sects at 0x1f1, payload_offset and payload_length at 0x248. The payload's last four bytes
+# are its size.
 expand_image() {
     packed=$1 expanded=$2
     # shellcheck disable=SC2046 # numbers, here and below

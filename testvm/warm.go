@@ -30,8 +30,8 @@ const warmDir = "booted"
 // warmKept is how many states stay in the cache directory. Each has about 90 MiB.
 const warmKept = 16
 
-// canBeWarm reports whether nothing but what warmKey knows determines the guest's state. NICs do not:
-// to QEMU a device that a state does not know has just been reset, and to the guest it is new.
+// canBeWarm reports whether nothing but what warmKey knows determines the guest's state. NICs do
+// not: to QEMU a device that a state does not know has just been reset, and to the guest it is new.
 func (c Config) canBeWarm() bool {
 	return !c.Cold && !c.NoWait && !c.Terminal && c.Root == "" && c.Emulator != "" && c.Accel == "tcg" &&
 		len(c.ExtraArgs) == 0
@@ -61,8 +61,9 @@ func (c Config) warmKey(parts Parts) (string, error) {
 func (c Config) twin() Config {
 	return Config{
 		Name: "booted", Machine: c.Machine, SparePorts: c.SparePorts, MemoryMiB: c.MemoryMiB, CPUs: c.CPUs,
-		KernelArgs: c.KernelArgs, Modules: c.Modules, Kernel: c.Kernel, Init: c.Init, QEMU: c.Emulator, Emulator: c.Emulator,
-		Accel: c.Accel, Icount: c.Icount, BootTimeout: c.BootTimeout, Logf: c.Logf, Cold: true,
+		KernelArgs: c.KernelArgs, Modules: c.Modules, Kernel: c.Kernel, Init: c.Init, QEMU: c.Emulator,
+		Emulator: c.Emulator,
+		Accel:    c.Accel, Icount: c.Icount, BootTimeout: c.BootTimeout, Logf: c.Logf, Cold: true,
 		ExtraArgs: []string{"-global", "migration.store-global-state=off"},
 	}.withDefaults()
 }
@@ -219,8 +220,8 @@ func (vm *VM) standIn(parts Parts) error {
 	return nil
 }
 
-// pvhEntry is XEN_ELFNOTE_PHYS32_ENTRY of xen/interface/elfnote.h, by which QEMU knows a kernel that
-// is entered by PVH.
+// pvhEntry is XEN_ELFNOTE_PHYS32_ENTRY of xen/interface/elfnote.h, by which QEMU knows a kernel
+// that is entered by PVH.
 const pvhEntry = 18
 
 // pvhProgram returns a program of one instruction, hlt, that QEMU takes for a kernel.

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// TestLiveWarmGuests: guests that begin in one state differ in all that must differ, and each has its
-// NICs.
+// TestLiveWarmGuests: guests that begin in one state differ in all that must differ, and each has
+// its NICs.
 func TestLiveWarmGuests(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()

@@ -234,8 +234,8 @@ func (h *host) fds(g *guest, queues, netns int) {
 			gotQueues++
 		case strings.HasPrefix(target, "anon_inode:"), strings.HasPrefix(target, "socket:"),
 			strings.HasPrefix(target, "pipe:"):
-		case target == "/dev/null", target == vhost.Device, base == "console", base == "stderr", strings.HasPrefix(base, "vmlinu"),
-			base == "initramfs", base == "kvm":
+		case target == "/dev/null", target == vhost.Device, base == "console", base == "stderr", base == "kvm",
+			base == "initramfs", strings.HasPrefix(base, "vmlinu"):
 		default:
 			h.Errorf("QEMU has %s open as fd %s (%s)", target, filepath.Base(l), dir)
 		}
