@@ -212,7 +212,7 @@ func isRefusal(err error, isAsked bool) bool {
 // explainUnreleased adds the cure to the error of a guest that has not released a NIC in time.
 // After Ctrl-C it does not ask for the guest's reason: the guest may have had too little time.
 func explainUnreleased(ctx context.Context, err error) error {
-	const cure = "the NIC works until then; try again, or cut it off with --force"
+	const cure = "the guest keeps the device until then; try again, or cut it off with --force"
 	switch {
 	case !errors.Is(err, qmp.ErrUnplugTimeout):
 		return err

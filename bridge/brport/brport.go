@@ -18,16 +18,23 @@ var ErrNotSupported = errors.New("not supported by this kernel")
 // Settings says how a bridge port should be. Its zero value is how the kernel sets up a
 // new port. VLAN and Trunk need a bridge that filters VLANs.
 //
-// A new setting, of a port of a kernel bridge and of a switch, needs
+// A new setting of a bridge's port needs the following, even if a switch cannot have it:
 //
 //	a field here, in Equal, and a word in String and setWord (text.go)
 //	rtnl.PortFlags, parsePort, byKind      internal/kernel/rtnl/bridge.go, brport.go
 //	flags, SettingsOf, plus                internal/kernel/bridges/settings.go
-//	a flag in AddPort                      internal/cli/nicflags/port.go, and cmd/vmnet/help.go
+//	a flag in AddPort, a word in port      internal/cli/nicflags/port.go, words.go
+//	the group of the flag in the help      cmd/vmnet/help.go, netns.go
 //	who may choose it                      internal/access/policy/rule.go, parse.go
 //	an attribute of a declared NIC         internal/libvirthook/declared/attributes.go, write.go
-//	what a switch does with it             bridge/vswitch/vport/config.go; or Validate refuses it
-//	docs/man                               qemu-netup, policy.yaml, vmnet-hook, vmnet-switch
+//	what a switch does with it             bridge/vswitch/vport/config.go; if it has no such
+//	                                       setting, Switch.validate in tapmgr/nic/switch.go
+//	a refusal, if Open vSwitch has none    CheckSettings in internal/ovs/port.go
+//	docs/man                               qemu-netup, policy.yaml, vmnet-hook, vmnet-switch,
+//	                                       vmnet-netns, vmnet-cni
+//
+// list, show, check and set need nothing: they go by String and Equal. SetPort writes all of
+// PortFlags, so code that sets such a flag by itself has to go through Settings too.
 //
 // Aliases carry the words of String ("noflood"), flags, policies and XML write "no-flood", JSON
 // "no_flood". An older vmnet takes a link whose alias has an unknown word for a foreign one.

@@ -28,9 +28,9 @@
 //	guest (--vhost-user)         vhost-user  OpenVhostUser  vhostQueue   in the frame
 //
 // A packetQueue is an mmsgQueue with a second path and a receive ring (arrivals), and a laneQueue
-// is a tapQueue. Package internal/backend decides which wire a guest has (portOf). vmnet's programs
-// open a packet wire in two steps: PacketFiles where the privilege is, and OpenPacketFiles in the
-// switch's process.
+// is a tapQueue. Which wire a guest has is decided by portOf in internal/backend/switch.go. vmnet's
+// programs open a packet wire in two steps: PacketFiles where the privilege is, and OpenPacketFiles
+// in the switch's process.
 //
 // # A frame's path
 //
@@ -41,7 +41,8 @@
 //	  receive a batch
 //	    from a tap, a lane    tapQueue.receive     tap.go
 //	    from a packet wire    packetQueue.receive  packet.go
-//	      by its ring         arrivals.at          arrivals.go        Overrun, Indescribable
+//	      by its ring         packetQueue.fillSlots, arrivals.go      Overrun, Unreadable, Giant,
+//	                                                                  Indescribable
 //	      or a socket wire    mmsgQueue.receive    mmsg.go, poll.go   Giant, Unreadable,
 //	                                                                  Indescribable
 //	      or a stream         streamQueue.receive  stream.go          Giant
@@ -59,7 +60,7 @@
 //	                                                                  Unknowns
 //	      find its port       FDB.Lookup           fdb.go
 //	        check it          receiver.between     forward.go         SamePort, Isolated,
-//	                                                                  Looped, VLAN
+//	                                                                  Looped
 //	      or flood it         receiver.flood       forward.go         NoPort
 //	        check each port   receiver.between     forward.go
 //	        add, send         as in flush
@@ -81,18 +82,22 @@
 //	                                                                  Rejected, TooBig
 //
 // receiver.accept also drops with the reasons of package portsec, frame.parse and receiver.finish
-// with those of package offload. The kernel counts Overrun, and Port.Stats asks it for the number.
-// A frame for one port is dropped with the reason of between. A flooded frame is dropped only if it
-// may leave by no port at all, and then with NoPort: flood does not report why it left out each
-// port. A capture wraps receiver.input and
-// queue.send (capture.go).
+// with those of package offload. The kernel counts Overrun and Indescribable of packet wires, and
+// Port.Stats asks it for the numbers. A frame for one port is dropped with the reason of between,
+// except VLAN: then it is flooded. A flooded frame is dropped only if it may leave by no port at
+// all, and then with NoPort: flood does not report why it left out each port.
+//
+// A capture (capture.go) wraps receiver.input and queue.send. It shows an incoming frame with the
+// tag with which it came, and an outgoing one with the tag with which it left. Port.refuse reports
+// the frames that are refused before that (Rated, TooBig).
 //
 // # VLAN tags
 //
-// The kernel puts a tag into the frame when a tap is read (tun_put_user in drivers/net/tun.c). QEMU
-// sends it in a socket's datagram. A packet socket delivers the outermost tag, of 802.1Q or
-// 802.1ad, beside the frame: tagOf reads it, and putBack inserts it (mmsg.go). Then all tags are in
-// the frame, as they are when it leaves.
+// The kernel puts a tag into the frame when a tap is read (tun_put_user in drivers/net/tun.c). So
+// it is in a stream, in a datagram and in a guest's memory. A packet socket delivers the outermost
+// tag, of 802.1Q or 802.1ad, beside the frame. By the ring, arrivals.at reads it and
+// arrival.copyTo puts it back; otherwise tagOf and mmsgQueue.take do. Both call putBack (mmsg.go).
+// Then all tags are in the frame, as they are when it leaves.
 //
 // frame.parse reads an outermost 802.1Q tag; a frame whose outermost tag is of 802.1ad counts as
 // untagged. If the switch filters VLANs, classify finds the frame's VLAN from the tag or the port,

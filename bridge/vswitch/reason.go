@@ -19,9 +19,9 @@ const (
 	BadSource // the source is a multicast address, or all zeros
 	Spoofed   // the port does not accept that source (vport.Config.MACs)
 
-	// VLAN means that the port on which the frame arrived, or the one behind which its destination
-	// is, is not in the frame's VLAN, or that the frame has no tag and arrived on a trunk without
-	// a native VLAN.
+	// VLAN means that the port on which the frame arrived is not in the frame's VLAN, or is a trunk
+	// without a native VLAN and the frame has no tag. If the port of a known destination is not in
+	// the VLAN, the frame is flooded.
 	VLAN
 
 	LinkLocal  // link-local destination, which bridges do not forward

@@ -12,7 +12,8 @@ import (
 )
 
 // TestVLANs is the specification of VLANs: from which port, with which tags, a frame reaches which
-// ports, and with which tags it leaves there. A frame that reaches none is dropped with VLAN.
+// ports, and with which tags it leaves there. A frame that its port does not admit is dropped with
+// VLAN, and one whose VLAN no other port has with NoPort.
 func TestVLANs(t *testing.T) {
 	l := newLAN(t, map[string]vport.Config{
 		"a10": access(10), "b10": access(10), "a20": access(20),
@@ -88,6 +89,10 @@ func TestVLANs(t *testing.T) {
 		},
 	} {
 		l.floods(c.from, c.tags, c.want)
+	}
+	got := l.send("all", etherFrame(all, mac(1), tagged("8100:40"), 60))
+	if n := l.port("all").Stats().Drops[NoPort.String()]; len(got) > 0 || n != 1 {
+		t.Errorf("a frame of a VLAN of no other port: reached %v, dropped %d times", names(got), n)
 	}
 }
 

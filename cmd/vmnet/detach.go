@@ -19,8 +19,9 @@ func (a *app) detachCommand() *cobra.Command {
 		SuggestFor: []string{"remove", "rm", "del", "delete", "unplug"},
 		Short:      "Take a NIC away from a guest",
 		Long: `Take a NIC away: ask the guest to release it, wait until it has, and remove the rest.
-It is success if the NIC is gone already. A guest that does not release it in time keeps a working
-NIC, unless --force cuts it off.`,
+It is success if the NIC is gone already. After 30 s (--timeout), detach fails: the NIC goes on
+working and is listed as detaching, since the guest may still release it. Detach it again then, or
+run vmnet reconcile. --force cuts it off.`,
 		Example: `  vmnet detach --vm P2 --nic net0
   vmnet detach --vm P2 --nic net0 --timeout 2m   # a guest that is booting
   vmnet detach --vm P2 --nic net0 --force        # one that never answers

@@ -34,7 +34,8 @@ type Port struct {
 	Timer time.Duration // until the forward delay timer expires and the next state begins
 
 	// NeighSuppress says that the bridge answers ARP and ND requests for neighbors that it knows
-	// rather than send them out of the port.
+	// rather than send them out of the port. It is not among PortFlags: only ports of VXLAN
+	// segments have it, and who sets the others must leave it alone.
 	NeighSuppress bool
 
 	PortFlags
