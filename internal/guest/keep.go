@@ -35,15 +35,8 @@ func (d *Domain) Stored(ctx context.Context, nicID string) (bool, error) {
 
 // stored returns a NIC as libvirt has stored it; nil if it has not.
 func (d *Domain) stored(ctx context.Context, nicID string) (*domainxml.Interface, error) {
-	if persistent, err := d.IsPersistent(ctx, d.dom); err != nil || !persistent {
-		return nil, err
-	}
-	text, err := d.XML(ctx, d.dom, libvirt.XMLInactive)
-	if err != nil {
-		return nil, err
-	}
-	def, err := domainxml.Parse(text)
-	if err != nil {
+	def, err := d.storedDomain(ctx)
+	if err != nil || def == nil {
 		return nil, err
 	}
 	i := slices.IndexFunc(def.Interfaces, func(i domainxml.Interface) bool {
@@ -53,6 +46,18 @@ func (d *Domain) stored(ctx context.Context, nicID string) (*domainxml.Interface
 		return nil, nil
 	}
 	return &def.Interfaces[i], nil
+}
+
+// storedDomain returns the domain as libvirt has stored it; nil if it has not.
+func (d *Domain) storedDomain(ctx context.Context) (*domainxml.Definition, error) {
+	if persistent, err := d.IsPersistent(ctx, d.dom); err != nil || !persistent {
+		return nil, err
+	}
+	text, err := d.XML(ctx, d.dom, libvirt.XMLInactive)
+	if err != nil {
+		return nil, err
+	}
+	return domainxml.Parse(text)
 }
 
 // storedAs reports whether libvirt has stored the NIC already, for that device or one that libvirt
@@ -188,12 +193,16 @@ func (d *Domain) storeStep(spec nic.Spec, r nic.Record, device string) (step.Ste
 func (d *Domain) ForgetSteps(ctx context.Context, nicID string, persistent bool) ([]step.Step, error) {
 	var list []step.Step
 	if persistent {
-		stored, err := d.stored(ctx, nicID)
+		def, err := d.storedDomain(ctx)
 		if err != nil {
 			return nil, err
 		}
-		if stored != nil {
-			list = append(list, d.forgetStep(nicID))
+		if def != nil {
+			if text := def.InterfaceText(nic.LibvirtAlias(nicID)); text != "" {
+				forget := d.forgetStep(nicID)
+				forget.Undo = func(ctx context.Context) error { return d.AttachDevice(ctx, d.dom, text, libvirt.AffectConfig) }
+				list = append(list, forget)
+			}
 		}
 		isDeclared, err := d.declares(ctx, nicID, libvirt.AffectConfig)
 		if err != nil {

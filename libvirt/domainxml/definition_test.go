@@ -203,3 +203,24 @@ func TestParseUUID(t *testing.T) {
 		}
 	}
 }
+
+// TestInterfaceText: the text of an interface is what the definition has, whatever is in it. What
+// only looks like one is none.
+func TestInterfaceText(t *testing.T) {
+	const own = `<interface type='ethernet' trustGuestRxFilters="yes"><!-- x --><alias name='ua-a&amp;b'/>` +
+		`<teaming type='transient'><alias name='inner'/></teaming></interface>`
+	const more = `<hostdev><interface><alias name='deep'/></interface></hostdev><disk><alias name='disk'/></disk>`
+	text := strings.Replace(domainAround, "NIC", " "+more+"\n"+own+"<interface><alias name='other'/></interface>", 1)
+	def, err := Parse(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for alias, want := range map[string]string{
+		"ua-a&b": own, "other": "<interface><alias name='other'/></interface>",
+		"deep": "", "disk": "", "inner": "", "": "",
+	} {
+		if got := def.InterfaceText(alias); got != want {
+			t.Errorf("%s: %q, want %q", alias, got, want)
+		}
+	}
+}

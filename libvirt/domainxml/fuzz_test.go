@@ -23,6 +23,9 @@ func FuzzDefinition(f *testing.F) {
 			if nic.Queues < 0 || nic.MTU < 0 || nic.Address != "" && len(nic.Address) != len("0000:00:00.0") {
 				t.Errorf("%+v", nic)
 			}
+			if text := def.InterfaceText(nic.Alias); nic.Alias != "" && !strings.Contains(text, "alias") {
+				t.Errorf("%+v has the text %q", nic, text)
+			}
 			x, err := Ethernet{
 				Tap: nic.Target, MAC: nic.MAC, LinkDown: nic.LinkDown, Model: nic.Model,
 				Driver: nic.Driver, Queues: nic.Queues, MTU: nic.MTU, Alias: nic.Alias,
