@@ -14,6 +14,7 @@ import (
 	"vmnet/bridge"
 	"vmnet/bridge/brport"
 	"vmnet/internal/access/plaintap"
+	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
@@ -228,5 +229,9 @@ func uniqueSuffix(ns *netns.NS) string {
 
 // PlainTap makes what qemu-netup makes in the form of qemu-bridge-helper.
 func (h *host) PlainTap(bridgeName string, port brport.Settings, vnetHdr bool) (*tun.Tap, error) {
-	return plaintap.Make(h.ns, h.nl, h.Host().Owner, bridgeName, port, vnetHdr)
+	br, err := bridges.Get(h.nl, bridgeName)
+	if err != nil {
+		return nil, err
+	}
+	return plaintap.Make(h.ns, h.nl, h.Host().Owner, br, port, vnetHdr)
 }

@@ -1,7 +1,9 @@
 // A short-lived program does not need the CPU limit of its cgroup. Go's runtime would open the
 // cgroup's files at each start and keep them open: under a low RLIMIT_NOFILE no fd would be left.
+// Nor does the runtime need to look for changes of the number of CPUs.
 //
 //go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
 
 // Program qemu-netup is the only program of vmnet with a privilege. It is QEMU's bridge helper by
 // itself, which takes no longer than the start of a small program; for everything else it executes

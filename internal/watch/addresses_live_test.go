@@ -56,7 +56,7 @@ func TestLiveAddressIsSetBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	plain, err := plaintap.Make(h.ns, h.nl, 1000, "br0", brport.Settings{}, true)
+	plain, err := plaintap.Make(h.ns, h.nl, 1000, br, brport.Settings{}, true)
 	if err != nil {
 		t.Fatal(err)
 	}

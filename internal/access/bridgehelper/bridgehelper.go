@@ -10,6 +10,7 @@ import (
 	"vmnet/internal/access/plaintap"
 	"vmnet/internal/access/policy"
 	"vmnet/internal/access/privilege"
+	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
@@ -32,8 +33,10 @@ type Request struct {
 
 // Helper serves a request, in the netns of this process. Close it.
 type Helper struct {
-	nl     *rtnl.Conn
-	bridge *rtnl.Link // the last one that OnOVS has found
+	nl   *rtnl.Conn
+	name string     // of the link that was read last, or its altname
+	link *rtnl.Link // nil if there was none
+	err  error
 }
 
 // Open opens a netlink socket.
@@ -50,12 +53,18 @@ func (h *Helper) Close() { h.nl.Close() }
 
 // OnOVS reports whether a bridge may be one of Open vSwitch, for which a Request needs MakeOVS.
 func (h *Helper) OnOVS(bridge string) bool {
-	l, err := h.nl.Link(bridge)
-	if err != nil {
-		return false
+	l, err := h.read(bridge)
+	return err == nil && l.MayBeOVS()
+}
+
+// read reads a link once, as long as no other is read: each answer of the kernel takes time. What
+// the link is used for is its index, so another link that has got the name since is not meant.
+func (h *Helper) read(name string) (*rtnl.Link, error) {
+	if h.name != name {
+		h.name = name
+		h.link, h.err = h.nl.Link(name)
 	}
-	h.bridge = l
-	return l.MayBeOVS()
+	return h.link, h.err
 }
 
 // here is the netns of this process.
@@ -100,7 +109,12 @@ func (h *Helper) make(r Request, owner int) (*tun.Tap, error) {
 	if r.MakeOVS != nil && h.OnOVS(r.Bridge) {
 		return r.MakeOVS(r)
 	}
-	return plaintap.Make(here, h.nl, owner, r.Bridge, r.Port, r.VnetHdr)
+	link, err := h.read(r.Bridge)
+	br, err := bridges.Of(r.Bridge, link, err)
+	if err != nil {
+		return nil, err
+	}
+	return plaintap.Make(here, h.nl, owner, br, r.Port, r.VnetHdr)
 }
 
 // Socket takes over the socket that the caller has named, and gives up every privilege that serving
@@ -126,10 +140,7 @@ type host struct {
 }
 
 func (h host) LinkName(name string) (string, error) {
-	if h.bridge != nil && h.bridge.Name == name {
-		return name, nil
-	}
-	l, err := h.nl.Link(name)
+	l, err := h.read(name)
 	if err != nil {
 		return "", err
 	}

@@ -4,7 +4,6 @@
 package plaintap
 
 import (
-	"fmt"
 	"strconv"
 	"strings"
 
@@ -35,7 +34,7 @@ type Tap struct {
 
 // Alias returns the text of the link's alias.
 func (t Tap) Alias() string {
-	text := fmt.Sprintf("%suid=%d", prefix, t.Owner)
+	text := prefix + "uid=" + strconv.Itoa(t.Owner)
 	if t.Source != "" {
 		text += " source=" + alias.Escape(t.Source)
 	}

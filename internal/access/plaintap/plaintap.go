@@ -15,15 +15,11 @@ import (
 )
 
 // Make makes a tap on a bridge for an unknown VMM, as qemu-bridge-helper does: the kernel names it,
-// it has one queue, and a vnet header only if the VMM supports one. nl is in ns; owner is the uid
-// that the tap counts for. The tap lives as long as a process holds its queue. Close it.
-func Make(ns *netns.NS, nl *rtnl.Conn, owner int, bridgeName string, port brport.Settings,
+// it has one queue, and a vnet header only if the VMM supports one. nl is in ns, br is the bridge's
+// link; owner is the uid that the tap counts for. The tap lives as long as a process holds its queue. Close it.
+func Make(ns *netns.NS, nl *rtnl.Conn, owner int, br *rtnl.Link, port brport.Settings,
 	vnetHdr bool,
 ) (*tun.Tap, error) {
-	br, err := bridges.Get(nl, bridgeName)
-	if err != nil {
-		return nil, err
-	}
 	tap, err := tun.CreateNumbered(ns, vnetHdr)
 	if err != nil {
 		return nil, err

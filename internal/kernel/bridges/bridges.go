@@ -17,6 +17,11 @@ import (
 // that name, the error matches fs.ErrNotExist with errors.Is.
 func Get(c *rtnl.Conn, name string) (*rtnl.Link, error) {
 	br, err := c.Link(name)
+	return Of(name, br, err)
+}
+
+// Of is Get for a link of that name that has been read already, with that error.
+func Of(name string, br *rtnl.Link, err error) (*rtnl.Link, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("bridge %s: %w (vmnet bridge list shows the bridges of this host)", name, err)
 	}

@@ -99,12 +99,12 @@ func attrsOf(parent *rtnl.Link, cfg vtap.Config) ([]rtnl.Attr, error) {
 		attrs = append(attrs, rtnl.MTU(cfg.MTU))
 	}
 	if cfg.Kind == vtap.IPVtap {
-		return append(attrs, rtnl.IPVlanMode(ipvlanModes[cfg.Mode]), rtnl.IPVlanFlags(ipvlanFlags[cfg.Flag])), nil
+		return append(attrs, rtnl.IPVlanMode(ipvlanModes.of(cfg.Mode)), rtnl.IPVlanFlags(ipvlanFlags.of(cfg.Flag))), nil
 	}
 	if cfg.MAC != nil {
 		attrs = append(attrs, rtnl.MAC(cfg.MAC))
 	}
-	attrs = append(attrs, rtnl.MacvlanMode(macvlanModes[cfg.Mode]))
+	attrs = append(attrs, rtnl.MacvlanMode(macvlanModes.of(cfg.Mode)))
 	if cfg.NoPromisc {
 		attrs = append(attrs, rtnl.MacvlanNoPromisc())
 	}

@@ -21,24 +21,25 @@ type Changes struct {
 	all   sync.WaitGroup
 }
 
-// changeGroups are the multicast groups that are joined, by netlink family
+// groupsOfChanges returns the multicast groups that are joined, by netlink family
 // (include/uapi/linux/rtnetlink.h, include/uapi/linux/netfilter/nfnetlink.h).
-var changeGroups = map[int][]int{
-	unix.NETLINK_ROUTE: {
-		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_NETCONF,
-		unix.RTNLGRP_IPV6_NETCONF,
-	},
-	unix.NETLINK_NETFILTER: {unix.NFNLGRP_NFTABLES},
+func groupsOfChanges() map[int][]int {
+	return map[int][]int{
+		unix.NETLINK_ROUTE: {
+			unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_NETCONF,
+			unix.RTNLGRP_IPV6_NETCONF,
+		},
+		unix.NETLINK_NETFILTER: {unix.NFNLGRP_NFTABLES},
+	}
 }
 
-// filterGroups are those of changes of qdiscs and filters.
-var filterGroups = map[int][]int{unix.NETLINK_ROUTE: {unix.RTNLGRP_TC}}
-
 // OpenChanges begins to follow the changes in ns. The caller may close ns, and closes what it gets.
-func OpenChanges(ns *netns.NS) (*Changes, error) { return openChanges(ns, changeGroups) }
+func OpenChanges(ns *netns.NS) (*Changes, error) { return openChanges(ns, groupsOfChanges()) }
 
 // OpenFilterChanges is OpenChanges for the qdiscs and filters of all links in ns.
-func OpenFilterChanges(ns *netns.NS) (*Changes, error) { return openChanges(ns, filterGroups) }
+func OpenFilterChanges(ns *netns.NS) (*Changes, error) {
+	return openChanges(ns, map[int][]int{unix.NETLINK_ROUTE: {unix.RTNLGRP_TC}})
+}
 
 func openChanges(ns *netns.NS, all map[int][]int) (*Changes, error) {
 	changed := make(chan struct{}, 1)

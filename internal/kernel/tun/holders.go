@@ -59,8 +59,12 @@ func devNetns(f procfd.File) (inode uint64, err error) {
 	return inode, err
 }
 
-// errNoQueue is returned for a file that is not a queue of a tap, or no longer one.
-var errNoQueue = fmt.Errorf("not a queue of a tap: %w", fs.ErrNotExist)
+// noQueue is the error for a file that is not a queue of a tap, or no longer one. It is a type of
+// its own since a call of fmt.Errorf before main would cost each start of the bridge helper 40 µs.
+type noQueue struct{}
+
+func (noQueue) Error() string { return "not a queue of a tap: " + fs.ErrNotExist.Error() }
+func (noQueue) Unwrap() error { return fs.ErrNotExist }
 
 // withCopy calls do with a copy of a process's queue (pidfd_getfd(2)). It needs permission to trace
 // the process (PTRACE_MODE_ATTACH_REALCREDS in ptrace(2)) and Linux 5.6. An ioctl on a file of
@@ -68,7 +72,7 @@ var errNoQueue = fmt.Errorf("not a queue of a tap: %w", fs.ErrNotExist)
 // before and after it is copied.
 func withCopy(f procfd.File, do func(fd int) error) error {
 	if st, err := f.Stat(); err != nil || !st.IsCharDevice(number) {
-		return cmp.Or(err, errNoQueue)
+		return cmp.Or(err, error(noQueue{}))
 	}
 	if kept.Load() >= maxKept {
 		return errors.New("processes replace their files while these are inspected")
@@ -84,7 +88,7 @@ func withCopy(f procfd.File, do func(fd int) error) error {
 	}
 	if !isQueue(dup) {
 		release(dup)
-		return errNoQueue
+		return noQueue{}
 	}
 	defer unix.Close(dup)
 	return do(dup)
