@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -16,22 +15,16 @@ import (
 	"vmnet/internal/access/bridgeconf"
 	"vmnet/internal/access/policy"
 	"vmnet/internal/nstest"
+	"vmnet/internal/testprogram"
 )
 
 const top = "../.." // of the source tree
 
-// run runs a command in dir, without the variables of a make that runs this test.
+// run runs a command in dir.
 func run(t *testing.T, dir string, attr *syscall.SysProcAttr, args ...string) (string, error) {
 	t.Helper()
-	cmd := exec.Command(args[0], args[1:]...)
-	cmd.Dir, cmd.SysProcAttr = dir, attr
-	cmd.Env = slices.DeleteFunc(os.Environ(), func(e string) bool {
-		name, _, _ := strings.Cut(e, "=")
-		return slices.Contains([]string{
-			"MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "PREFIX", "DESTDIR",
-			"PRIVILEGE", "GROUP",
-		}, name)
-	})
+	cmd := testprogram.Command(dir, nil, args...)
+	cmd.SysProcAttr = attr
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
@@ -124,19 +117,7 @@ func want(t *testing.T, helper string) map[string]string {
 // compare wants at least these files, and all of them under usr.
 func compare(t *testing.T, found, want map[string]string) {
 	t.Helper()
-	for path, mode := range want {
-		if found[path] != mode {
-			t.Errorf("%s is %q, want %q", path, found[path], mode)
-		}
-	}
-	for path := range found {
-		if !strings.HasPrefix(path, "usr/") {
-			t.Errorf("%s is outside of PREFIX", path)
-		}
-		if strings.Contains(path, "testvm") {
-			t.Errorf("%s is for tests", path)
-		}
-	}
+	testprogram.CompareModes(t, found, want, func(path string) bool { return strings.HasPrefix(path, "usr/") })
 }
 
 // gone checks that no file is left, and no directory that belongs to vmnet alone.

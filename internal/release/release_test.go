@@ -7,7 +7,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -15,6 +14,7 @@ import (
 
 	"vmnet/internal/cli/version"
 	"vmnet/internal/leaktest"
+	"vmnet/internal/testprogram"
 )
 
 func TestMain(m *testing.M) { leaktest.Main(m) }
@@ -33,32 +33,14 @@ func release(t *testing.T, dir string, env ...string) (out, said string) {
 	if err := os.MkdirAll(tree, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	run(t, top, nil, "sh", "-c",
+	testprogram.Run(t, top, nil, "sh", "-c",
 		`find . \( -path ./bin -o -path ./dist -o -path ./.git \) -prune -o ! -type d -print0 | tar --null -T - -c | tar -x -C "$0"`,
 		tree)
 	commit := filepath.Join(tree, "internal/cli/version/commit.txt")
 	if err := os.WriteFile(commit, []byte(hash+" 1700000000\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	return filepath.Join(tree, "dist"), run(t, tree, env, "make", "release")
-}
-
-// run runs a command in dir, without the variables of a make that runs this test.
-func run(t *testing.T, dir string, env []string, args ...string) string {
-	t.Helper()
-	cmd := exec.Command(args[0], args[1:]...)
-	cmd.Dir = dir
-	for _, e := range append(os.Environ(), env...) {
-		if name, _, _ := strings.Cut(e, "="); !strings.HasPrefix(name, "MAKE") && name != "MFLAGS" &&
-			name != "PREFIX" && name != "DESTDIR" {
-			cmd.Env = append(cmd.Env, e)
-		}
-	}
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%q: %v\n%s", args, err, out)
-	}
-	return string(out)
+	return filepath.Join(tree, "dist"), testprogram.Run(t, tree, env, "make", "release")
 }
 
 func read(t *testing.T, path ...string) string {
@@ -114,7 +96,7 @@ func TestRelease(t *testing.T) {
 	if !strings.Contains(said, sums) {
 		t.Errorf("it does not print the sums:\n%s", said)
 	}
-	run(t, two, nil, "sha256sum", "--check", "--strict", "SHA256SUMS")
+	testprogram.Run(t, two, nil, "sha256sum", "--check", "--strict", "SHA256SUMS")
 	if notes := read(t, one, name+".md"); len(notes) < 100 || strings.Contains(notes, "\n## ") {
 		t.Errorf("release notes:\n%s", notes)
 	}
@@ -153,10 +135,10 @@ func TestRelease(t *testing.T) {
 		`"2023-11-14" "vmnet `+version.Number+`"`) {
 		t.Errorf("its page does not say its version:\n%.200s", page)
 	}
-	run(t, one, nil, "tar", "-xf", built+".tar.gz")
+	testprogram.Run(t, one, nil, "tar", "-xf", built+".tar.gz")
 	for _, program := range []string{"vmnet", "vmnet-hook"} {
 		want := program + " " + version.Number + " (commit " + hash[:12] + ") go"
-		if got := run(t, one, nil, filepath.Join(one, built, "bin", program), "--version"); !strings.HasPrefix(got,
+		if got := testprogram.Run(t, one, nil, filepath.Join(one, built, "bin", program), "--version"); !strings.HasPrefix(got,
 			want) {
 			t.Errorf("%q, want %q", got, want)
 		}
