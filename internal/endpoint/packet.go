@@ -8,11 +8,11 @@
 package endpoint
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 
+	"golang.org/x/sys/cpu"
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/brport"
@@ -198,11 +198,8 @@ var packetOptions = []struct {
 // overhead for each frame.
 const packetBuffer = 8 << 20
 
-// bigEndian says that this machine is.
-var bigEndian = binary.NativeEndian.Uint16([]byte{0, 1}) == 1
-
 func setPacket(fd int) error {
-	if bigEndian { // vio_le of net/packet/af_packet.c
+	if cpu.IsBigEndian { // vio_le of net/packet/af_packet.c
 		return fmt.Errorf(
 			"%w: a packet socket of a big-endian machine has vnet headers in another byte order than taps (use a tap)",
 			brport.ErrNotSupported)

@@ -1,8 +1,22 @@
-//go:build !(armbe || arm64be || m68k || mips || mips64 || mips64p32 || ppc || ppc64 || s390 || s390x || shbe || sparc || sparc64)
-
 package virtq
 
-// little32 and little64 convert between a word of a ring and one of this machine.
-func little32(v uint32) uint32 { return v }
+import (
+	"math/bits"
 
-func little64(v uint64) uint64 { return v }
+	"golang.org/x/sys/cpu"
+)
+
+// little32 and little64 convert between a word of a ring and one of this machine.
+func little32(v uint32) uint32 {
+	if cpu.IsBigEndian {
+		return bits.ReverseBytes32(v)
+	}
+	return v
+}
+
+func little64(v uint64) uint64 {
+	if cpu.IsBigEndian {
+		return bits.ReverseBytes64(v)
+	}
+	return v
+}
