@@ -107,6 +107,10 @@ func NetnsName(deviceID string) string { return deviceID + "-netns" }
 // LabelName returns the getfd name of a NIC's label.
 func LabelName(deviceID string) string { return deviceID + "-label" }
 
+// WithoutKVM returns the options that a VhostUser needs in a QEMU that runs its guest without KVM:
+// QEMU 7.2 crashes there once the guest's driver uses MSI-X.
+func WithoutKVM() map[string]string { return map[string]string{"vectors": "0"} }
+
 // ChardevID returns the id of the chardev by which the device of that id, a VhostUser, is served.
 func ChardevID(deviceID string) string { return deviceID + "-chardev" }
 

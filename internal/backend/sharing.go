@@ -13,6 +13,7 @@ import (
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/switches"
+	"vmnet/qmp"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
@@ -49,8 +50,7 @@ func (h *NIC) ShareWith(pid, uid int, hasKVM bool) error {
 	h.Device.Socket = endpoint.FrontendSocket(dir, pid, h.Device.ID)
 	options := map[string]string{"rx_queue_size": sharedRing, "tx_queue_size": sharedRing}
 	if !hasKVM {
-		// Without KVM, QEMU 7.2 crashes once the guest's driver uses MSI-X.
-		options["vectors"] = "0"
+		maps.Copy(options, qmp.WithoutKVM())
 	}
 	maps.Copy(options, h.Device.Options)
 	h.Device.Options = options

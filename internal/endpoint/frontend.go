@@ -119,12 +119,8 @@ func ConnectFrontend(ctx context.Context, path string, pid int) (*os.File, error
 	}
 	conn := c.(*net.UnixConn)
 	defer conn.Close()
-	switch peer, err := fdpass.PeerOf(conn); {
-	case err != nil:
+	if err := fdpass.PeerIs(conn, pid, path); err != nil {
 		return nil, err
-	case int(peer.Pid) != pid:
-		return nil, fmt.Errorf("%w: process %d of user %d listens on %s, not the guest's process %d",
-			fs.ErrPermission, peer.Pid, peer.Uid, path, pid)
 	}
 	return conn.File()
 }

@@ -78,7 +78,7 @@ func (s *Switch) validate(spec Spec) error {
 		}
 	}
 	switch {
-	case !slices.Contains(bys, s.By):
+	case !slices.Contains(Bys, s.By):
 		return fmt.Errorf("by %q: want %s, %s, %s or %s", s.By, ByAuto, BySocket, ByTap, ByVhostUser)
 	case spec.Via == ViaLibvirt:
 		return fmt.Errorf(
@@ -91,7 +91,8 @@ func (s *Switch) validate(spec Spec) error {
 	return nil
 }
 
-var bys = []By{ByAuto, BySocket, ByTap, ByVhostUser}
+// Bys are all words of By.
+var Bys = []By{ByAuto, BySocket, ByTap, ByVhostUser}
 
 // CheckVhostUser returns an error if a switch that shares the guest's memory cannot serve the NIC.
 func (s Spec) CheckVhostUser() error {

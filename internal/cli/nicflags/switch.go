@@ -40,8 +40,15 @@ func limit(fs *pflag.FlagSet, p *int, name, def, usage string) {
 // connects QEMU to a switch.
 var (
 	LibvirtWays = []string{string(nic.ViaLibvirt), string(nic.ViaMonitor)}
-	SwitchWays  = []string{string(nic.ByAuto), string(nic.BySocket), string(nic.ByTap), string(nic.ByVhostUser)}
+	SwitchWays  = texts(nic.Bys)
 )
+
+func texts[T ~string](words []T) (all []string) {
+	for _, w := range words {
+		all = append(all, string(w))
+	}
+	return all
+}
 
 // AddVia adds --via, which takes a word of each kind; without libvirt, only a word for a switch.
 func (n *NIC) AddVia(fs *pflag.FlagSet, libvirt bool) {

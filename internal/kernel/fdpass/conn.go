@@ -3,6 +3,7 @@ package fdpass
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 
@@ -82,6 +83,17 @@ func PeerOf(c *net.UnixConn) (cred unix.Ucred, err error) {
 		return unix.Ucred{}, fmt.Errorf("SO_PEERCRED: %w", err)
 	}
 	return *got, nil
+}
+
+// PeerIs returns an error, which matches fs.ErrPermission with errors.Is, unless process pid is the
+// one that PeerOf names. path is that of the socket.
+func PeerIs(c *net.UnixConn, pid int, path string) error {
+	peer, err := PeerOf(c)
+	if err == nil && int(peer.Pid) != pid {
+		err = fmt.Errorf("%w: process %d of user %d listens on %s instead of the guest's VMM, process %d",
+			fs.ErrPermission, peer.Pid, peer.Uid, path, pid)
+	}
+	return err
 }
 
 // PeerPidfd returns a pidfd of the process that PeerOf names (SO_PEERPIDFD), which the caller owns.

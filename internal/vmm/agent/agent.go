@@ -47,13 +47,8 @@ func Interfaces(ctx context.Context, p qemu.Process) ([]Interface, error) {
 		return nil, fmt.Errorf("connect to the guest agent: %w", err)
 	}
 	defer conn.Close()
-	peer, err := fdpass.PeerOf(conn.(*net.UnixConn))
-	if err != nil {
-		return nil, err
-	}
-	if int(peer.Pid) != p.PID {
-		return nil, fmt.Errorf("guest agent: process %d listens on %s instead of the guest's VMM, process %d",
-			peer.Pid, p.Agent, p.PID)
+	if err := fdpass.PeerIs(conn.(*net.UnixConn), p.PID, p.Agent); err != nil {
+		return nil, fmt.Errorf("guest agent: %w", err)
 	}
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	all, err := ask(conn)

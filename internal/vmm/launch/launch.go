@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -170,7 +171,7 @@ func (c Config) arguments(name string, guest, argv []string) (args []string, err
 			return nil, fmt.Errorf("NIC %s: %w", n.Name, err)
 		}
 		if isShared(n) && !qemu.SurelyKVM(guest) {
-			device.Options["vectors"] = "0" // see backend.NIC.ShareWith; place has copied them
+			maps.Copy(device.Options, qmp.WithoutKVM()) // place has copied them
 		}
 		nic, err := device.Args(n.Queues, n.Vhosts)
 		if err != nil {
