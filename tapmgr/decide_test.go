@@ -144,6 +144,7 @@ func TestDetachPlan(t *testing.T) {
 	stays := tapOn(func(dev *inventory.Device) { dev.Want.Via, dev.Tun.Persist = nic.ViaLibvirt, true })
 	deleted := tapOn(func(dev *inventory.Device) { dev.Deleted = true })
 	inNetns := tapOn(func(dev *inventory.Device) { dev.NetnsFile = &procfd.File{PID: 7} })
+	onOVS := tapOn(func(dev *inventory.Device) { dev.Want.Type = nic.TypeOVS })
 	unasked := onSocket(func(dev *inventory.Device) {
 		dev.SwitchPort = inventory.SwitchPort{Err: inventory.ErrNotAsked}
 	})
@@ -171,6 +172,21 @@ func TestDetachPlan(t *testing.T) {
 		"by force": {
 			tapOn(nil), true, true, false, "",
 			[]string{"mark", "cut", "netdev_del", "left"},
+			0,
+		},
+		"on Open vSwitch": {
+			onOVS, true, false, false, "",
+			[]string{"mark", "unplug", "gone", "leave"},
+			0,
+		},
+		"on Open vSwitch, by force": {
+			onOVS, true, true, false, "",
+			[]string{"mark", "cut", "leave", "netdev_del", "left"},
+			0,
+		},
+		"on Open vSwitch, by force, cut already": {
+			onOVS, true, true, true, "",
+			[]string{"netdev_del", "left", "leave"},
 			0,
 		},
 		"by force, cut already":       {tapOn(nil), true, true, true, "", []string{"netdev_del", "left"}, 0},

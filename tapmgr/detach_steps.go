@@ -63,6 +63,11 @@ func (m *Manager) andTidy(dev *inventory.Device, steps ...step.Step) []step.Step
 	if dev != nil && dev.IsOVS() && !m.HasHelper() {
 		steps = append(steps, m.leaveOVSStep(dev))
 	}
+	return m.andTidyHost(dev, steps...)
+}
+
+// andTidyHost is andTidy but for the row of Open vSwitch.
+func (m *Manager) andTidyHost(dev *inventory.Device, steps ...step.Step) []step.Step {
 	if dev == nil || !dev.Want.LeavesTraces() || m.HasHelper() {
 		return steps
 	}
@@ -305,12 +310,14 @@ func (m *Manager) downStep(dev *inventory.Device) step.Step {
 func (d *detachment) forceSteps() []step.Step {
 	id := nic.DeviceID(d.spec.NIC)
 	var list []step.Step
+	tidy := d.m.andTidy
 	switch {
 	case d.isCut:
 	case d.dev != nil && d.dev.IsSocket() && d.dev.SwitchPort.Err != nil: // QEMU's end is removed all the same
 		d.noticePort()
 	case d.m.mayChange(d.dev):
 		list = append(list, d.m.cutSteps(d.dev)...)
+		tidy = d.m.andTidyHost // the row is removed with the traffic
 	}
 	list = append(list, step.Step{
 		Name:  "netdev_del",
@@ -330,7 +337,7 @@ func (d *detachment) forceSteps() []step.Step {
 	if d.dev != nil && d.dev.IsRouted() {
 		return list
 	}
-	return d.m.andTidy(d.dev, list...)
+	return tidy(d.dev, list...)
 }
 
 // forceWait is how long a forced detach waits for the tap to go by itself. QEMU 7.2 closes it with
