@@ -52,10 +52,17 @@ var ErrForeign = errors.New("another program's")
 // InTheWay returns an error, which matches [ErrForeign], if something of others at the link has f's
 // place or may keep frames from it, as a filter before it can.
 func InTheWay(c *rtnl.Conn, l *rtnl.Link, hook rtnl.Hook, f rtnl.Filter) error {
-	q, err := c.FilterQdisc(l.Index)
-	switch {
-	case err != nil:
+	qs, err := c.Qdiscs(l.Index)
+	if err != nil {
 		return fmt.Errorf("read the qdiscs: %w", err)
+	}
+	return InTheWayAt(c, l, qs, hook, f)
+}
+
+// InTheWayAt is InTheWay for a link that has these qdiscs.
+func InTheWayAt(c *rtnl.Conn, l *rtnl.Link, qs rtnl.Qdiscs, hook rtnl.Hook, f rtnl.Filter) error {
+	q := qs.Filters()
+	switch {
 	case q == nil:
 		return nil
 	case q.Kind != "clsact": // whose filters all are for received frames (ingress_tcf_block)

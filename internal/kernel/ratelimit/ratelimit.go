@@ -126,7 +126,11 @@ func set(c *rtnl.Conn, l *rtnl.Link, cfg portrate.Config) error {
 		return err
 	}
 	want := sidesOf(l, cfg)
-	if err := obstaclesOf(c, l).to(want); err != nil {
+	qs, err := c.Qdiscs(l.Index)
+	if err != nil {
+		return fmt.Errorf("read the qdiscs: %w", err)
+	}
+	if err := obstaclesOf(c, l, qs).to(want); err != nil {
 		return err
 	}
 	if err := setReceived(c, l, want); err != nil {
@@ -168,17 +172,19 @@ func setTBF(c *rtnl.Conn, l *rtnl.Link, t rtnl.TBF) error {
 	if err == nil {
 		return nil
 	}
-	if foreign := rootInTheWay(c, l); foreign != nil {
-		return foreign
+	if qs, _ := c.Qdiscs(l.Index); qs != nil {
+		if foreign := rootInTheWay(qs, l); foreign != nil {
+			return foreign
+		}
 	}
 	return fmt.Errorf("set a tbf qdisc: %w", explain(err, "CONFIG_NET_SCH_TBF: modprobe sch_tbf"))
 }
 
 // rootInTheWay returns an error if another program has given the link its root qdisc.
-func rootInTheWay(c *rtnl.Conn, l *rtnl.Link) error {
-	q, err := c.ForeignRoot(l.Index)
-	if err != nil || q == nil {
-		return err
+func rootInTheWay(qs rtnl.Qdiscs, l *rtnl.Link) error {
+	q := qs.ForeignRoot()
+	if q == nil {
+		return nil
 	}
 	return fmt.Errorf("root qdisc %s is %w (tc qdisc del dev %s root)", q, clsact.ErrForeign, l.Name)
 }
@@ -190,12 +196,12 @@ type obstacles struct {
 	shaper error
 }
 
-func obstaclesOf(c *rtnl.Conn, l *rtnl.Link) obstacles {
-	o := obstacles{root: rootInTheWay(c, l), hook: map[rtnl.Hook]error{}}
+func obstaclesOf(c *rtnl.Conn, l *rtnl.Link, qs rtnl.Qdiscs) obstacles {
+	o := obstacles{root: rootInTheWay(qs, l), hook: map[rtnl.Hook]error{}}
 	for _, hook := range []rtnl.Hook{rtnl.Ingress, rtnl.Egress} {
-		o.hook[hook] = clsact.InTheWay(c, l, hook, filter)
+		o.hook[hook] = clsact.InTheWayAt(c, l, qs, hook, filter)
 	}
-	if o.shaper = clsact.InTheWay(c, l, rtnl.Ingress, redirection); o.shaper == nil {
+	if o.shaper = clsact.InTheWayAt(c, l, qs, rtnl.Ingress, redirection); o.shaper == nil {
 		_, o.shaper = shaperOf(c, l)
 	}
 	return o
@@ -282,8 +288,13 @@ type State struct {
 
 // Read reads how a link's rates are limited. It needs no privilege.
 func Read(c *rtnl.Conn, l *rtnl.Link) (State, error) {
-	s := State{link: l, filter: map[rtnl.Hook]*rtnl.Filter{}, obstacles: obstaclesOf(c, l)}
-	tbf, err := c.ReadTBF(l.Index)
+	s := State{link: l, filter: map[rtnl.Hook]*rtnl.Filter{}}
+	qs, err := c.Qdiscs(l.Index)
+	if err != nil {
+		return s, fmt.Errorf("read the rates of %s: %w", l.Name, err)
+	}
+	s.obstacles = obstaclesOf(c, l, qs)
+	tbf, err := qs.TBF()
 	switch {
 	case err == nil:
 		s.tbf = &tbf

@@ -2,6 +2,7 @@ package rtnl
 
 import (
 	"fmt"
+	"io/fs"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -22,6 +23,7 @@ type Qdisc struct {
 	IngressBlock, EgressBlock uint32
 
 	parent uint32
+	attrs  []byte
 }
 
 // String returns the qdisc as tc shows it, such as "pfifo 8001:".
@@ -35,40 +37,59 @@ func (q Qdisc) Block(h Hook) uint32 {
 	return q.IngressBlock
 }
 
+// Qdiscs are those of a link, as one dump has them.
+type Qdiscs []Qdisc
+
 // ForeignRoot returns the root qdisc that neither the kernel has chosen nor [Conn.SetTBF] has made;
 // nil for none.
-func (c *Conn) ForeignRoot(index int) (*Qdisc, error) {
-	q, err := c.findQdisc(index, rootParent)
-	if q == nil || q.Handle == 0 || q.Kind == tbfKind && q.Handle == tbfHandle>>16 {
-		return nil, err
+func (qs Qdiscs) ForeignRoot() *Qdisc {
+	q := qs.at(rootParent)
+	if q == nil || q.Handle == 0 || q.isTBF() {
+		return nil
 	}
-	return q, nil
+	return q
 }
 
-// FilterQdisc returns the qdisc at which filters of received frames are, of kind clsact or ingress;
-// nil for none.
-func (c *Conn) FilterQdisc(index int) (*Qdisc, error) {
-	return c.findQdisc(index, clsactParent|0xfff1)
+// Filters returns the qdisc at which filters of received frames are, of kind clsact or ingress; nil
+// for none.
+func (qs Qdiscs) Filters() *Qdisc { return qs.at(clsactParent | 0xfff1) }
+
+// TBF returns what [Conn.SetTBF] has made. Its Burst is rounded. If the link has no such root
+// qdisc, the error matches fs.ErrNotExist with errors.Is.
+func (qs Qdiscs) TBF() (TBF, error) {
+	if q := qs.at(rootParent); q != nil && q.isTBF() {
+		return parseTBF(q.attrs)
+	}
+	return TBF{}, fs.ErrNotExist
 }
 
-func (c *Conn) findQdisc(index int, parent uint32) (found *Qdisc, err error) {
-	err = c.eachQdisc(index, func(q Qdisc, _ []byte) {
-		if q.parent == parent {
-			found = &q
+func (qs Qdiscs) at(parent uint32) (found *Qdisc) {
+	for i := range qs {
+		if qs[i].parent == parent {
+			found = &qs[i]
 		}
-	})
-	return found, err
+	}
+	return found
 }
 
-// eachQdisc calls f for each qdisc of a link, with its attributes.
-func (c *Conn) eachQdisc(index int, f func(q Qdisc, attrs []byte)) error {
+// isTBF reports whether a root qdisc is one that SetTBF has made.
+func (q Qdisc) isTBF() bool { return q.Kind == tbfKind && q.Handle == tbfHandle>>16 }
+
+// FilterQdisc is [Qdiscs.Filters] of a link.
+func (c *Conn) FilterQdisc(index int) (*Qdisc, error) {
+	qs, err := c.Qdiscs(index)
+	return qs.Filters(), err
+}
+
+// Qdiscs reads the qdiscs of a link.
+func (c *Conn) Qdiscs(index int) (found Qdiscs, err error) {
 	msgs, err := c.dump(func() *nl.NetlinkRequest {
 		req := c.request(unix.RTM_GETQDISC, unix.NLM_F_DUMP)
 		req.AddData(&nl.TcMsg{Family: unix.AF_UNSPEC, Ifindex: int32(index)})
 		return req
 	}, unix.RTM_NEWQDISC)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, m := range msgs {
 		if len(m) < nl.SizeofTcMsg {
@@ -78,9 +99,8 @@ func (c *Conn) eachQdisc(index int, f func(q Qdisc, attrs []byte)) error {
 		if int(msg.Ifindex) != index {
 			continue // the kernel lists the qdiscs of all links
 		}
-		q := Qdisc{Handle: msg.Handle >> 16, parent: msg.Parent}
-		attrs := m[nl.SizeofTcMsg:]
-		each(attrs, func(kind uint16, v []byte) {
+		q := Qdisc{Handle: msg.Handle >> 16, parent: msg.Parent, attrs: m[nl.SizeofTcMsg:]}
+		each(q.attrs, func(kind uint16, v []byte) {
 			switch kind {
 			case nl.TCA_KIND:
 				q.Kind = name(v)
@@ -90,7 +110,7 @@ func (c *Conn) eachQdisc(index int, f func(q Qdisc, attrs []byte)) error {
 				q.EgressBlock = u32(v)
 			}
 		})
-		f(q, attrs)
+		found = append(found, q)
 	}
-	return nil
+	return found, nil
 }

@@ -2,7 +2,6 @@ package rtnl
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"io/fs"
@@ -105,17 +104,13 @@ func (c *Conn) rootRequest(kind, flags, index int) *nl.NetlinkRequest {
 	return req
 }
 
-// ReadTBF reads what SetTBF has made. Its Burst is rounded. If the link has no such root qdisc, the
-// error matches fs.ErrNotExist with errors.Is.
+// ReadTBF is [Qdiscs.TBF] of a link.
 func (c *Conn) ReadTBF(index int) (TBF, error) {
-	var t TBF
-	parseErr := error(fs.ErrNotExist)
-	err := c.eachQdisc(index, func(q Qdisc, attrs []byte) {
-		if q.parent == rootParent && q.Handle == tbfHandle>>16 && q.Kind == tbfKind {
-			t, parseErr = parseTBF(attrs)
-		}
-	})
-	return t, cmp.Or(err, parseErr)
+	qs, err := c.Qdiscs(index)
+	if err != nil {
+		return TBF{}, err
+	}
+	return qs.TBF()
 }
 
 func parseTBF(attrs []byte) (t TBF, err error) {
