@@ -83,7 +83,7 @@ func (c *checker) shapers() error {
 
 // rows adds the ports that NICs that have gone have left in the databases of Open vSwitch.
 func (c *checker) rows(ctx context.Context) {
-	left, err := c.m.host.TidyOVS(ctx, true, "", "", c.m.host.Databases()...)
+	left, err := c.m.host.TidyOVS(ctx, true, nil, c.m.host.Databases()...)
 	if err != nil {
 		c.Notices = append(c.Notices, fmt.Sprintf("leftover ports of Open vSwitch were not looked for: %v", err))
 	}

@@ -327,7 +327,8 @@ func (m *Manager) leaveRows(ctx context.Context, spec DetachSpec, res *DetachRes
 		return nil
 	}
 	tidy := func(dry bool) ([]nic.Action, error) {
-		return m.host.TidyOVS(ctx, dry, spec.VM, spec.NIC, m.host.Databases()...)
+		of := func(vm, nicID string) bool { return vm == spec.VM && nicID == spec.NIC }
+		return m.host.TidyOVS(ctx, dry, of, m.host.Databases()...)
 	}
 	rows, err := tidy(true)
 	if err != nil { // no NIC of that name need ever have been there

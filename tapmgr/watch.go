@@ -82,7 +82,7 @@ func (m *Manager) TidyOVS(ctx context.Context, paths ...string) ([]nic.Action, e
 	} else if err := m.host.RunsOVS(ctx, paths...); err != nil {
 		return nil, err
 	}
-	return m.host.TidyOVS(ctx, false, "", "", paths...)
+	return m.host.TidyOVS(ctx, false, nil, paths...)
 }
 
 // Ended removes the host interfaces that were handed over by their names to a libvirt guest, or to

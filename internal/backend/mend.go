@@ -80,7 +80,7 @@ func (r *Mending) Mend(ctx context.Context, dev inventory.Device) {
 
 // Tidy removes what NICs that have gone have left on the host and in the databases of Open vSwitch.
 func (r *Mending) Tidy(ctx context.Context) error {
-	rows, err := r.m.TidyOVS(ctx, r.Dry, "", "", r.m.Databases()...)
+	rows, err := r.m.TidyOVS(ctx, r.Dry, nil, r.m.Databases()...)
 	r.Actions = append(r.Actions, rows...)
 	sockets, socketErr := endpoint.TidyFrontends(os.Getenv("XDG_RUNTIME_DIR"), r.Dry)
 	for _, path := range sockets {
@@ -304,17 +304,17 @@ func (m *Maker) staleOVS(ctx context.Context, path string) (stale []ovs.Port, er
 }
 
 // TidyOVS removes the rows that vmnet has made for devices that have gone from the databases with
-// these sockets, only those of NIC nicID of guest vm unless vm is empty. A database that does not
-// run, or that the caller may not use, has none to remove.
-func (m *Maker) TidyOVS(ctx context.Context, dry bool, vm, nicID string, paths ...string) (done []nic.Action,
-	err error,
+// these sockets, only those of NICs for which of returns true unless of is nil. A database that does
+// not run, or that the caller may not use, has none to remove.
+func (m *Maker) TidyOVS(ctx context.Context, dry bool, of func(vm, nicID string) bool, paths ...string) (
+	done []nic.Action, err error,
 ) {
 	var errs []error
 	for _, path := range paths {
 		stale, err := m.staleOVS(ctx, path)
 		var some []ovs.Port
 		for _, p := range stale {
-			if vm == "" || p.Owner.VM == vm && p.Owner.NIC == nicID {
+			if of == nil || of(p.Owner.VM, p.Owner.NIC) {
 				some = append(some, p)
 			}
 		}

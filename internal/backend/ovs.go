@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/rtnl"
@@ -171,15 +173,30 @@ func (m *Maker) LeaveOVS(ctx context.Context, dev *inventory.Device) error {
 	})
 }
 
-// TidyPort removes the row of a NIC whose tap has gone, if its bridge is one of Open vSwitch.
-func (m *Maker) TidyPort(ctx context.Context, spec nic.Spec) ([]nic.Action, error) {
-	if spec.Bridge == "" {
-		return nil, nil
+// TidyPorts removes the rows of NICs whose taps have gone, as far as their bridges are ones of Open
+// vSwitch. It reads each database once.
+func (m *Maker) TidyPorts(ctx context.Context, specs []nic.Spec) (done []nic.Action, err error) {
+	type key struct{ vm, nic string }
+	gone := map[string]map[key]bool{} // by the database's socket
+	for _, spec := range specs {
+		if spec.Bridge == "" {
+			continue
+		}
+		if l, errLink := m.NL.Link(spec.Bridge); errLink != nil || !l.MayBeOVS() {
+			err = errors.Join(err, rtnl.IgnoreNotExist(errLink))
+			continue
+		}
+		if gone[spec.OVSDB] == nil {
+			gone[spec.OVSDB] = map[key]bool{}
+		}
+		gone[spec.OVSDB][key{spec.VM, spec.NIC}] = true
 	}
-	if l, err := m.NL.Link(spec.Bridge); err != nil || !l.MayBeOVS() {
-		return nil, rtnl.IgnoreNotExist(err)
+	for _, path := range slices.Sorted(maps.Keys(gone)) {
+		of := func(vm, nicID string) bool { return gone[path][key{vm, nicID}] }
+		some, errTidy := m.TidyOVS(ctx, false, of, path)
+		done, err = append(done, some...), errors.Join(err, errTidy)
 	}
-	return m.TidyOVS(ctx, false, spec.VM, spec.NIC, spec.OVSDB)
+	return done, err
 }
 
 func (m *Maker) withOVS(ctx context.Context, dev *inventory.Device, f func(*ovs.Conn, ovs.Config) error) error {

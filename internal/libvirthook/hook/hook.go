@@ -350,10 +350,11 @@ func (w *work) setPort(n declared.NIC) (err error) {
 func (w *work) release(ctx context.Context) error {
 	actions, err := w.m.Release(ctx, w.Guest)
 	errs := []error{err, failures(actions)}
+	var specs []nic.Spec
 	nics, _ := w.nics() // vmnet reconcile and vmnet watch remove what is left
 	for _, n := range nics {
-		actions, err := w.m.TidyPort(ctx, n.Spec)
-		errs = append(errs, err, failures(actions))
+		specs = append(specs, n.Spec)
 	}
-	return errors.Join(errs...)
+	actions, err = w.m.TidyPorts(ctx, specs)
+	return errors.Join(append(errs, err, failures(actions))...)
 }
