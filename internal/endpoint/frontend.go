@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -50,8 +51,10 @@ func MakeFrontendDir(dir string, uid int) error {
 	if err := rundir.OwnedAlone(dir, uid); err != nil {
 		return err
 	}
-	_, err := tidyFrontends(dir, false)
-	return err
+	if _, err := tidyFrontends(dir, false); !errors.Is(err, errFull) {
+		return err
+	}
+	return nil
 }
 
 // TidyFrontends removes the sockets of QEMUs that were killed: the caller's, and as root those of
@@ -73,10 +76,16 @@ func TidyFrontends(runtime string, dry bool) (removed []string, err error) {
 	return removed, err
 }
 
+// maxFrontends bounds how many entries of a directory are looked at: its user may fill it.
+const maxFrontends = 4096
+
+// errFull is returned for a directory with more entries than are looked at.
+var errFull = errors.New("more entries than vmnet looks at")
+
 // tidyFrontends removes the sockets of processes that have ended, on which nobody listens. The
 // process may have passed its socket on when it became a daemon.
 func tidyFrontends(dir string, dry bool) (removed []string, err error) {
-	list, err := os.ReadDir(dir)
+	list, err := readSome(dir, maxFrontends)
 	for _, e := range list {
 		text, _, _ := strings.Cut(e.Name(), "-")
 		pid, errPID := strconv.Atoi(text)
@@ -99,6 +108,23 @@ func tidyFrontends(dir string, dry bool) (removed []string, err error) {
 		}
 	}
 	return removed, err
+}
+
+// readSome reads at most n entries of a directory. If there are more, the error matches errFull.
+func readSome(dir string, n int) ([]fs.DirEntry, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	list, err := f.ReadDir(n + 1)
+	switch {
+	case len(list) > n:
+		return list[:n], fmt.Errorf("tidy %s: %w: %d (remove what no QEMU listens on)", dir, errFull, n)
+	case errors.Is(err, io.EOF):
+		err = nil
+	}
+	return list, err
 }
 
 // FrontendSocket returns the path of the socket on which the QEMU that is process pid listens for
