@@ -8,12 +8,14 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"golang.org/x/term"
 
 	"vmnet/internal/cli/console"
 	"vmnet/internal/cli/output"
+	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 )
 
@@ -282,4 +284,55 @@ func nicSettings(n nic.NIC) string {
 		parts = append(parts, "in:"+strings.ReplaceAll(n.AllowIn.String(), ";", " "))
 	}
 	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), ";")
+}
+
+// progressEvery is a little less than the second after which waits report their progress, so that
+// jitter suppresses none of the reports.
+const progressEvery = 900 * time.Millisecond
+
+// progress returns a function that prints what could not be seen, and what is being waited for: at
+// most once a second, and in a log of text ever more rarely.
+func (a *app) progress() func(tapmgr.ProgressKind, string) {
+	p := pace{slows: !a.json && !isTerminal(a.err)}
+	return func(kind tapmgr.ProgressKind, text string) {
+		if kind == tapmgr.Unseen {
+			a.note(text)
+		} else if p.allows(time.Now()) {
+			a.say(text)
+		}
+	}
+}
+
+// A pace says which reports of progress are printed.
+type pace struct {
+	slows bool // twice the time passes after each one
+	every time.Duration
+	last  time.Time
+}
+
+func (p *pace) allows(now time.Time) bool {
+	if now.Sub(p.last) < p.every {
+		return false
+	}
+	p.last = now
+	if p.every == 0 {
+		p.every = progressEvery
+	} else if p.slows {
+		p.every *= 2
+	}
+	return true
+}
+
+// isTerminal reports whether w is a character device other than /dev/null.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	st, err := f.Stat()
+	if err != nil || st.Mode()&os.ModeCharDevice == 0 {
+		return false
+	}
+	null, err := os.Stat(os.DevNull)
+	return err != nil || !os.SameFile(st, null)
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/spf13/cobra"
 	"vmnet/tapmgr"
@@ -82,6 +83,23 @@ func TestProgressIsThrottled(t *testing.T) {
 	tell(tapmgr.Waiting, "two")
 	if got, want := stderr.String(), "vmnet: one\n"; got != want {
 		t.Errorf("two texts at once printed %q; want %q", got, want)
+	}
+}
+
+// TestPace: a wait that reports itself each second is reported each second on a terminal, and after
+// 1, 2, 4, 8 and more seconds in a log.
+func TestPace(t *testing.T) {
+	for slows, want := range map[bool][]int{false: {1, 2, 3, 4, 5, 6, 7, 8, 9, 10}, true: {1, 2, 4, 8}} {
+		p, start := pace{slows: slows}, time.Now()
+		var got []int
+		for second := 1; second <= 10; second++ {
+			if p.allows(start.Add(time.Duration(second) * time.Second)) {
+				got = append(got, second)
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("slows %v: reports after %v s, want %v", slows, got, want)
+		}
 	}
 }
 

@@ -246,10 +246,6 @@ func (a *app) withNetlink(f func(*rtnl.Conn) error) error {
 	return f(c)
 }
 
-// progressEvery is a little less than the second after which waits report their progress, so that
-// jitter suppresses none of the reports.
-const progressEvery = 900 * time.Millisecond
-
 // runningSwitches returns the control sockets of the switches that this user could reach.
 func (a *app) runningSwitches() []string {
 	paths, err := control.Running()
@@ -257,20 +253,6 @@ func (a *app) runningSwitches() []string {
 		a.note(fmt.Sprintf("the switches were not asked: %v", err))
 	}
 	return paths
-}
-
-// progress returns a function that prints what could not be seen, and at most once a second what is
-// being waited for.
-func (a *app) progress() func(tapmgr.ProgressKind, string) {
-	var last time.Time
-	return func(kind tapmgr.ProgressKind, text string) {
-		if kind == tapmgr.Unseen {
-			a.note(text)
-		} else if time.Since(last) >= progressEvery {
-			last = time.Now()
-			a.say(text)
-		}
-	}
 }
 
 // withTimeout bounds ctx by d. The cause names the flag that changes d.

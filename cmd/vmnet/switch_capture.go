@@ -99,20 +99,6 @@ func (a *app) checkCapture(o *captureVerb) error {
 	return o.cfg.Validate()
 }
 
-// isTerminal reports whether w is a character device other than /dev/null.
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	st, err := f.Stat()
-	if err != nil || st.Mode()&os.ModeCharDevice == 0 {
-		return false
-	}
-	null, err := os.Stat(os.DevNull)
-	return err != nil || !os.SameFile(st, null)
-}
-
 // A frameSink takes captured frames.
 type frameSink interface {
 	Write(capture.Frame) error
