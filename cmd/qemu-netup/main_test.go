@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"vmnet/internal/leaktest"
+	"vmnet/internal/testprogram"
 )
 
 func TestMain(m *testing.M) { leaktest.Main(m) }
@@ -107,4 +108,22 @@ func FuzzAsQEMU(f *testing.F) {
 			t.Errorf("%q: %+v", argv, r)
 		}
 	})
+}
+
+// TestNothingBeforeMain: packages of vmnet leave no work to their initialisation, which each start
+// of the bridge helper would wait for.
+func TestNothingBeforeMain(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "qemu-netup")
+	testprogram.Install(t, program, testprogram.Build(t, "."))
+	cmd := exec.Command(program, "--br=br0", "--fd=0") // no socket
+	cmd.Env = []string{"GODEBUG=inittrace=1"}
+	out, err := cmd.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "init runtime @") {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for line := range strings.Lines(string(out)) {
+		if strings.HasPrefix(line, "init vmnet/") && !strings.Contains(line, " 0 allocs") {
+			t.Errorf("make it when it is needed: %s", line)
+		}
+	}
 }

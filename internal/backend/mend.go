@@ -304,8 +304,8 @@ func (m *Maker) staleOVS(ctx context.Context, path string) (stale []ovs.Port, er
 }
 
 // TidyOVS removes the rows that vmnet has made for devices that have gone from the databases with
-// these sockets, only those of NICs for which of returns true unless of is nil. A database that does
-// not run, or that the caller may not use, has none to remove.
+// these sockets, only those of NICs for which of returns true unless of is nil. A database that
+// does not run, or that the caller may not use, has none to remove.
 func (m *Maker) TidyOVS(ctx context.Context, dry bool, of func(vm, nicID string) bool, paths ...string) (
 	done []nic.Action, err error,
 ) {

@@ -215,7 +215,8 @@ func testRPM(t *testing.T, dir string) {
 	}
 	const format = `%{NAME} %{VERSION} %{ARCH} %{BUILDTIME} %{BUILDHOST}\n` +
 		`[%{FILEMODES:perms} %{FILEUSERNAME}:%{FILEGROUPNAME} %{FILENAMES}\n]`
-	out := testprogram.Run(t, top, nil, "rpm", "-qp", "--dbpath", t.TempDir(), "--nosignature", "--qf", format, found[0])
+	out := testprogram.Run(t, top, nil,
+		"rpm", "-qp", "--dbpath", t.TempDir(), "--nosignature", "--qf", format, found[0])
 	head, list, _ := strings.Cut(out, "\n")
 	if head != "vmnet "+version.Number+" aarch64 1700000000 localhost" {
 		t.Errorf("it is %s", head)

@@ -138,8 +138,8 @@ func TestRelease(t *testing.T) {
 	testprogram.Run(t, one, nil, "tar", "-xf", built+".tar.gz")
 	for _, program := range []string{"vmnet", "vmnet-hook"} {
 		want := program + " " + version.Number + " (commit " + hash[:12] + ") go"
-		if got := testprogram.Run(t, one, nil, filepath.Join(one, built, "bin", program), "--version"); !strings.HasPrefix(got,
-			want) {
+		got := testprogram.Run(t, one, nil, filepath.Join(one, built, "bin", program), "--version")
+		if !strings.HasPrefix(got, want) {
 			t.Errorf("%q, want %q", got, want)
 		}
 	}

@@ -36,12 +36,16 @@ func New(prefix []byte, texts ...string) net.HardwareAddr {
 }
 
 func derive(id string, prefix []byte, texts []string) net.HardwareAddr {
-	h := sha256.New()
-	for _, t := range append([]string{id}, texts...) {
-		h.Write([]byte(t))
-		h.Write([]byte{0}) // so that different lists of texts never hash alike
+	sum := hash(append([]string{id}, texts...))
+	return append(bytes.Clone(prefix), sum[:6-len(prefix)]...)
+}
+
+func hash(texts []string) [sha256.Size]byte {
+	var all []byte
+	for _, t := range texts {
+		all = append(append(all, t...), 0) // so that different lists of texts never hash alike
 	}
-	return append(bytes.Clone(prefix), h.Sum(nil)[:6-len(prefix)]...)
+	return sha256.Sum256(all)
 }
 
 // Check returns an error if the addresses of New change at the next boot of the machine whose root
@@ -86,7 +90,11 @@ func machineID(root string) (string, error) {
 // read returns the start of a file without the space around it, or "". os.ReadFile would start Go's
 // poller, which the bridge helper does without.
 func read(root, path string) string {
-	f, err := procfd.OpenRegular(filepath.Join(root, path))
+	open := procfd.OpenRoots
+	if root != "/" { // it may be a container's
+		open = procfd.OpenRegular
+	}
+	f, err := open(filepath.Join(root, path))
 	if err != nil {
 		return ""
 	}
@@ -108,12 +116,7 @@ func HostMAC(guest net.HardwareAddr) net.HardwareAddr {
 
 // UUID returns a UUID that is derived as the addresses of [New] are (version 8 of RFC 9562).
 func UUID(texts ...string) string {
-	h := sha256.New()
-	for _, t := range append([]string{identity("/"), "uuid"}, texts...) {
-		h.Write([]byte(t))
-		h.Write([]byte{0})
-	}
-	b := h.Sum(nil)[:16]
+	b := hash(append([]string{identity("/"), "uuid"}, texts...))
 	b[6], b[8] = b[6]&0x0f|0x80, b[8]&0x3f|0x80
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }

@@ -26,8 +26,13 @@ var errRefused = errors.New("refused")
 // Read reads the file and the files that it includes, with the privileges of the caller: so a
 // file's mode decides for which users it is read. An error names file, line and cure. If the main
 // file does not exist, the error matches fs.ErrNotExist with errors.Is, and nothing is allowed.
-func Read(path string) (*ACL, error) {
-	r := reader{acl: &ACL{Path: path}}
+func Read(path string) (*ACL, error) { return read(path, nil) }
+
+// ReadRoots is Read for a main file whose path is root's: nobody else can put another file there.
+func ReadRoots(path string) (*ACL, error) { return read(path, procfd.OpenRoots) }
+
+func read(path string, openMain func(string) (*os.File, error)) (*ACL, error) {
+	r := reader{acl: &ACL{Path: path}, openMain: openMain}
 	if err := r.read(path); err != nil {
 		return nil, err
 	}
@@ -36,6 +41,7 @@ func Read(path string) (*ACL, error) {
 
 // reader reads one main file and everything that it includes.
 type reader struct {
+	openMain func(path string) (*os.File, error) // nil for procfd.OpenRegular, which opens the others
 	acl      *ACL
 	bytes    int           // read so far
 	includes int           // seen so far
@@ -48,7 +54,11 @@ func (r *reader) read(path string) error {
 		return fmt.Errorf("%w: %s: files include each other more than %d deep (include it from a file further up)",
 			errRefused, path, maxDepth)
 	}
-	f, info, err := openFile(path)
+	open := procfd.OpenRegular
+	if len(r.open) == 0 && r.openMain != nil {
+		open = r.openMain
+	}
+	f, info, err := openFile(path, open)
 	if err != nil {
 		return err
 	}
@@ -81,8 +91,8 @@ func contains(files []os.FileInfo, f os.FileInfo) bool {
 
 // openFile opens a regular file. Anything else is refused before it is opened: opening it could
 // block on the writer of a FIFO or have side effects.
-func openFile(path string) (*os.File, os.FileInfo, error) {
-	f, err := procfd.OpenRegular(path)
+func openFile(path string, open func(string) (*os.File, error)) (*os.File, os.FileInfo, error) {
+	f, err := open(path)
 	if errors.Is(err, procfd.ErrNotRegular) {
 		if info, statErr := os.Stat(path); statErr == nil && info.IsDir() {
 			return nil, nil, fmt.Errorf("%s: it is a directory (name the files in it)", path) // QEMU reads it as empty

@@ -107,7 +107,7 @@ func (g *Gate) acl(requests []policy.Request) error {
 		}
 		if acl == nil {
 			var err error
-			if acl, err = bridgeconf.Read(g.aclPath); err != nil {
+			if acl, err = bridgeconf.ReadRoots(g.aclPath); err != nil {
 				return err
 			}
 		}

@@ -16,7 +16,8 @@ import (
 
 // Make makes a tap on a bridge for an unknown VMM, as qemu-bridge-helper does: the kernel names it,
 // it has one queue, and a vnet header only if the VMM supports one. nl is in ns, br is the bridge's
-// link; owner is the uid that the tap counts for. The tap lives as long as a process holds its queue. Close it.
+// link; owner is the uid that the tap counts for. The tap lives as long as a process holds its
+// queue. Close it.
 func Make(ns *netns.NS, nl *rtnl.Conn, owner int, br *rtnl.Link, port brport.Settings,
 	vnetHdr bool,
 ) (*tun.Tap, error) {

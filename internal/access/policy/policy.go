@@ -52,10 +52,11 @@ type Profile struct {
 // script says which profile an interface gets.
 type script struct{ glob, profile string }
 
-// Load reads a file that only root can have written. If it does not exist, the error matches
-// fs.ErrNotExist with errors.Is, and a nil Policy applies. Any other error must lead to a denial.
+// Load reads a file that only root can have written, at a path that is root's. If it does not
+// exist, the error matches fs.ErrNotExist with errors.Is, and a nil Policy applies. Any other error
+// must lead to a denial.
 func Load(path string) (*Policy, error) {
-	p, err := LoadDraft(path)
+	p, err := load(path, procfd.OpenRoots)
 	if err == nil && p.draft != nil {
 		return nil, p.draft
 	}
@@ -64,8 +65,10 @@ func Load(path string) (*Policy, error) {
 
 // LoadDraft reads a file for inspection, regardless of who wrote it. If Load would refuse the file,
 // the first of its Warnings says so.
-func LoadDraft(path string) (*Policy, error) {
-	f, err := open(path)
+func LoadDraft(path string) (*Policy, error) { return load(path, procfd.OpenRegular) }
+
+func load(path string, opener func(string) (*os.File, error)) (*Policy, error) {
+	f, err := open(path, opener)
 	if err != nil {
 		return nil, err
 	}
@@ -88,8 +91,8 @@ func LoadDraft(path string) (*Policy, error) {
 
 // open opens regular files only: it neither waits for the writer of a FIFO nor touches a device. A
 // dangling symbolic link is an error, not a missing file: somebody wanted a policy.
-func open(path string) (*os.File, error) {
-	f, err := procfd.OpenRegular(path)
+func open(path string, opener func(string) (*os.File, error)) (*os.File, error) {
+	f, err := opener(path)
 	if errors.Is(err, procfd.ErrNotRegular) {
 		return nil, fmt.Errorf("%s: it is not a regular file (replace it by one)", path)
 	}

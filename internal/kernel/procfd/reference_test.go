@@ -65,35 +65,41 @@ func others(t *testing.T) map[string]string {
 
 func TestOpenRegularOpensNothingElse(t *testing.T) {
 	for kind, path := range others(t) {
-		opened := opens(t, path)
-		f, err := procfd.OpenRegular(path) // the FIFO has no writer
-		if !errors.Is(err, procfd.ErrNotRegular) {
-			t.Errorf("%s: %v", kind, err)
-		}
-		if err == nil {
-			_ = f.Close()
-		}
-		if n := opened(); n != 0 {
-			t.Errorf("%s was opened %d times", kind, n)
+		for _, open := range []func(string) (*os.File, error){procfd.OpenRegular, procfd.OpenRoots} {
+			opened := opens(t, path)
+			f, err := open(path) // the FIFO has no writer
+			if !errors.Is(err, procfd.ErrNotRegular) {
+				t.Errorf("%s: %v", kind, err)
+			}
+			if err == nil {
+				_ = f.Close()
+			}
+			if n := opened(); n != 0 {
+				t.Errorf("%s was opened %d times", kind, n)
+			}
 		}
 	}
 }
 
 func TestOpenRegular(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "file")
-	if err := os.WriteFile(path, []byte("text"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	f, err := procfd.OpenRegular(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if text, err := io.ReadAll(f); string(text) != "text" || err != nil {
-		t.Errorf("%q, %v", text, err)
-	}
-	if _, err := procfd.OpenRegular(path + "x"); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("none: %v", err)
+	for name, open := range map[string]func(string) (*os.File, error){
+		"OpenRegular": procfd.OpenRegular, "OpenRoots": procfd.OpenRoots,
+	} {
+		path := filepath.Join(t.TempDir(), "file")
+		if err := os.WriteFile(path, []byte("text"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, err := open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if text, err := io.ReadAll(f); string(text) != "text" || err != nil {
+			t.Errorf("%s: %q, %v", name, text, err)
+		}
+		if _, err := open(path + "x"); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: none: %v", name, err)
+		}
 	}
 }
 
