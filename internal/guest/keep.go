@@ -200,7 +200,9 @@ func (d *Domain) ForgetSteps(ctx context.Context, nicID string, persistent bool)
 		if def != nil {
 			if text := def.InterfaceText(nic.LibvirtAlias(nicID)); text != "" {
 				forget := d.forgetStep(nicID)
-				forget.Undo = func(ctx context.Context) error { return d.AttachDevice(ctx, d.dom, text, libvirt.AffectConfig) }
+				forget.Undo = func(ctx context.Context) error {
+					return d.AttachDevice(ctx, d.dom, text, libvirt.AffectConfig)
+				}
 				list = append(list, forget)
 			}
 		}

@@ -205,7 +205,7 @@ func TestParseUUID(t *testing.T) {
 }
 
 // TestInterfaceText: the text of an interface is what the definition has, whatever is in it. What
-// only looks like one is none.
+// only looks like one does not count.
 func TestInterfaceText(t *testing.T) {
 	const own = `<interface type='ethernet' trustGuestRxFilters="yes"><!-- x --><alias name='ua-a&amp;b'/>` +
 		`<teaming type='transient'><alias name='inner'/></teaming></interface>`
