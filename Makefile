@@ -80,8 +80,12 @@ fresh: ## everything a newcomer does, with the sessions of the documents, in a f
 
 # A machine that is busy with others fails a test now and then. Up to ten tests that fail are run
 # once more, and those that pass then are named as flaky. A data race is never run again.
-rerun = --rerun-fails=1 --rerun-fails-max-failures=10 --rerun-fails-run-root-test --rerun-fails-abort-on-data-race --rerun-fails-report '$(BIN)/reruns'
-flaky = [ ! -s '$(BIN)/reruns' ] || { echo '== flaky, passed when run again:'; cat '$(BIN)/reruns'; }
+# $(call gotestsum,OPTIONS): two makes at once have reports of their own.
+define gotestsum
+@mkdir -p '$(BIN)' && reruns="$(BIN)/reruns.$$$$" && trap 'rm -f "$$reruns"' EXIT && \
+$(GO) tool gotestsum --rerun-fails=1 --rerun-fails-max-failures=10 --rerun-fails-run-root-test --rerun-fails-abort-on-data-race --rerun-fails-report "$$reruns" $(1) && \
+{ [ ! -s "$$reruns" ] || { echo '== flaky, passed when run again:' && cat "$$reruns"; }; }
+endef
 
 # As root, all tests run; without root, those that need devices are skipped. The tests of a package
 # have namespaces of their own; tests that need the first process namespace run separately. The
@@ -102,29 +106,26 @@ building = %/internal/arch %/internal/arch/report %/internal/cli/mangen %/intern
 raced = $(if $(RACE),$(filter-out $(building),$(filter $(shell $(GO) list $(RACE)),$(packages))))
 plain = $(filter-out $(raced),$(packages))
 
-# $(call test_packages,PACKAGES,FLAGS,CGO_ENABLED)
-define test_packages
-@mkdir -p '$(BIN)' && rm -f '$(BIN)/reruns'
-@CGO_ENABLED=$(3) $(GO) tool gotestsum --format pkgname $(rerun) --packages '$(1)' -- $(2) -vet=off -timeout 40m -p 4 -skip '^TestLabHost$$|^TestLiveAllPIDs$(if $(SKIP),|$(SKIP))'
-@$(flaky)
-endef
+# $(call test_packages,PACKAGES,FLAGS)
+test_packages = $(call gotestsum,--format pkgname --packages '$(1)' -- $(2) -vet=off -timeout 40m -p 4 -skip '^TestLabHost$$|^TestLiveAllPIDs$(if $(SKIP),|$(SKIP))')
 
 test-packages:
 	$(MAKE) --no-print-directory --keep-going test-raced test-plain
 
+test-raced: export CGO_ENABLED = 1
 test-raced:
-	$(if $(raced),$(call test_packages,$(raced),-race,1),@:)
+	$(if $(raced),$(call test_packages,$(raced),-race),@:)
 
+test-plain: export CGO_ENABLED = 0
 test-plain:
-	$(if $(plain),$(call test_packages,$(plain),,0),@:)
+	$(if $(plain),$(call test_packages,$(plain),),@:)
 
 test-pids:
 	VMNET_TEST_PIDS=machine CGO_ENABLED=0 $(GO) tool gotestsum --format testname -- -vet=off -timeout 10m -run '^TestLiveAllPIDs' ./tapmgr ./cmd/vmnet-hook ./internal/watch
 
+test-lab: export CGO_ENABLED = 0
 test-lab:
-	@mkdir -p '$(BIN)' && rm -f '$(BIN)/reruns'
-	$(GO) tool gotestsum --format testname $(rerun) --packages ./testvm/lab -- -vet=off -timeout 40m -run '^TestLabHost$$'
-	@$(flaky)
+	$(call gotestsum,--format testname --packages ./testvm/lab -- -vet=off -timeout 40m -run '^TestLabHost$$')
 
 lab: setup ## the tests TestLab* on a full kernel in a virtual machine (8 minutes; root)
 	$(GO) test -timeout 30m -v -run '^TestLabHost$$' ./testvm/lab
