@@ -90,7 +90,7 @@ endef
 # As root, all tests run; without root, those that need devices are skipped. The tests of a package
 # have namespaces of their own; tests that need the first process namespace run separately. The
 # packages that take longest begin, so that none of them runs alone at the end. Four run at a time,
-# since tests of guests wait more than they compute. The lab hosts come last and alone: beside
+# with three tests that may run beside each other, since tests of guests wait. The lab hosts come last and alone: beside
 # others, their guests are three times slower. Their tests are built without the race detector,
 # which an emulated processor makes very slow, unless VMNET_LAB_RACE is set. Vet is left to lint.
 test: setup test-packages test-pids test-lab ## all tests; without root, those that do not need it (30 minutes)
@@ -107,7 +107,7 @@ raced = $(if $(RACE),$(filter-out $(building),$(filter $(shell $(GO) list $(RACE
 plain = $(filter-out $(raced),$(packages))
 
 # $(call test_packages,PACKAGES,FLAGS)
-test_packages = $(call gotestsum,--format pkgname --packages '$(1)' -- $(2) -vet=off -timeout 40m -p 4 -skip '^TestLabHost$$|^TestLiveAllPIDs$(if $(SKIP),|$(SKIP))')
+test_packages = $(call gotestsum,--format pkgname --packages '$(1)' -- $(2) -vet=off -timeout 40m -p 4 -parallel 3 -skip '^TestLabHost$$|^TestLiveAllPIDs$(if $(SKIP),|$(SKIP))')
 
 test-packages:
 	$(MAKE) --no-print-directory --keep-going test-raced test-plain

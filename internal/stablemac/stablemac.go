@@ -116,7 +116,8 @@ func HostMAC(guest net.HardwareAddr) net.HardwareAddr {
 
 // UUID returns a UUID that is derived as the addresses of [New] are (version 8 of RFC 9562).
 func UUID(texts ...string) string {
-	b := hash(append([]string{identity("/"), "uuid"}, texts...))
+	sum := hash(append([]string{identity("/"), "uuid"}, texts...))
+	b := sum[:16]
 	b[6], b[8] = b[6]&0x0f|0x80, b[8]&0x3f|0x80
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }

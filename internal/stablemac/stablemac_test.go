@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"testing"
 )
 
@@ -57,5 +58,17 @@ func TestAMachineIDOutlastsABoot(t *testing.T) {
 	}
 	if err := Check(before); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestAddressesStay: what guests know each other by does not change with vmnet's version.
+func TestAddressesStay(t *testing.T) {
+	got := derive("a3c0", []byte{0x52, 0x54, 0}, []string{"web", "net0"}).String()
+	if want := "52:54:00:c1:70:21"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	id := regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$`)
+	if a, b := UUID("web", "net0"), UUID("webnet0"); !id.MatchString(a) || a == b || a != UUID("web", "net0") {
+		t.Errorf("UUIDs %s and %s", a, b)
 	}
 }

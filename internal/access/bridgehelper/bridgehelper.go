@@ -60,7 +60,7 @@ func (h *Helper) OnOVS(bridge string) bool {
 // read reads a link once, as long as no other is read: each answer of the kernel takes time. What
 // the link is used for is its index, so another link that has got the name since is not meant.
 func (h *Helper) read(name string) (*rtnl.Link, error) {
-	if h.name != name {
+	if h.name != name || h.link == nil && h.err == nil {
 		h.name = name
 		h.link, h.err = h.nl.Link(name)
 	}
