@@ -90,9 +90,10 @@ endef
 # As root, all tests run; without root, those that need devices are skipped. The tests of a package
 # have namespaces of their own; tests that need the first process namespace run separately. The
 # packages that take longest begin, so that none of them runs alone at the end. Four run at a time,
-# with three tests that may run beside each other, since tests of guests wait. The lab hosts come last and alone: beside
-# others, their guests are three times slower. Their tests are built without the race detector,
-# which an emulated processor makes very slow, unless VMNET_LAB_RACE is set. Vet is left to lint.
+# with three tests that may run beside each other, since tests of guests wait. The lab hosts come
+# last and alone: beside others, their guests are three times slower. Their tests are built without
+# the race detector, which an emulated processor makes very slow, unless VMNET_LAB_RACE is set. Vet
+# is left to lint.
 test: setup test-packages test-pids test-lab ## all tests; without root, those that do not need it (30 minutes)
 
 # The packages RACE are tested with the race detector: RACE=./... for all. What it compiles serves
