@@ -75,7 +75,7 @@ quick: ## vet, format, and the tests that need neither root nor guests (a minute
 
 # What .ci/run does. STEPS selects some of the steps of internal/fresh/steps.sh.
 STEPS ?=
-fresh: ## everything a newcomer does, with the sessions of the documents, in a fresh Debian 12 (45 minutes; root, network)
+fresh: ## everything a newcomer does, with the sessions of the documents, in a fresh Debian 12 (28 minutes; root, network)
 	sh internal/fresh/fresh.sh $(STEPS)
 
 # A machine that is busy with others fails a test now and then. Up to ten tests that fail are run
@@ -94,7 +94,7 @@ endef
 # last and alone: beside others, their guests are three times slower. Their tests are built without
 # the race detector, which an emulated processor makes very slow, unless VMNET_LAB_RACE is set. Vet
 # is left to lint.
-test: setup test-packages test-pids test-lab ## all tests; without root, those that do not need it (30 minutes)
+test: setup test-packages test-pids test-lab ## all tests; without root, those that do not need it (15 minutes)
 
 # The packages RACE are tested with the race detector: RACE=./... for all. What it compiles serves
 # nothing else, and programs start and run slower. Those that read or build the sources never are.
@@ -128,7 +128,7 @@ test-lab: export CGO_ENABLED = 0
 test-lab:
 	$(call gotestsum,--format testname --packages ./testvm/lab -- -vet=off -timeout 40m -run '^TestLabHost$$')
 
-lab: setup ## the tests TestLab* on a full kernel in a virtual machine (8 minutes; root)
+lab: setup ## the tests TestLab* on a full kernel in a virtual machine (6 minutes; root)
 	$(GO) test -timeout 30m -v -run '^TestLabHost$$' ./testvm/lab
 
 unit: ## the tests that need neither devices nor guests nor root, with the race detector (3 minutes)
