@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -28,6 +29,7 @@ type Definition struct {
 	RunAs      int
 	Interfaces []Interface
 
+	texts    []string // the elements of Interfaces
 	metadata metadata
 }
 
@@ -139,6 +141,22 @@ type interfaceXML struct {
 		Name string `xml:"name,attr"`
 	} `xml:"alias"`
 	Address addressXML `xml:"address"`
+
+	begun, ended int64 // where its start tag and the element end in the text
+}
+
+// UnmarshalXML is encoding/xml's.
+func (x *interfaceXML) UnmarshalXML(d *xml.Decoder, start xml.StartElement) error {
+	type fields interfaceXML // without this method
+	x.begun = d.InputOffset()
+	err := d.DecodeElement((*fields)(x), &start)
+	x.ended = d.InputOffset()
+	return err
+}
+
+// in returns the element in the text that it was parsed from. A start tag has no other "<".
+func (x *interfaceXML) in(text string) string {
+	return text[strings.LastIndexByte(text[:x.begun], '<'):x.ended]
 }
 
 type addressXML struct {
@@ -182,9 +200,19 @@ func Parse(text string) (*Definition, error) {
 		if err != nil {
 			return nil, fmt.Errorf("domain XML: interface %d: %w", i+1, err)
 		}
-		def.Interfaces = append(def.Interfaces, nic)
+		def.Interfaces, def.texts = append(def.Interfaces, nic), append(def.texts, ix.in(text))
 	}
 	return def, nil
+}
+
+// InterfaceText returns the element of the interface with that alias as the definition has it, with
+// what Interface leaves out, so that libvirt can get it back. It is empty if there is none.
+func (def *Definition) InterfaceText(alias string) string {
+	i := slices.IndexFunc(def.Interfaces, func(i Interface) bool { return i.Alias == alias })
+	if i < 0 || alias == "" {
+		return ""
+	}
+	return def.texts[i]
 }
 
 // decodeXML reads one element, and refuses text after it.
