@@ -34,9 +34,8 @@ type Request struct {
 // Helper serves a request, in the netns of this process. Close it.
 type Helper struct {
 	nl   *rtnl.Conn
-	name string     // of the link that was read last, or its altname
-	link *rtnl.Link // nil if there was none
-	err  error
+	name string     // of link, or its altname
+	link *rtnl.Link // the one that was found last; nil for none
 }
 
 // Open opens a netlink socket.
@@ -57,14 +56,17 @@ func (h *Helper) OnOVS(bridge string) bool {
 	return err == nil && l.MayBeOVS()
 }
 
-// read reads a link once, as long as no other is read: each answer of the kernel takes time. What
+// read finds a link once, as long as no other is found: each answer of the kernel takes time. What
 // the link is used for is its index, so another link that has got the name since is not meant.
 func (h *Helper) read(name string) (*rtnl.Link, error) {
-	if h.name != name || h.link == nil && h.err == nil {
-		h.name = name
-		h.link, h.err = h.nl.Link(name)
+	if h.link != nil && h.name == name {
+		return h.link, nil
 	}
-	return h.link, h.err
+	l, err := h.nl.Link(name)
+	if err == nil {
+		h.name, h.link = name, l
+	}
+	return l, err
 }
 
 // here is the netns of this process.
