@@ -61,9 +61,8 @@ func (c Config) warmKey(parts Parts) (string, error) {
 func (c Config) twin() Config {
 	return Config{
 		Name: "booted", Machine: c.Machine, SparePorts: c.SparePorts, MemoryMiB: c.MemoryMiB, CPUs: c.CPUs,
-		KernelArgs: c.KernelArgs, Modules: c.Modules, Kernel: c.Kernel, Init: c.Init, QEMU: c.Emulator,
-		Emulator: c.Emulator,
-		Accel:    c.Accel, Icount: c.Icount, BootTimeout: c.BootTimeout, Logf: c.Logf, Cold: true,
+		KernelArgs: c.KernelArgs, Modules: c.Modules, Kernel: c.Kernel, Init: c.Init, QEMU: c.Emulator, Accel: c.Accel,
+		Icount: c.Icount, BootTimeout: c.BootTimeout, Logf: c.Logf, Cold: true,
 		ExtraArgs: []string{"-global", "migration.store-global-state=off"},
 	}.withDefaults()
 }

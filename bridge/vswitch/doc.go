@@ -93,9 +93,9 @@
 //
 // # VLAN tags
 //
-// The kernel puts a tag into the frame when a tap is read (tun_put_user in drivers/net/tun.c). So
-// it is in a stream, in a datagram and in a guest's memory. A packet socket delivers the outermost
-// tag, of 802.1Q or 802.1ad, beside the frame. By the ring, arrivals.at reads it and
+// The kernel puts a tag into the frame when a tap is read (tun_put_user in drivers/net/tun.c). In
+// a stream, a datagram and a guest's memory it is in the frame as well. A packet socket delivers
+// the outermost tag, of 802.1Q or 802.1ad, beside the frame. By the ring, arrivals.at reads it and
 // arrival.copyTo puts it back; otherwise tagOf and mmsgQueue.take do. Both call putBack (mmsg.go).
 // Then all tags are in the frame, as they are when it leaves.
 //

@@ -172,10 +172,9 @@ func setTBF(c *rtnl.Conn, l *rtnl.Link, t rtnl.TBF) error {
 	if err == nil {
 		return nil
 	}
-	if qs, _ := c.Qdiscs(l.Index); qs != nil {
-		if foreign := rootInTheWay(qs, l); foreign != nil {
-			return foreign
-		}
+	qs, _ := c.Qdiscs(l.Index) // err is what counts
+	if foreign := rootInTheWay(qs, l); foreign != nil {
+		return foreign
 	}
 	return fmt.Errorf("set a tbf qdisc: %w", explain(err, "CONFIG_NET_SCH_TBF: modprobe sch_tbf"))
 }
