@@ -128,6 +128,7 @@ func (h *host) command(program string, args ...string) *exec.Cmd {
 	cmd := h.as(nobody, args...)
 	cmd.Path, cmd.Args[0] = program, program
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "XDG_RUNTIME_DIR=" + h.path("run")}
+	cmd.WaitDelay = 5 * time.Second // for what outlives it and holds its output open
 	return cmd
 }
 

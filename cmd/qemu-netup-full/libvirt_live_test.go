@@ -99,6 +99,7 @@ func (i *installation) session(bridge string) (string, error) {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "sh", "-s", i.program, bridge)
 	cmd.Stdin = strings.NewReader(libvirttest.Private + sessionScript)
+	cmd.WaitDelay = 5 * time.Second
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Pdeathsig:    syscall.SIGKILL,
 		Cloneflags:   syscall.CLONE_NEWPID | syscall.CLONE_NEWNET,

@@ -155,7 +155,7 @@ func (h *userHost) command(ctx context.Context, argv ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "setpriv", append(append([]string{}, asNobody...), argv...)...)
 	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0", "HOME="+h.home, "XDG_RUNTIME_DIR="+h.home+"/run",
 		"XDG_CONFIG_HOME=", "XDG_STATE_HOME=")
-	cmd.Dir = "/"
+	cmd.Dir, cmd.WaitDelay = "/", 5*time.Second
 	return cmd
 }
 

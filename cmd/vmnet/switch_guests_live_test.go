@@ -32,7 +32,7 @@ func nobodyRuns(t *testing.T, args ...string) string {
 	cmd := exec.CommandContext(ctx, "setpriv",
 		append(append([]string{}, asNobody...), append([]string{"vmnet"}, args...)...)...)
 	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0")
-	cmd.Dir = "/"
+	cmd.Dir, cmd.WaitDelay = "/", 5*time.Second
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Errorf("vmnet %s: %v: %s", strings.Join(args, " "), err, out)

@@ -189,6 +189,7 @@ func (x *h) run(ns *netns.NS, argv ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(x.ctx(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.WaitDelay = 5 * time.Second
 	var out []byte
 	err := ns.Do(func() (err error) { out, err = cmd.CombinedOutput(); return err })
 	return string(out), err
