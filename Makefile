@@ -10,7 +10,7 @@ BIN     ?= bin
 FUZZTIME ?= 20s
 SOAK    ?= 3m
 
-.PHONY: all help build programs man generate setup demo quick test test-packages test-raced test-plain test-pids test-lab fresh unit live vm lab lint fuzz soak cross bench bench-setup bench-switch arch release deb rpm packages-test install uninstall clean
+.PHONY: all help build programs man generate setup demo quick test test-packages test-raced test-plain test-pids test-lab fresh unit live vm lab lint fuzz soak cross bench bench-setup bench-switch arch release deb rpm packages-test browser-test install uninstall clean
 
 all: build
 
@@ -217,6 +217,11 @@ deb rpm: ## packages for ARCHES (amd64 arm64), in dist (minutes at first, then s
 packages-test: ## the packages built, read back and installed (3 minutes at first; root, network)
 	sh testvm/setup.sh --packages rpm,systemd,debconf
 	VMNET_REQUIRE=root,dpkg,rpm $(GO) test -v -tags packages -timeout 30m ./internal/packaging
+
+# What test leaves out as well, since a browser is large: the map's drawing and page.
+browser-test: ## the map's drawing and page in Chromium (a minute at first; root, network)
+	sh testvm/setup.sh --packages chromium
+	VMNET_REQUIRE=browser $(GO) test -v -run InABrowser -timeout 10m ./internal/netmap
 
 uninstall: ## remove the installed files
 	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' sh internal/install/install.sh uninstall

@@ -45,6 +45,8 @@ guest P3 --cpus 2 --qemu "$XDG_RUNTIME_DIR/launch"
 run testvm addr --name P3 eth0 10.7.0.3/24
 run testvm ping --name P3 10.7.0.2
 run vmnet list
+run vmnet map
+[ -z "${MAP:-}" ] || vmnet map --svg >"$MAP" # the README's picture
 run vmnet detach --vm P3 --nic net0
 
 title "QEMU is killed: nothing is left, without any cleanup"

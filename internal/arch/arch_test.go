@@ -3,7 +3,6 @@ package arch
 import (
 	"go/types"
 	"os"
-	"os/exec"
 	"regexp"
 	"slices"
 	"strings"
@@ -104,14 +103,13 @@ var forTests = []string{
 // imports returns the imports of the module's packages, without those of tests.
 func imports(t *testing.T) map[string][]string {
 	t.Helper()
-	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, "vmnet/...").Output()
+	packages, err := list(".", "vmnet/...")
 	if err != nil {
 		t.Fatal(err)
 	}
 	all := map[string][]string{}
-	for line := range strings.Lines(string(out)) {
-		f := strings.Fields(line)
-		all[strings.TrimPrefix(f[0], "vmnet/")] = f[1:]
+	for _, p := range packages {
+		all[strings.TrimPrefix(p.ImportPath, "vmnet/")] = p.Imports
 	}
 	return all
 }
@@ -203,11 +201,14 @@ func TestOnlyVmnetLinksGoQEMU(t *testing.T) {
 		"vmnet": true, "qemu-netup": false, "qemu-netup-full": false,
 		"vmnet-hook": false, "vmnet-cni": false,
 	} {
-		out, err := exec.Command("go", "list", "-deps", "vmnet/cmd/"+program).Output()
+		packages, err := list(".", "-deps", "vmnet/cmd/"+program)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if links := strings.Contains(string(out), "github.com/digitalocean/go-qemu/"); links != want {
+		links := slices.ContainsFunc(packages, func(p listed) bool {
+			return strings.HasPrefix(p.ImportPath, "github.com/digitalocean/go-qemu/")
+		})
+		if links != want {
 			t.Errorf("%s links go-qemu: %v, want %v", program, links, want)
 		}
 	}

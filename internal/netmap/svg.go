@@ -38,7 +38,8 @@ func (m *Map) SVG() string {
 
 const svgStyle = `.paper{fill:#fff}text{fill:#202124}rect{fill:#f8f9fa;stroke:#5f6368}.place{fill:#e8f0fe;stroke:#1967d2}` +
 	`line{stroke:#5f6368;stroke-width:1.5}.foreign{stroke:#9aa0a6}text.foreign{fill:#80868b;stroke:none}` +
-	`.broken{stroke:#c5221f}line.broken{stroke-dasharray:5 4}text.broken{fill:#c5221f;stroke:none}`
+	`.broken{stroke:#c5221f}line.broken{stroke-dasharray:5 4}text.broken{fill:#c5221f;stroke:none}` +
+	`text[text-anchor=end]{stroke:#fff;stroke-width:4;paint-order:stroke}` // legible upon a line
 
 // svg draws a place at a height, and returns the height below it.
 func (p *Place) svg(b *strings.Builder, y int) int {
