@@ -44,7 +44,7 @@ type Config struct {
 // brport.ErrInvalid with errors.Is.
 func (cfg Config) Validate() error {
 	if err := cfg.validate(); err != nil {
-		return fmt.Errorf("%w: %w", brport.ErrInvalid, err)
+		return fmt.Errorf("%w bridge: %w", brport.ErrInvalid, err)
 	}
 	return nil
 }

@@ -9,8 +9,9 @@ import (
 	"slices"
 )
 
-// ErrInvalid is returned for a bridge or a port whose description is inconsistent or out of range.
-var ErrInvalid = errors.New("invalid bridge")
+// ErrInvalid is returned for a bridge, a switch or a port whose description is inconsistent or out
+// of range.
+var ErrInvalid = errors.New("invalid")
 
 // ErrNotSupported is returned for a feature that the running kernel was built without.
 var ErrNotSupported = errors.New("not supported by this kernel")

@@ -179,11 +179,11 @@ func TestParseErrors(t *testing.T) {
 		},
 		{
 			"VLAN", rule("vlans: [0]"),
-			"4:12: vlans: invalid bridge port: VLAN \"0\": want 1 to 4094, in lists such as 2-5,7, in `vlans: [0]`",
+			"4:12: vlans: invalid port: VLAN \"0\": want 1 to 4094, in lists such as 2-5,7, in `vlans: [0]`",
 		},
 		{
 			"VLANs backwards", rule("vlans: [9-2]"),
-			"4:12: vlans: invalid bridge port: VLANs 9-2: want the lower number first, in `vlans: [9-2]`",
+			"4:12: vlans: invalid port: VLANs 9-2: want the lower number first, in `vlans: [9-2]`",
 		},
 		{
 			"port", rule("port: [nohairpin]"),
@@ -234,7 +234,7 @@ func TestParseErrors(t *testing.T) {
 		},
 		{
 			"profile VLANs", "profiles:\n  a: {vlan: 1, trunk: 2-5}\n",
-			"2:3: profile a: invalid bridge port: both VLAN and trunk: a port is an access port of one VLAN or a " +
+			"2:3: profile a: invalid port: both VLAN and trunk: a port is an access port of one VLAN or a " +
 				"trunk of several (use the native VLAN for a trunk's untagged frames), in `a: {vlan: 1, trunk: 2-5}`",
 		},
 		{
