@@ -11,7 +11,7 @@ import (
 
 // Any user can run a switch with arbitrary replies, so a client limits what it reads of one reply.
 const (
-	// maxPortBytes limits the reply about them, with all counters.
+	// maxPortBytes limits the reply about ports, with all counters.
 	maxPortBytes = 32 << 20
 	// maxFDBBytes is more than the largest FDB needs.
 	maxFDBBytes = 256 << 20
@@ -41,8 +41,12 @@ type list[T any] []T
 // UnmarshalJSON implements [json.Unmarshaler].
 func (l *list[T]) UnmarshalJSON(text []byte) error {
 	d := json.NewDecoder(bytes.NewReader(text))
-	if start, err := d.Token(); err != nil || start != json.Delim('[') {
-		return fmt.Errorf("want a list: %w", err)
+	start, err := d.Token()
+	if err != nil {
+		return err
+	}
+	if start != json.Delim('[') {
+		return fmt.Errorf("want a list, not %.20q", text)
 	}
 	for d.More() {
 		var item T

@@ -61,7 +61,8 @@ func TestAnswersAreBounded(t *testing.T) {
 		},
 		"nothing without end": {`{"more":true}`, "more than 33554432 bytes"},
 		"more than a message": {strings.Repeat(" ", MaxMessage) + "{}", "message"},
-		"not a list":          {`{"ports":{}}`, "want a list"},
+		"not a list":          {`{"ports":{}}`, `want a list, not "{}"`},
+		"null":                {`{"ports":null}`, `want a list, not "null"`},
 	} {
 		t.Run(what, func(t *testing.T) {
 			c := client(t, fake(t, test.message))
