@@ -31,8 +31,8 @@ func Owner(pid int) (uid int, err error) {
 	}
 	for _, id := range ids[1:] {
 		if id != ids[0] {
-			return -1, fmt.Errorf("process %d: %w: it runs with the real uid %d and the effective uid %d",
-				pid, ErrDoubtful, ids[0], ids[1])
+			return -1, fmt.Errorf("process %d: %w: its real, effective, saved and file system uid are %v",
+				pid, ErrDoubtful, ids)
 		}
 	}
 	if started, ran, ok := executedAs(pid); ok && started != ran {
