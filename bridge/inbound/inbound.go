@@ -1,7 +1,7 @@
 // Package inbound describes what may reach a guest that has not asked for it, as data. Answers to
 // what the guest has asked always reach it, and so do ARP, neighbor discovery, router
-// advertisements, the answers of DHCP servers, and queries of multicast groups. The kernel checks
-// it by a BPF program (internal/kernel/bpfguard) at the guest's interface.
+// advertisements, the answers of DHCP servers, and queries of multicast groups. A BPF program
+// (internal/kernel/bpfguard) checks the frames at the guest's host interface.
 package inbound
 
 import (
@@ -90,7 +90,7 @@ func parseFrom(text string) (netip.Prefix, error) {
 	case err != nil || a.Zone() != "" || p.Addr().Is4In6():
 		return netip.Prefix{}, fmt.Errorf("from=%s: want a network such as 10.0.0.0/8, or an address", text)
 	case p != p.Masked():
-		return netip.Prefix{}, fmt.Errorf("from=%s: bits after the first %d are ignored (write %s)", text, p.Bits(),
+		return netip.Prefix{}, fmt.Errorf("from=%s: bits after the first %d are set (write %s)", text, p.Bits(),
 			p.Masked())
 	}
 	return p, nil
@@ -103,11 +103,11 @@ func (r Rule) validate() error {
 	case r.hasPorts() && r.First == 0:
 		return fmt.Errorf("rule for %s: want its ports (%[1]s:22, %[1]s:8000-8010, %[1]s:1-65535)", r.Protocol)
 	case !r.hasPorts() && (r.First != 0 || r.Last != 0):
-		return fmt.Errorf("rule for %s: it has no ports", r.Protocol)
+		return fmt.Errorf("rule for %s: it has no ports (leave them out)", r.Protocol)
 	case r.Last < r.First:
-		return fmt.Errorf("ports %d-%d: the first is the greater one", r.First, r.Last)
+		return fmt.Errorf("ports %d-%d: want the lower number first", r.First, r.Last)
 	case r.Protocol == Answers && r.From.IsValid():
-		return errors.New("answers come from whom the guest has asked (answers, without from=)")
+		return errors.New("answers come from the hosts that the guest has asked (write answers, without from=)")
 	}
 	return nil
 }
@@ -173,13 +173,13 @@ func (rules Rules) Validate() error {
 		case slices.Contains(rules[:i], r):
 			return fmt.Errorf("rule %s is given twice", r)
 		case r.Protocol == Answers && len(rules) > 1:
-			return errors.New("answers come in beside what other rules allow: the word answers stands alone")
+			return errors.New("answers always come in (leave the word answers out beside other rules)")
 		}
 	}
 	return nil
 }
 
-// Sorted returns the rules in one order: theirs means nothing.
+// Sorted returns the rules in a canonical order: their own has no meaning.
 func (rules Rules) Sorted() Rules {
 	byText := func(a, b Rule) int { return strings.Compare(a.String(), b.String()) }
 	return slices.SortedFunc(slices.Values(rules), byText)

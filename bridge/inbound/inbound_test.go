@@ -28,7 +28,7 @@ func TestParseRule(t *testing.T) {
 	for text, want := range map[string]string{
 		"": "want tcp:PORT", "sctp:1": "want tcp:PORT", "tcp": "want its ports", "udp,from=10.0.0.0/8": "want its ports",
 		"tcp:": "port \"\"", "tcp:0": "port \"0\"", "tcp:65536": "port", "tcp:+22": "port", "tcp:022": "port",
-		"tcp:22-": "port", "tcp:22-21": "greater", "tcp:0-22": "port", "icmp:8": "no ports", "any:1": "no ports",
+		"tcp:22-": "port", "tcp:22-21": "lower number first", "tcp:0-22": "port", "icmp:8": "no ports", "any:1": "no ports",
 		"tcp:22,from=": "want a network", "tcp:22,from=10.0.0.1/8": "write 10.0.0.0/8", "tcp:22,to=10.0.0.0/8": "port",
 		"tcp:22,from=fe80::1%eth0": "want a network", "tcp:22,from=::ffff:10.0.0.1": "want a network",
 		"answers,from=10.0.0.0/8": "without from", "answers:1": "no ports", "TCP:22": "want tcp:PORT",

@@ -1,6 +1,6 @@
 // Package portrate describes how much traffic a guest's NIC may have, as data. Up is from the
-// guest, down is to it. Rates count bits of Ethernet frames as they are on a wire, without
-// preamble and checksum, and frames; of a super-frame its segments count.
+// guest, down is to it. Rates count frames, and the bits of Ethernet frames as they are on a wire,
+// without preamble and checksum. A super-frame counts as its segments.
 package portrate
 
 import (
@@ -62,7 +62,7 @@ func ParseLimit(text string) (l Limit, err error) {
 			return l, fmt.Errorf("rate %q: want %s to %s", part, formatRate(least, isPackets),
 				formatRate(most, isPackets))
 		case *to != 0:
-			return l, fmt.Errorf("rate %q: two of one kind", text)
+			return l, fmt.Errorf("rate %q: two of one kind (want one in bits, one in packets, or both)", text)
 		}
 		*to = n
 	}
@@ -148,8 +148,8 @@ type Config struct {
 	Down  Limit  `json:"down,omitzero"` // to the guest
 	Burst uint64 `json:"burst,omitempty"`
 
-	// Shape has frames over a rate in bits wait, at most 50 ms or 128 KiB of them, where they would
-	// be dropped otherwise.
+	// Shape has frames over a rate in bits wait, at most those of 50 ms at that rate and 128 KiB
+	// more, where they would be dropped otherwise.
 	Shape bool `json:"shape,omitempty"`
 }
 
@@ -192,9 +192,10 @@ func (c Config) String() string {
 	return strings.Join(words, ";")
 }
 
-// Default bursts: room for two super-frames, since those pass or are dropped whole, and what a TCP
-// sender fills while it waits for its retransmission timer, of 200 ms at least, after a bucket has
-// dropped all that it had under way (BenchmarkLiveTCP in internal/kernel/ratelimit).
+// A default burst has room for two super-frames, since each passes or is dropped whole. It also has
+// room for what the rate allows while a TCP sender pauses: one that has lost all that it had in
+// flight waits for its retransmission timer, at least 200 ms (BenchmarkLiveTCP in
+// internal/kernel/ratelimit).
 const (
 	defaultBurst = 128 << 10              // bytes, at least
 	defaultDepth = 250 * time.Millisecond // of the rate, at least
@@ -203,7 +204,7 @@ const (
 // A Bucket is a Limit with its burst.
 type Bucket struct {
 	Limit
-	Burst uint64 // bytes, that pass at once after an idle time; 0 without Bits
+	Burst uint64 // bytes that pass at once after an idle time; 0 without Bits
 }
 
 // UpBucket returns the limit from the guest with its burst.
@@ -233,7 +234,7 @@ func (b Bucket) BitDepth() time.Duration {
 // PacketDepth returns for how long packets may be ahead of their rate.
 func (b Bucket) PacketDepth() time.Duration { return defaultDepth }
 
-// ParseBurst parses a number of bytes with k or M (powers of 1024, as tc(8) has them in sizes),
+// ParseBurst parses a number of bytes with k, M or G (powers of 1024, as tc(8) has them in sizes),
 // with or without b.
 func ParseBurst(text string) (uint64, error) {
 	word := strings.TrimSuffix(strings.ToLower(text), "b")
@@ -264,20 +265,20 @@ func FormatBurst(n uint64) string {
 
 // A super-frame has the headers of its segments once. Its bytes on the wire are estimated: each
 // further segment has headers of Ethernet, IPv4 and TCP with timestamps. A guest can choose tiny
-// segments, of which the headers are the most; they are taken for large ones.
+// segments, which are mostly headers: theirs are taken to be large (TinyHeaders).
 const (
 	SegmentHeaders = 14 + 20 + 32
-	TinySegment    = 512 // bytes of payload; those of less are tiny
+	TinySegment    = 512 // bytes of payload; segments with less are tiny
 	TinyHeaders    = 256
-	MostHeaders    = 14 + 40 + 32 // those of the first, which the number of segments leaves out
+	MostHeaders    = 14 + 40 + 32 // of the first segment: what follows is cut
 )
 
-// MaxSegments bounds the segments of a super-frame, to which no guest comes near. One with more
-// would use up a rate for longer than all that its sender may send.
+// MaxSegments bounds the segments of a super-frame. No guest comes near it. One with more would
+// cost so much of a rate that its sender could send nothing else for long.
 const MaxSegments = 1024
 
-// Wire returns how many bytes and frames a frame of that length is on the wire. segment is how many
-// bytes of payload each segment of a super-frame has, but the last; 0 for an ordinary frame.
+// Wire returns how many bytes and frames a frame of that length is on the wire. segment is the
+// payload in bytes of each segment of a super-frame but the last; 0 for an ordinary frame.
 func Wire(length, segment int) (bytes, frames int) {
 	if segment <= 0 || segment > length || length+segment <= MostHeaders {
 		return length, 1

@@ -311,7 +311,7 @@ func (t EtherType) validate() error {
 	case t < minEtherType:
 		return fmt.Errorf("EtherType %s: want 0x600 to 0xffff", t)
 	case t.isTag() || t == typeIPv4 || t == typeARP || t == typeRARP || t == typeIPv6:
-		return fmt.Errorf("EtherType %s has checks of its own", t)
+		return fmt.Errorf("EtherType %s has checks of its own (leave it out)", t)
 	}
 	return nil
 }

@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// Settings say which of a guest's frames are dropped. They are compared with the NIC's MAC address
-// and with the guest's own IP addresses.
+// Settings say which of a guest's frames are dropped. The frames are compared with the NIC's MAC
+// address and with the guest's own IP addresses.
 type Settings struct {
 	Checks     Checks         `json:"checks"`
 	EtherTypes []EtherType    `json:"ethertypes,omitempty"` // further ones that pass
@@ -35,7 +35,8 @@ func (s Settings) String() string {
 	return strings.Join(words, ";")
 }
 
-// Config returns what the frames of a NIC with that address are checked by, sorted.
+// Config returns the configuration that checks the frames of a NIC with those addresses, its lists
+// sorted.
 func (s Settings) Config(mac net.HardwareAddr, ips []netip.Addr) Config {
 	if s.IsZero() {
 		return Config{}

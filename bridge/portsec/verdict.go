@@ -227,7 +227,7 @@ type ip6 struct {
 	next     byte // what the payload is
 	own      bool // the source is the NIC's
 	none     bool // the source is unspecified
-	fragment bool // a fragment, the first
+	fragment bool // the first fragment of a packet
 }
 
 func (c *Checker) ipv6(f []byte, at int) Reason {

@@ -1,8 +1,8 @@
 // Package vswitch is a learning Ethernet switch in userspace, for hosts on which a kernel bridge
 // cannot be used. A goroutine receives a frame from a queue, learns its source, and writes it to
 // the queues of the destination ports. It neither allocates frames, nor passes them to another
-// goroutine, nor takes a lock that another port's goroutine holds, but that of a ring in a guest's
-// memory, or of a stream's end.
+// goroutine, nor takes a lock that another port's goroutine holds, except that of a ring in a
+// guest's memory or of a stream's end.
 //
 // A frame keeps its vnet header, so that a super-frame of 64 KiB crosses the switch in one piece if
 // the destination port takes it. If it does not, package offload segments the frame and fills in
@@ -25,7 +25,7 @@
 //	guest (--via socket), or
 //	  another program (--stream) stream      OpenStream     streamQueue  in the frame
 //	other programs               socket      OpenSocket     mmsgQueue    in the frame
-//	guest (--vhost-user)         vhost-user  OpenVhostUser  vhostQueue   in the frame
+//	guest (--via vhost-user)     vhost-user  OpenVhostUser  vhostQueue   in the frame
 //
 // A packetQueue is an mmsgQueue with a second path and a receive ring (arrivals), and a laneQueue
 // is a tapQueue. Which wire a guest has is decided by portOf in internal/backend/switch.go. vmnet's

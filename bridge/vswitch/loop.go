@@ -24,8 +24,8 @@ const (
 	echoLimit    = 64               // echoes on a port in one window that prove a loop
 	hairpinLimit = 1024             // the same for a hairpin port, which receives its own frames
 	loopSettle   = time.Second / 4  // after a stop, how long frames in flight are not counted
-	loopFirst    = 10 * time.Second // how long a port is stopped; the time doubles whenever
-	loopLongest  = 5 * time.Minute  // the loop persists, up to this limit
+	loopFirst    = 10 * time.Second // how long the first stop of a port lasts
+	loopLongest  = 5 * time.Minute  // the longest stop: each is twice as long while the loop persists
 )
 
 // echoes remembers frames that were flooded. A slot is one atomic word, so that it needs no lock:

@@ -15,8 +15,8 @@ import (
 	"vmnet/internal/kernel/netns"
 )
 
-// A packet socket may receive super-frames, so that each buffer has room for one. The buffers take
-// 2 MiB. They grow to 8 MiB once a frame of BIG TCP has arrived, which few devices send.
+// A packet socket may receive super-frames, so each buffer has room for one. Together they take 2
+// MiB, and 8 MiB once a frame of BIG TCP has arrived, which few devices send.
 const (
 	packetFrames = 32
 	bigFrames    = 16
@@ -33,9 +33,8 @@ const (
 //
 // nameOrPath is that of the network namespace that the device is in: a name of ip-netns(8), a path
 // such as /proc/4711/ns/net, or "" for that of the calling thread. Opening needs CAP_NET_RAW and
-// CAP_NET_ADMIN there; the open wire needs neither. The port ends
-// when the device is removed, renamed or moved to another netns. It does not end when the device
-// goes down.
+// CAP_NET_ADMIN there. The open wire needs neither. The port ends when the device is removed,
+// renamed or moved to another netns. It does not end when the device goes down.
 func OpenPacket(nameOrPath, device string) (*Wire, error) {
 	files, err := PacketFiles(nameOrPath, device)
 	if err != nil {

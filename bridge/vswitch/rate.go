@@ -54,7 +54,8 @@ func (m *meter) pass(now int64, data []byte) bool {
 }
 
 // spend charges frames that have passed, and returns how long to wait until they are balanced. The
-// debt has no cap, so that the rate holds whatever is in a batch.
+// debt is capped at an hour. No batch of valid frames reaches that, so the rate holds whatever is
+// in it.
 func (m *meter) spend(now int64, frames []frame) (wait time.Duration) {
 	var bits, units int64
 	for i := range frames {

@@ -126,10 +126,9 @@ func (r Reason) String() string {
 // cures says what an administrator can do about unintended drops. Reasons that follow from a port's
 // settings, or for which only the sender is responsible, have no cure.
 var cures = map[Reason]string{
-	Indescribable: "let the device by which they leave segment them: " +
-		"ethtool -K DEVICE tx-udp-segmentation off tx-sctp-segmentation off, " +
-		"such as the container's end of a veth pair; for a network card that joins frames on receipt, " +
-		"ethtool -K DEVICE rx-udp-gro-forwarding off",
+	Indescribable: "let the device by which they leave, such as the container's end of a veth pair, segment them: " +
+		"ethtool -K DEVICE tx-udp-segmentation off tx-sctp-segmentation off; " +
+		"for an uplink that joins frames on receipt, ethtool -K DEVICE rx-udp-gro-forwarding off",
 	offloadBase + Reason(offload.Tunnel): "let the device by which they leave segment them: " +
 		"ethtool -K DEVICE tso off gso off",
 	TooBig: "give the devices behind all ports one MTU, or the port a larger one (mtu=BYTES)",

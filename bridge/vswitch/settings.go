@@ -57,8 +57,8 @@ func (s *settings) locked() []Key {
 	return keys
 }
 
-// allows reports whether the FDB may have an address behind a port with these settings, which had
-// the settings was.
+// allows reports whether the FDB may keep an address behind a port whose settings change from was
+// to s.
 func (s *settings) allows(k Key, static bool, was *settings) bool {
 	switch {
 	case !s.vlans.has(k.VLAN()):

@@ -46,7 +46,8 @@ func (t *table) keyAt(p *Port, mac net.HardwareAddr, vlan int) (Key, error) {
 	case vlan == 0:
 		return KeyOf(mac, v.pvid), nil
 	case !v.has(uint16(vlan)):
-		return 0, fmt.Errorf("%w VLAN %d: port %s is not in it", brport.ErrInvalid, vlan, p.name)
+		return 0, fmt.Errorf("%w VLAN %d: port %s is not in it (name one of its VLANs)", brport.ErrInvalid, vlan,
+			p.name)
 	}
 	return KeyOf(mac, uint16(vlan)), nil
 }

@@ -16,13 +16,13 @@ import (
 
 // OpenStream makes a wire from an AF_UNIX stream socket on which each frame follows its length, 4
 // bytes in network order. A frame is an Ethernet frame with all its tags and without a vnet header.
-// So do QEMU's netdevs stream and socket, passt and socket_vmnet. It needs no privilege. f and name
-// are as for OpenVhostUser: the socket listens, or others listen in a directory, or it is
-// connected.
+// QEMU's netdevs stream and socket, passt and socket_vmnet use this format. It needs no privilege.
+// f and name are as for OpenVhostUser: the socket listens, or others listen in a directory, or it
+// is connected.
 //
-// The port is down while nobody is connected. One that was given a connected socket ends with the
-// other end. A frame that does not fit into the socket waits in the switch, with as many others as
-// maxBacklog has room for; then frames are dropped whole, as Full.
+// The port is down while nobody is connected. A port that was given a connected socket ends with
+// the other end. A frame that does not fit into the socket waits in the switch, with as many others
+// as maxBacklog has room for; then frames are dropped whole, as Full.
 //
 // It copies the fd; the caller keeps its own and may close it. It makes a socket non-blocking, for
 // the caller's fd too.

@@ -208,7 +208,7 @@ func (sw *Switch) replace(old, next *table, p *Port) {
 	if !next.filters || old.filters {
 		return
 	}
-	sw.fdb.FlushLearned() // it has tagged frames in the default VLAN
+	sw.fdb.FlushLearned() // it has the sources of tagged frames in the default VLAN
 	if len(old.ports) > 0 {
 		sw.notice("the switch filters VLANs from now on, since port %s has VLANs: "+
 			"ports without VLANs are in VLAN %d, untagged", p.name, defaultVLAN)

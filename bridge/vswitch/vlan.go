@@ -3,9 +3,10 @@ package vswitch
 import "vmnet/bridge/brport"
 
 // A switch filters VLANs from the start with Config.VLANFiltering, and otherwise since the first
-// port with VLANs was added. It never stops to filter, so that the removal of a port cannot let
-// tagged frames of the others pass. Before, it works like a kernel bridge with vlan_filtering 0:
-// frames are forwarded with the tags that they have, and all ports are in one network.
+// port with VLANs was added. It never stops filtering, so that the removal of a port cannot let
+// tagged frames of the others pass. Until it filters, it works like a kernel bridge with
+// vlan_filtering 0: frames are forwarded with the tags that they have, and all ports are in one
+// network.
 //
 // With filtering, it works like a kernel bridge with vlan_filtering 1 (net/bridge/br_vlan.c).
 

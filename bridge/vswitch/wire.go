@@ -25,7 +25,7 @@ type Wire struct {
 	device string         // name of the device; empty if it has none
 	limits offload.Limits // what it takes, without the MTU
 	mtu    int            // MTU of the device; 0 if it is not known
-	most   int            // longest MTU that it receives frames of; 0 for any
+	most   int            // largest MTU whose frames it receives; 0 for any
 	link   *rtnl.Follower // follows the device; may be nil
 	queues []queue
 	claim  func() error // gives up the claim; called by Close and unclaim; may be nil

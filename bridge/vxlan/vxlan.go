@@ -86,7 +86,7 @@ func (c Config) Validate() error {
 		case a == c.Local:
 			return fmt.Errorf("remote address %s: it is the local one (name the other hosts only)", a)
 		case slices.Contains(c.Remotes[:i], a):
-			return fmt.Errorf("remote address %s: it is there twice", a)
+			return fmt.Errorf("remote address %s: it is given twice", a)
 		}
 	}
 	return nil

@@ -155,5 +155,5 @@ func fragment(next byte, offset int, more bool) []byte {
 	return slices.Concat([]byte{next, 0}, be16(o), be16(0), be16(7))
 }
 
-// padding returns an extension header of options of 8 bytes, of a hop-by-hop or destination header.
+// padding returns a header of 8 bytes with hop-by-hop or destination options: padding only.
 func padding(next byte) []byte { return []byte{next, 0, 1, 4, 0, 0, 0, 0} }

@@ -7,7 +7,7 @@ import (
 	"vmnet/bridge/portsec"
 )
 
-// settings are other configurations.
+// settings are frames under other configurations.
 func (b *builder) settings() {
 	spoof := v4(ip4{src: other4, dst: peer4, proto: 17, payload: udp(67, 68, "x")})
 	only := func(c portsec.Checks) portsec.Config { return portsec.Config{Checks: c, MAC: MAC} }

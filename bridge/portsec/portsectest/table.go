@@ -17,7 +17,7 @@ type Case struct {
 	Config portsec.Config
 }
 
-// checks of a table without IP addresses.
+// noIPs are the checks of a Config without IP addresses.
 const noIPs = portsec.All &^ portsec.IP
 
 type builder struct{ cases []Case }

@@ -35,7 +35,7 @@ type Client struct {
 
 // Dial connects to the switch with that name, or with that socket path if the name has a slash. If
 // no switch listens, the error matches ErrNotRunning with errors.Is. Dial also connects to a switch
-// that is stopped: the contexts of the methods limit the wait for a reply.
+// that is suspended (SIGSTOP): the contexts of the methods limit the wait for a reply.
 //
 // The switch must run as this user or root, since it is given files. Root may connect to any user's
 // switch. The caller must close the Client.
@@ -85,7 +85,7 @@ func dial(ctx context.Context, path string) (*Client, error) {
 	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOTDIR):
 		return nil, fmt.Errorf("%w: nobody listens on %s", ErrNotRunning, path)
 	case errors.Is(err, syscall.EAGAIN):
-		return nil, fmt.Errorf("connect to %s: %w (its queue of connections is full: check whether it is stopped)",
+		return nil, fmt.Errorf("connect to %s: %w (its queue of connections is full: check whether it is suspended)",
 			path, err)
 	case err != nil:
 		return nil, err
@@ -136,8 +136,8 @@ func (c *Client) Ports(ctx context.Context) (ports []Port, err error) {
 
 // AddPort adds a port. files begin with a pidfd (pidfd_open(2)) of p.Holder unless that is 0, and
 // the read end of p.Lifeline unless that is 0. The files for the port's kind follow. The caller
-// keeps and closes its own copies. The switch's settings affect those too: all become non-blocking,
-// and see vswitch.OpenTap.
+// keeps and closes its own copies. What the switch sets holds for those too: all become
+// non-blocking, and for the queues of a tap see vswitch.OpenTap.
 //
 // If the name is taken, the error matches fs.ErrExist with errors.Is. If the settings or files are
 // invalid, it matches brport.ErrInvalid.

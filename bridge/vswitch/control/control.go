@@ -169,7 +169,7 @@ type FDBStats struct {
 	Moves   uint64 `json:"moves"`   // moved to another port
 	Aged    uint64 `json:"aged"`    // not seen for the ageing time
 	Evicted uint64 `json:"evicted"` // replaced by another address
-	Refused uint64 `json:"refused"` // not learned: the port is at its limit, or its bucket is full
+	Refused uint64 `json:"refused"` // not learned: the port is at its limit, or its bucket has no room
 }
 
 // FDBEntry is an entry of a switch's forwarding database.

@@ -69,7 +69,7 @@ func (r *Refusal) Is(target error) bool {
 		r.Kind == "invalid" && target == brport.ErrInvalid
 }
 
-// Refuse converts an error into a Refusal, which has at most an eighth of a message of its text.
+// Refuse converts an error into a Refusal, and cuts its text to an eighth of a message.
 func Refuse(err error) *Refusal {
 	r := &Refusal{Text: err.Error()}
 	switch {

@@ -16,8 +16,8 @@ import (
 // SocketName is the name of the socket in its switch's directory, which is in one of switchDirs.
 const SocketName = "socket"
 
-// maxPath is the longest path in bytes that fits into sun_path of struct sockaddr_un (unix(7)),
-// with its final zero.
+// maxPath is the longest path in bytes that fits into sun_path of struct sockaddr_un (unix(7))
+// before the final zero byte.
 const maxPath = 107
 
 // switchDirs returns the directories in which this user's switches are looked for by name, the

@@ -58,9 +58,9 @@ const minCsumStart = etherLen + ipv4Len
 // Check returns OK if a frame is consistent with its vnet header, or else the reason. It is
 // stricter than virtio_net_hdr_to_skb and the kernel's segmentation: a super-frame must have
 // correct IP and UDP lengths and at most two tags, must not be a fragment, and must keep to the
-// limits above. It is more lenient in one case. In both, a super-frame whose payload is at most
-// GSOSize is an ordinary frame. But the kernel counts TCP options as payload there, and then drops
-// such a frame.
+// limits above. It is more lenient in one case. To Check as to the kernel, a super-frame whose
+// payload is at most GSOSize is an ordinary frame. But the kernel counts TCP options as payload
+// there, and then drops such a frame.
 func Check(h Header, frame []byte) Reason {
 	if h.Plain() {
 		return OK

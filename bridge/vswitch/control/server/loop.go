@@ -12,7 +12,7 @@ import (
 // loop returns an error if a new port, whose device has that key, and the port e are connected
 // outside the switch, so that a broadcast would circulate for ever. It identifies devices by what
 // the kernel reports, not by their names, of which they may have several. The switch detects other
-// loops, such as two network cards on one cable, by their frames.
+// loops, such as two uplinks to one LAN, by their frames.
 func (s *ports) loop(p *control.Port, key string, e *entry) error {
 	if e.in.State() == vport.StateEnded {
 		return nil
