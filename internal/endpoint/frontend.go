@@ -22,8 +22,8 @@ import (
 )
 
 // A QEMU that shares its guest's memory listens for a switch on a socket in a directory that only
-// QEMU's user can enter, and root: any process that connects there gets the memory. QEMU removes
-// the socket's file itself, unless it is killed.
+// QEMU's user and root can enter: any process that connects there gets the memory. QEMU removes the
+// socket's file itself, unless it is killed.
 
 // FrontendDir returns the directory of the sockets on which QEMUs of a user listen. runtime is the
 // user's $XDG_RUNTIME_DIR. Root has one directory for each user.
@@ -180,8 +180,8 @@ func FindFrontend(ctx context.Context, pid int, device string) (*os.File, error)
 	return nil, err
 }
 
-// StandIn serves a QEMU, instead of a switch, that waits on a socket for one and answers nobody
-// until then. It takes no frames. end ends it. It is no error if nobody listens.
+// StandIn serves a QEMU in place of the switch that it waits for on a socket: until one connects,
+// QEMU answers nobody. StandIn takes no frames. end ends it. It is no error if nobody listens.
 func StandIn(path string, pairs int) (end func()) {
 	d, err := vhostuser.New(pairs, func() {})
 	if err != nil {

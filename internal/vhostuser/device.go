@@ -14,8 +14,8 @@ import (
 	"vmnet/internal/vhostuser/guestmem"
 )
 
-// MaxPairs is the most pairs of queues of a device, as in QEMU (VIRTIO_QUEUE_MAX in
-// include/hw/virtio/virtio.h), less what a ring's index in a message has room for.
+// MaxPairs is the most pairs of queues of a device. QEMU has more (VIRTIO_QUEUE_MAX in
+// include/hw/virtio/virtio.h), but a message with a ring's eventfd has 8 bits for the ring's index.
 const MaxPairs = 127
 
 // Bounds of the MTU that a frontend may set, in bytes.

@@ -9,8 +9,8 @@
 // be hostile. Package virtq reads each word of a ring once and checks it. A frame is copied before
 // anything looks at it. Memory comes only from files that cannot keep an access waiting, and if it
 // is gone, only this device's session ends (package guestmem). A message has at most maxBody bytes
-// and maxFiles files. A file that notifies must be an eventfd. This package reads none of them; a
-// write that its frontend lets block is ended by [Device.Tick].
+// and maxFiles files. A file that notifies must be an eventfd. This package reads one only to end a
+// write that its frontend lets block ([Device.Tick]).
 //
 // # Locks
 //

@@ -45,7 +45,7 @@ func takeEvent(fd int) (*event, error) {
 }
 
 // watch makes the runtime's poller watch the event. The poller reports each write, also to a
-// counter that nobody reads (EPOLLET in epoll_ctl(2)), so that nobody does.
+// counter that nobody reads (EPOLLET in epoll_ctl(2)), so nobody does.
 func (e *event) watch() (err error) {
 	e.file = os.NewFile(uintptr(e.fd), "kick")
 	e.conn, err = e.file.SyscallConn()

@@ -146,7 +146,7 @@ func (m *message) close() {
 	m.fds = nil
 }
 
-// send sends a reply to the message.
+// reply sends a reply to the message.
 func (m *message) reply(conn *net.UnixConn, body []byte) error {
 	b := binary.NativeEndian.AppendUint32(nil, uint32(m.request))
 	b = binary.NativeEndian.AppendUint32(b, version|isReply)

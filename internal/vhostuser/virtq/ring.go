@@ -4,7 +4,7 @@
 // once, and checked after it was read. The words that order the accesses are read and written with
 // package sync/atomic: the race detector does not watch memory outside of Go's heap.
 //
-// A virtio 1 ring is little-endian, on each machine.
+// A virtio 1 ring is little-endian on every machine.
 package virtq
 
 import (
