@@ -117,8 +117,9 @@ ruleset does not remove them. They do not compare sequence numbers. A userspace 
 --rate-up limits what the guest sends, --rate-down what it receives, in bits per second (100M, 2.5G)
 of whole Ethernet frames, packets per second (20kpps), or both. --burst is what passes at once after
 an idle time. What comes in at the NIC's device on the host and is over the rate is dropped: from
-the guest at a tap, to it at a macvtap or ipvtap. What goes out waits for at most 50 ms (tc-tbf(8)).
-On a switch, a guest that sends too much waits, and what is over the rate to it is dropped.
+the guest at a tap, to it at a macvtap or ipvtap. What goes out waits (tc-tbf(8)), at most 50 ms and
+128 KiB of it. On a switch, a guest that sends too much waits, and what is over the rate to it is
+dropped.
 With --shape, frames over a rate in bits wait in both directions, at most 50 ms and 128 KiB of them:
 what comes in passes an ifb device, shapeN, which vmnet removes with the NIC, and vmnet watch when
 the guest is killed (without it the next reconcile, or the next NIC with --shape). That takes ifb,

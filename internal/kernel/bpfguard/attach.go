@@ -7,9 +7,9 @@
 // and its program and maps go with the filter. `nft flush ruleset` does not touch it. The kernel is
 // the only place where the configuration and the counters are; Read returns them.
 //
-// The program needs Linux 5.10. It does not see what does not pass tc: frames that a bridge or
-// another device sends to the guest, and an Open vSwitch datapath of type netdev, which reads a tap
-// by a packet socket.
+// The program needs Linux 5.10. It checks no frames to the guest. Nor can it drop what a packet
+// socket reads, which gets a tap's frames before tc does: so an Open vSwitch datapath of type
+// netdev reads them.
 package bpfguard
 
 import (

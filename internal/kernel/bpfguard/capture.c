@@ -1,7 +1,7 @@
 //go:build ignore
 
-// A capture of the frames that a program of port security drops: their first bytes, with the
-// reason, by a ring buffer. Frames for which that has no room are counted, and the sender never
+// A capture of the frames that port security or the filter of what comes in drops: their first
+// bytes, with the reason, in a ring buffer. Frames for which it has no room are counted. No sender
 // waits.
 //
 // `make generate` compiles it. Linux 5.10 has all that it needs.

@@ -152,8 +152,8 @@ func (k *Capture) SetDeadline(t time.Time) { k.reader.SetDeadline(t) }
 const keepEvery = 50 * time.Millisecond
 
 // keep takes the capture's places again. The kernel empties the array of a program's captures some
-// time after the last process has closed it (prog_array_map_clear in kernel/bpf/arraymap.c): most
-// often before a capture begins, and yet it may be after that, if the two are milliseconds apart.
+// time after the last process has closed it (prog_array_map_clear in kernel/bpf/arraymap.c): mostly
+// before the next capture begins, but after that if the two are only milliseconds apart.
 func (k *Capture) keep() error {
 	if time.Since(k.kept) < keepEvery {
 		return nil
@@ -182,8 +182,8 @@ const (
 )
 
 // Next waits for a frame, whose Data is valid until the next call. If the deadline passes, the
-// error matches os.ErrDeadlineExceeded with errors.Is; a deadline of at most a second keeps the
-// capture complete.
+// error matches os.ErrDeadlineExceeded with errors.Is; each call looks after the capture's places
+// (keep), so a capture whose deadlines are at most a second apart misses no frames for longer.
 func (k *Capture) Next() (Dropped, error) {
 	if err := k.keep(); err != nil {
 		return Dropped{}, err

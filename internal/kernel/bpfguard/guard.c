@@ -388,7 +388,7 @@ INLINE enum reason verdict(struct __sk_buff *skb)
 	return OTHER_TYPE;
 }
 
-// The name is what filters are recognized by (program in attach.go). A frame that passes goes on to
+// The name is what filters are recognized by (filter in attach.go). A frame that passes goes on to
 // filters of others.
 SEC("tc") int vmnet_guard(struct __sk_buff *skb)
 {

@@ -55,9 +55,9 @@ func (s InboundState) Is(cfg inbound.Config) bool {
 
 // AllowIn lets only answers and what cfg allows reach the guest behind a link from now on. c is a
 // socket in the link's netns. If the link has the filters already, AllowIn replaces their programs,
-// which continue with the flows that the guest has begun. The zero value removes them. It is
-// atomic as Attach is, for each of the two directions; that of the guest comes first, so that no
-// question goes unnoticed.
+// which continue with the flows that the guest has begun. The zero value removes them. It is atomic
+// as Attach is, for each of the two directions; the filter of the guest's own frames comes first,
+// so that no question goes unnoticed.
 func AllowIn(c *rtnl.Conn, l *rtnl.Link, cfg inbound.Config) error {
 	if err := allowIn(c, l, cfg); err != nil {
 		return fmt.Errorf("filter what comes in to the guest of %s: %w", l.Name, err)
@@ -116,7 +116,8 @@ func ProbeInbound(cfg inbound.Config) error {
 	return p.Close()
 }
 
-// letAllIn removes the filters, that which drops first, and the clsact qdisc if it has no others.
+// letAllIn removes the filters, first the one that drops frames, and the clsact qdisc if it has no
+// others.
 func letAllIn(c *rtnl.Conn, l *rtnl.Link) error {
 	from := hookOf(l)
 	for _, f := range []struct {
@@ -141,7 +142,7 @@ func is(ours rtnl.Filter) func(rtnl.Filter) bool {
 	}
 }
 
-// ReadInbound reads what the kernel lets in at a link. If that is all, the error matches
+// ReadInbound reads what the kernel lets in at a link. If it lets everything in, the error matches
 // fs.ErrNotExist with errors.Is. It needs CAP_SYS_ADMIN.
 func ReadInbound(c *rtnl.Conn, l *rtnl.Link) (s InboundState, err error) {
 	p, err := findInbound(c, l)
@@ -158,8 +159,8 @@ func ReadInbound(c *rtnl.Conn, l *rtnl.Link) (s InboundState, err error) {
 	return s, nil
 }
 
-// findInbound opens the program that drops frames. If the link has not both filters, or they do not
-// belong together, the error matches fs.ErrNotExist with errors.Is.
+// findInbound opens the program that drops frames. If the link lacks one of the two filters, or
+// they do not belong together, the error matches fs.ErrNotExist with errors.Is.
 func findInbound(c *rtnl.Conn, l *rtnl.Link) (*loaded, error) {
 	spec, err := inboundObject()
 	if err != nil {
@@ -243,8 +244,8 @@ func inboundSettingsOf(cfg inbound.Config) inboundSettings {
 	return s
 }
 
-// config returns what inboundSettingsOf has had. The numbers of a program that this package has
-// not made are cut off at what its arrays have room for.
+// config returns the Config of which inboundSettingsOf has made s. Counts in a program that this
+// package has not made are limited to what the arrays have room for.
 func (s *inboundSettings) config() (cfg inbound.Config) {
 	for _, t := range s.Type[:min(int(s.Types), len(s.Type))] {
 		cfg.EtherTypes = append(cfg.EtherTypes, portsec.EtherType(network16(t)))

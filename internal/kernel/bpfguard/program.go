@@ -108,8 +108,8 @@ func (l *loaded) Close() {
 }
 
 // open opens a program in the kernel that has the maps of spec with these names. It needs
-// CAP_SYS_ADMIN, as all ids of BPF do. If it lacks one of them, or has gone, the error matches
-// fs.ErrNotExist with errors.Is. The caller closes it.
+// CAP_SYS_ADMIN, as all ids of BPF do. If the program lacks one of the maps, or has gone, the error
+// matches fs.ErrNotExist with errors.Is. The caller closes it.
 func (f feature) open(id uint32, spec *ebpf.CollectionSpec, program string, names ...string) (*loaded, error) {
 	p, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
 	if err != nil {
@@ -155,8 +155,8 @@ func (l *loaded) openMap(id ebpf.MapID, spec *ebpf.CollectionSpec, names []strin
 	return nil
 }
 
-// fits reports whether a map has the form of that of this build. The kernel adds flags to that of a
-// configuration.
+// fits reports whether a map has the form of this build's. Of a configuration, only the size of the
+// value counts: the kernel adds flags to that map.
 func fits(spec *ebpf.MapSpec, info *ebpf.MapInfo, m *ebpf.Map) bool {
 	if info.Name == configMap {
 		return info.ValueSize == spec.ValueSize

@@ -41,8 +41,9 @@ func settingsOf(cfg portsec.Config) guardSettings {
 	return s
 }
 
-// config returns what settingsOf has had, with the link-local address among the others. The numbers
-// of a program that this package has not made are cut off at what its arrays have room for.
+// config returns the Config of which settingsOf has made s, with the link-local address among the
+// others. Counts in a program that this package has not made are limited to what the arrays have
+// room for.
 func (s *guardSettings) config() portsec.Config {
 	cfg := portsec.Config{Checks: portsec.Checks(s.Checks)}
 	if s.Mac != [8]byte{} {
@@ -66,8 +67,8 @@ func (s *guardSettings) config() portsec.Config {
 	return cfg
 }
 
-// The functions network* return a number whose bytes in memory are in network byte order, or the
-// number for which they have done so.
+// The functions network* convert a number to one whose bytes in memory are in network byte order,
+// and back.
 
 func network16(n uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, n))

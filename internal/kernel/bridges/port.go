@@ -81,7 +81,8 @@ func addPort(c *rtnl.Conn, br, port *rtnl.Link, more ...rtnl.Attr) error {
 
 func notStolen(c *rtnl.Conn, br, port *rtnl.Link) error {
 	if port.Master != 0 && port.Master != br.Index {
-		return fmt.Errorf("add port %s to %s: it is a port of %s now", port.Name, br.Name, nameOf(c, port.Master))
+		return fmt.Errorf("add port %s to %s: it is a port of %s now (ip link set %[1]s nomaster)", port.Name, br.Name,
+			nameOf(c, port.Master))
 	}
 	return nil
 }

@@ -104,10 +104,10 @@ func underlay(c *rtnl.Conn, cfg vxlan.Config) (least *rtnl.Link, err error) {
 	return least, nil
 }
 
-// VXLANSteps make the VXLAN device of a bridge, which there reads, and its port as cfg says; what
-// is so already is left out. mtu is in bytes; 0 means that of Ethernet or what the network between
-// the hosts carries, and matches any of an existing device. One that differs in more than its
-// remote hosts is an error that matches fs.ErrExist with errors.Is.
+// VXLANSteps make the VXLAN device of a bridge and its port as cfg says; what is so already is left
+// out. there reads the bridge. mtu is in bytes; 0 means that of Ethernet or what the network
+// between the hosts carries, and matches any of an existing device. If an existing device differs
+// in more than its remote hosts, the error matches fs.ErrExist with errors.Is.
 //
 // A device with remote hosts of its own learns which guest is behind which. One without learns
 // nothing, and its port neither: what FRR has added must not be overwritten. FRR wants ARP and ND

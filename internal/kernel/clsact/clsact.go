@@ -30,9 +30,9 @@ func Find(c *rtnl.Conn, link int, hook rtnl.Hook, is func(rtnl.Filter) bool) (*r
 const namePrefix = "vmnet_"
 
 // Set makes or replaces the filter f of a hook, so that the program of that fd runs for each frame.
-// The link gets the qdisc if it has none. If something of others is in the way, the error is that
-// of [InTheWay]. explain adds the cure to an error of the kernel; most callers begin with
-// [Explain].
+// The link gets the qdisc if it has none. If a qdisc or filter of another program is in the way,
+// the error is that of [InTheWay]. explain adds the cure to an error of the kernel; most callers
+// begin with [Explain].
 func Set(c *rtnl.Conn, l *rtnl.Link, hook rtnl.Hook, f rtnl.Filter, program int, explain func(error) error) error {
 	if err := InTheWay(c, l, hook, f); err != nil {
 		return err
@@ -49,8 +49,8 @@ func Set(c *rtnl.Conn, l *rtnl.Link, hook rtnl.Hook, f rtnl.Filter, program int,
 // ErrForeign is returned where a qdisc or filter of another program is in the way.
 var ErrForeign = errors.New("another program's")
 
-// InTheWay returns an error, which matches [ErrForeign], if something of others at the link has f's
-// place or may keep frames from it, as a filter before it can.
+// InTheWay returns an error, which matches [ErrForeign], if a qdisc or filter of another program
+// has f's place at the link, or may keep frames from f, as a filter before it can.
 func InTheWay(c *rtnl.Conn, l *rtnl.Link, hook rtnl.Hook, f rtnl.Filter) error {
 	qs, err := c.Qdiscs(l.Index)
 	if err != nil {

@@ -46,7 +46,7 @@ type settings struct {
 const unknownSpeed = 1<<32 - 1
 
 // Speed returns how fast the device of that name in ns is, in bits per second; 0 if that is not
-// known, as of a card without a cable.
+// known, as without a carrier.
 func Speed(ns *netns.NS, device string) uint64 {
 	s := settings{cmd: unix.ETHTOOL_GSET}
 	if err := ioctl(ns, device, unsafe.Pointer(&s)); err != nil {
@@ -67,7 +67,7 @@ func request(ns *netns.NS, device string, v value) (data uint32, err error) {
 
 func ioctl(ns *netns.NS, device string, data unsafe.Pointer) error {
 	if len(device) >= unix.IFNAMSIZ {
-		return fmt.Errorf("%q is no name of a device", device)
+		return fmt.Errorf("%q: want a device name of at most 15 bytes", device)
 	}
 	return ns.Do(func() error {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)

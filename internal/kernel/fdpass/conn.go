@@ -14,7 +14,7 @@ import (
 // not make the files blocking.
 func SendOver(c *net.UnixConn, payload []byte, files ...*os.File) error {
 	if len(payload) == 0 || len(files) > MaxFiles {
-		return fmt.Errorf("send %d bytes with %d files: at least 1 byte, at most %d files",
+		return fmt.Errorf("send %d bytes with %d files: want at least 1 byte and at most %d files",
 			len(payload), len(files), MaxFiles)
 	}
 	return withFDs(files, nil, func(fds []int) error {

@@ -51,7 +51,7 @@ func (s *Socket) File() *os.File { return s.f }
 // no signal.
 func (s *Socket) Send(payload []byte, files ...*os.File) error {
 	if len(payload) == 0 || len(files) > MaxFiles {
-		return fmt.Errorf("send %d bytes with %d files: at least 1 byte, at most %d files",
+		return fmt.Errorf("send %d bytes with %d files: want at least 1 byte and at most %d files",
 			len(payload), len(files), MaxFiles)
 	}
 	var rights []byte

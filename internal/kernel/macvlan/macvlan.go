@@ -22,8 +22,8 @@ import (
 	"vmnet/macvtap/vtap"
 )
 
-// txQLen is the length of the ring of frames that wait for the VMM. The default, 0, leaves the ring
-// no room.
+// txQLen is the length of the ring of frames that wait for the VMM. The kernel's default is 500
+// (TUN_READQ_SIZE in include/uapi/linux/if_tun.h).
 const txQLen = 1000
 
 // tries limits how often newLink retries because the index is taken.

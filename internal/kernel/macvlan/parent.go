@@ -104,7 +104,7 @@ func siblings(nl *rtnl.Conn, parent *rtnl.Link) string {
 	return strings.Join(names, ", ")
 }
 
-// IsWireless reports whether a link of that netns is a Wi-Fi card, by its sysfs directory.
+// IsWireless reports whether a link of that netns is a Wi-Fi interface, by its sysfs directory.
 func IsWireless(ns *netns.NS, link string) (wireless bool, err error) {
 	err = ns.Do(func() error {
 		sys, err := netns.DetachedMount("sysfs")

@@ -17,8 +17,8 @@ type Name struct {
 	Inode uint64
 }
 
-// Named lists the bound namespaces, at most most of them. It opens none, and leaves out what is
-// not a network namespace any longer.
+// Named lists the bound namespaces, at most most of them. It opens none, and leaves out what is no
+// longer a namespace.
 func Named(most int) (names []Name) {
 	own, err := procfd.Refer("/proc/thread-self/ns/net")
 	if err != nil {

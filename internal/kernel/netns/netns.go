@@ -126,7 +126,8 @@ func (ns *NS) File() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "netns "+ns.label), nil
 }
 
-// String returns the name or path by which the namespace was opened, or "" for the current one.
+// String returns the name or path by which the namespace was opened, "unnamed" if it has neither,
+// or "" for the current one.
 func (ns *NS) String() string { return ns.label }
 
 // Path returns a path of the namespace. While ns is open, this process and its children can use it.

@@ -145,7 +145,7 @@ func (v *View) identify(ctx context.Context) error {
 		err := s.open(func(other *netns.NS) error {
 			owner, err := other.Owner()
 			s.Foreign = err != nil || owner != own
-			// A macvlan that was made in the other one leaves its parent's without an id for it.
+			// The parent device's namespace may have no id for one in which a macvlan was made.
 			_ = v.nl.AssignNetnsID(other) // without CAP_NET_ADMIN, the id may be missing
 			s.ID, err = v.nl.NetnsID(other)
 			return err

@@ -19,9 +19,10 @@ import (
 // The program is a token bucket for bits and one for packets, each as the generic cell rate
 // algorithm (ITU-T I.371): its state is the time at which the bucket would be full again. Frames
 // that pass move that time into the future by what they cost. A frame is dropped if that time is
-// further away than a burst takes. There is no lock, which Linux 5.10 has not without types of the
-// map: two processors may both pass a frame at the end of a burst, and both are charged. Limits are
-// constants of the program, so that its tag, which any user may read, says what they are.
+// further away than a burst takes. The program takes no lock, which on Linux 5.10 needs a map with
+// type information: two processors may both pass a frame at the end of a burst, and both are
+// charged. Limits are constants of the program, so that its tag, which any user may read, says what
+// they are.
 
 // Offsets in the state, a map of one value.
 const (
@@ -168,7 +169,8 @@ func look(at int16, depth time.Duration, name string) asm.Instructions {
 // charge adds a number of units to a bucket, of which that many nanoseconds have per.
 func charge(at int16, units asm.Register, nanoseconds, per uint64) asm.Instructions {
 	return asm.Instructions{
-		// At most 2^16 segments of at most tinyHeaders more bytes, at portrate.MinBits: 63 bits.
+		// At most portrate.MaxSegments times portrate.TinyHeaders bytes more than the frame has, at
+		// portrate.MinBits: the product fits into 63 bits.
 		asm.LoadImm(asm.R4, int64(float64(nanoseconds)*(1<<fraction)/float64(per)), asm.DWord),
 		asm.Mul.Reg(units, asm.R4),
 		asm.RSh.Imm(units, fraction),

@@ -2,8 +2,8 @@
 // (bridge/portrate) describes. What the guest's device sends passes a token bucket filter
 // (tc-tbf(8)), in which frames wait: of a tap these are frames to the guest, of a macvtap or ipvtap
 // those from it. What the device receives passes a token bucket in BPF, at the clsact qdisc of the
-// device, which drops what is over the rate. So are packets in both directions, which tbf does not
-// count.
+// device, which drops what is over the rate. Such a program also limits packets, in both
+// directions: tbf does not count them.
 //
 // With Shape, received frames wait as well: see shaper.go.
 //
@@ -26,16 +26,16 @@ import (
 )
 
 // filter is the filters' place at their hooks: behind that of port security (package bpfguard), so
-// that a frame which that drops costs nothing.
+// that a frame that port security drops costs nothing.
 var filter = rtnl.Filter{Priority: 2, Handle: 1, Kind: "bpf", Name: filterName}
 
 // filterName begins the filters' names, which have the limits as text.
 const filterName = "vmnet_rate"
 
-// maxWait is how long frames wait for their turn.
+// maxWait is how long frames wait for their turn at a high rate, which makes leastWait negligible.
 const maxWait = 50 * time.Millisecond
 
-// leastWait is how many bytes may wait at any rate: two super-frames.
+// leastWait is how many bytes may wait besides, at any rate: two super-frames.
 const leastWait = 128 << 10
 
 // sides are the limits of a device's two directions.
@@ -148,8 +148,8 @@ func set(c *rtnl.Conn, l *rtnl.Link, cfg portrate.Config) error {
 	return c.TidyClsact(l.Index)
 }
 
-// setReceived sets what comes before a shaper, or instead of one: no frame passes without a limit
-// meanwhile.
+// setReceived sets the filters of both hooks, and the shaper: one that is wanted before them, none
+// after them. So no frame passes without a limit meanwhile.
 func setReceived(c *rtnl.Conn, l *rtnl.Link, want sides) error {
 	if want.shaper != nil {
 		if err := setShaper(c, l, *want.shaper); err != nil {
@@ -188,7 +188,8 @@ func rootInTheWay(qs rtnl.Qdiscs, l *rtnl.Link) error {
 	return fmt.Errorf("root qdisc %s is %w (tc qdisc del dev %s root)", q, clsact.ErrForeign, l.Name)
 }
 
-// obstacles are what others have at a link that is in the way of limits, by the side.
+// obstacles are the qdiscs, filters and links of other programs that are in the way of limits, by
+// side.
 type obstacles struct {
 	root   error
 	hook   map[rtnl.Hook]error
@@ -311,11 +312,11 @@ func Read(c *rtnl.Conn, l *rtnl.Link) (State, error) {
 	return s, nil
 }
 
-// Obstacle returns an error, which matches clsact.ErrForeign, if something of others is in the way
-// of cfg's limits.
+// Obstacle returns an error, which matches clsact.ErrForeign, if a qdisc, filter or link of another
+// program is in the way of cfg's limits.
 func (s State) Obstacle(cfg portrate.Config) error { return s.obstacles.to(sidesOf(s.link, cfg)) }
 
-// Is reports whether the limits are those of cfg, and nothing of others is in their way.
+// Is reports whether the limits are those of cfg, and nothing of another program is in their way.
 func (s State) Is(cfg portrate.Config) bool {
 	want := sidesOf(s.link, cfg)
 	if s.obstacles.to(want) != nil {

@@ -61,7 +61,7 @@ func setShaper(c *rtnl.Conn, l *rtnl.Link, t rtnl.TBF) error {
 	if err != nil || s != nil && s.tbf != nil && s.tbf.Is(t) {
 		return err
 	}
-	if _, err := Tidy(c, false); err != nil { // those of users who come and go do not add up
+	if _, err := Tidy(c, false); err != nil { // so that leftover shapers do not accumulate
 		return err
 	}
 	const need = "CONFIG_IFB, CONFIG_NET_CLS_U32 and CONFIG_NET_ACT_MIRRED: modprobe -a ifb cls_u32 act_mirred"
@@ -77,7 +77,7 @@ func setShaper(c *rtnl.Conn, l *rtnl.Link, t rtnl.TBF) error {
 		return fmt.Errorf("make a shaper: %w", err)
 	}
 	if err := c.SetQuiet(ifb.Index, rtnl.Up(true)); err != nil {
-		return fmt.Errorf("raise %s: %w", ifb.Name, err)
+		return fmt.Errorf("set %s up: %w", ifb.Name, err)
 	}
 	if err := setTBF(c, ifb, t); err != nil {
 		return err

@@ -35,7 +35,7 @@ type Port struct {
 
 	// NeighSuppress says that the bridge answers ARP and ND requests for neighbors that it knows
 	// rather than send them out of the port. It is not among PortFlags: only ports of VXLAN
-	// segments have it, and who sets the others must leave it alone.
+	// segments have it, and code that sets the others must leave it alone.
 	NeighSuppress bool
 
 	PortFlags

@@ -14,7 +14,8 @@ import (
 // Changes reports that something of a namespace has changed, and not how: links, addresses,
 // forwarding and nftables, or qdiscs and filters.
 type Changes struct {
-	// C receives a value after a change. Changes that follow before that is taken are not counted.
+	// C receives a value after a change. Changes that follow before the value is taken are not
+	// counted.
 	C <-chan struct{}
 
 	files []*os.File

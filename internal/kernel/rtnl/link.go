@@ -270,8 +270,7 @@ func each(b []byte, f func(kind uint16, value []byte)) {
 	}
 }
 
-// The kernel's own numbers may come shorter than expected only from a kernel
-// that is not the one the headers describe; they read as zero then.
+// A number that is shorter than the kernel's headers say reads as zero.
 
 func u8(b []byte) uint8 {
 	if len(b) < 1 {

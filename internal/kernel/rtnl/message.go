@@ -11,8 +11,8 @@ import (
 )
 
 // message is one of the kernel's messages about an address, a route, a rule or a neighbor: a
-// structure of that size, and attributes. As bytes of its own, also what this package does not know
-// of it is kept.
+// structure of that size, and attributes. It is kept as bytes, so that nothing is lost that this
+// package does not know.
 type message struct {
 	b    []byte
 	size int

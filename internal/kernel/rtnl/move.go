@@ -12,8 +12,8 @@ import (
 
 // Take adds the requests that take what a host has on one link to another one, which is up: first
 // the addresses, so that none is missing meanwhile, then rules, routes and neighbors, then the end
-// of the addresses on the old link. What is there already is left as it is. No address goes through
-// duplicate address detection, during which it could not be used.
+// of the addresses on the old link. It is no error if something is there already. No address goes
+// through duplicate address detection, during which it could not be used.
 func (b *Batch) Take(h *HostConfig, to *Link) {
 	b.give(h, to, true)
 }

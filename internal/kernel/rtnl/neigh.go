@@ -38,7 +38,7 @@ func (c *Conn) AddProxy(p Proxy) error {
 	return c.do(req)
 }
 
-// DeleteProxy removes an entry. It is no error if there is none, nor its link.
+// DeleteProxy removes an entry. It is no error if there is none, or no such link.
 func (c *Conn) DeleteProxy(p Proxy) error {
 	return IgnoreNotExist(c.do(c.neighbour(unix.RTM_DELNEIGH, 0, unix.NTF_PROXY, p.Link, p.Addr)))
 }

@@ -19,7 +19,7 @@ type Redirect struct {
 }
 
 // RedirectHandle is the number of SetRedirect's filters in their table (TC_U32_NODE of
-// include/uapi/linux/pkt_cls.h), by which they are known. The kernel numbers from 800 on.
+// include/uapi/linux/pkt_cls.h), by which they are known. The kernel numbers from 0x800 on.
 const RedirectHandle = 0x76d
 
 const (
@@ -42,7 +42,7 @@ type mirredParams struct {
 }
 
 // SetRedirect makes the filter, and replaces one that it has made with that priority. It matches
-// all frames by u32 (tc-u32(8)), which kernels have that lack the classifier matchall. The link
+// all frames by u32 (tc-u32(8)): some kernels that have it lack the classifier matchall. The link
 // must have a clsact qdisc.
 func (c *Conn) SetRedirect(index int, r Redirect) error {
 	if err := c.DeleteRedirect(index, r.Priority); err != nil {

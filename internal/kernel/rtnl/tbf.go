@@ -11,7 +11,7 @@ import (
 )
 
 // tbfHandle is the handle by which this package's root qdiscs are known: "vm" in ASCII. The kernel
-// chooses handles from 8000 on.
+// chooses handles from 8000: (hexadecimal) on.
 const tbfHandle = 0x766d << 16
 
 const (

@@ -42,8 +42,9 @@ func parseVXLAN(b []byte) *VXLAN {
 	return v
 }
 
-// vxlanTTL lets outer packets cross routers; 0 would be that of the inner packet for multicast and
-// 1 otherwise in some kernels.
+// vxlanTTL is the TTL of outer packets, which lets them cross routers. With 0 the kernel takes 1
+// for a multicast destination, and the hop limit of the route for others (vxlan_xmit_one in
+// drivers/net/vxlan).
 const vxlanTTL = 64
 
 // NewVXLAN returns the settings of a new VXLAN device.

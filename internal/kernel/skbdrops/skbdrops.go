@@ -1,5 +1,5 @@
 // Package skbdrops counts the frames that the kernel drops, by link, reason and place: what its
-// tracepoint skb:kfree_skb says. A BPF program counts, which goes with its process, however that
+// tracepoint skb:kfree_skb says. A BPF program counts them. It goes with this process, however that
 // ends. Frames that reach their end are no drops, nor are those that a program of userspace drops.
 package skbdrops
 
