@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"syscall"
 	"testing"
 )
@@ -18,6 +19,10 @@ func TestWithCure(t *testing.T) {
 		if again := withCure(got); again != got {
 			t.Errorf("%v became %v", got, again)
 		}
+	}
+	full := fmt.Errorf("capture: %w", &fs.PathError{Op: "write", Path: "net0.pcapng", Err: syscall.ENOSPC})
+	if got, want := withCure(full).Error(), full.Error()+" ("+cureOfFullDisk+")"; got != want {
+		t.Errorf("%s, want %s", got, want)
 	}
 	for _, err := range []error{
 		errors.New("create bridge br0: too many open files"), // not the kernel's word

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 	"syscall"
@@ -60,12 +61,14 @@ func (a *app) report(cmd *cobra.Command, err error) int {
 	return a.fail(withCure(err), exitFailure, "")
 }
 
-// cures has the cures for errors of the kernel that any request can meet and that no lower layer
-// has explained.
-var cures = []struct {
+type kernelCure struct {
 	errno syscall.Errno
 	cure  string
-}{
+}
+
+// cures has the cures for errors of the kernel that any request can meet and that no lower layer
+// has explained.
+var cures = []kernelCure{
 	{syscall.EMFILE, "vmnet may open no more files: raise its limit with ulimit -n, or with LimitNOFILE= in its unit"},
 	{syscall.ENFILE, "the system may open no more files: raise sysctl fs.file-max"},
 	{syscall.ENOMEM, "the kernel has no memory left, or the cgroup has reached its limit"},
@@ -90,6 +93,9 @@ var cures = []struct {
 	{syscall.EPERM, "needs a capability that this user lacks here: run vmnet as root, CAP_NET_ADMIN included"},
 }
 
+// cureOfFullDisk is the cure for ENOSPC from a file.
+const cureOfFullDisk = "the file system is full: remove files, or write to another one"
+
 // withCure appends the cure in brackets, unless the error already has one after the errno's text.
 func withCure(err error) error {
 	text := err.Error()
@@ -97,10 +103,20 @@ func withCure(err error) error {
 		words := c.errno.Error()
 		_, behind, found := strings.Cut(text, words)
 		if errors.Is(err, c.errno) && found && !strings.ContainsAny(behind, "(;") {
-			return fmt.Errorf("%w (%s)", err, c.cure)
+			return fmt.Errorf("%w (%s)", err, c.cureOf(err))
 		}
 	}
 	return err
+}
+
+// cureOf returns the cure for an error with that errno. ENOSPC is that of the kernel's limits and
+// of a full file system.
+func (c kernelCure) cureOf(err error) string {
+	var file *fs.PathError
+	if c.errno == syscall.ENOSPC && errors.As(err, &file) && errors.Is(file, c.errno) {
+		return cureOfFullDisk
+	}
+	return c.cure
 }
 
 // tellOfHelper adds a cure to the error of an attach that failed for lack of privilege and a
@@ -116,9 +132,9 @@ func tellOfHelper(m *tapmgr.Manager, err error) error {
 func cureOfEPERM(uid int, inUserNamespace bool) string {
 	switch {
 	case uid == 0 && inUserNamespace:
-		return "root of a user namespace may not make device nodes (user_namespaces(7)): use --bridge or --switch here, or make a NIC on a network card from outside the namespace"
+		return "root of a user namespace may not make device nodes (user_namespaces(7)): use --bridge or --switch here, or make a NIC on a parent device from outside the namespace"
 	case uid == 0:
-		return "this root lacks capabilities: CAP_NET_ADMIN, and for a NIC on a network card CAP_SYS_ADMIN and CAP_MKNOD (a container's manager gives them: --cap-add, AmbientCapabilities=)"
+		return "this root lacks capabilities: CAP_NET_ADMIN, and for a NIC on a parent device CAP_SYS_ADMIN and CAP_MKNOD (a container's manager gives them: --cap-add, AmbientCapabilities=)"
 	}
 	return "run vmnet as root, or install qemu-netup setuid root, which gives users what a policy allows"
 }
