@@ -95,7 +95,8 @@ func (a *app) launch(args []string) error {
 	return err
 }
 
-// guestFiles reads files with the caller's privileges, the only ones that are left by then.
+// guestFiles reads files as the caller. By then no capability that overrides the modes of files is
+// in effect.
 func (a *app) guestFiles() guestFiles {
 	return guestFiles{
 		target: func(program string) string {
@@ -127,10 +128,10 @@ func readConfig(path string) (string, error) {
 }
 
 // keepFor keeps the capabilities that making the devices needs: a macvtap is made in a netns of its
-// own (CAP_SYS_ADMIN) and opened by a node of its own (CAP_MKNOD). Port security takes a BPF
-// program (CAP_BPF), whose pointer arithmetic the verifier allows with CAP_PERFMON. So do
-// rates, but without that. The addresses of a routed NIC are announced by a packet socket
-// (CAP_NET_RAW); without it they work too.
+// own (CAP_SYS_ADMIN) and opened by a node of its own (CAP_MKNOD). Port security and --allow-in
+// take BPF programs (CAP_BPF), whose pointer arithmetic the verifier allows with CAP_PERFMON. Rates
+// take a program too, which needs only CAP_BPF. A packet socket (CAP_NET_RAW) announces the
+// addresses of a routed NIC, which work without the announcement too.
 func (a *app) keepFor(o *launchOptions) error {
 	if o.netns != "" && !a.p.Caller.Root() {
 		return usagef(

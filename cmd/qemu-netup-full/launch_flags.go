@@ -134,7 +134,7 @@ func (o *launchOptions) once(f *pflag.FlagSet) (err error) {
 			return
 		}
 		if slices.Contains(o.given, flag.Name) {
-			err = usagef("--%s is given twice, but applies to all NICs", flag.Name)
+			err = usagef("--%s is given twice, but applies to all NICs (give it once)", flag.Name)
 		}
 		o.given = append(o.given, flag.Name)
 	})
@@ -187,7 +187,7 @@ func (o *launchOptions) name(files guestFiles) error {
 		s.VM = name
 		if s.Model = cmp.Or(s.Model, place.Model()); s.Model == "" {
 			return usagef(
-				"the machine %s has no bus for a NIC, only those of its board (--place or --model overrides this)",
+				"the machine %s takes no NIC besides those of its board (--place or --model overrides this)",
 				qemu.MachineOf(o.guest).Type)
 		}
 		switch {

@@ -309,15 +309,15 @@ func changeText(c declare.Change, dry bool) string {
 	return text + ": " + strings.Join(texts, ", ")
 }
 
-// checkDeclared adds what differs between the files of running guests and their NICs. An error is
-// of the directory of files.
+// checkDeclared adds what differs between the files of running guests and their NICs. Its error is
+// about the directory of the files.
 func (a *app) checkDeclared(ctx context.Context, m *tapmgr.Manager, chosen string, c *tapmgr.Checked) error {
 	dir, err := guestsDir(chosen)
 	if err != nil {
 		return nil // a user without a home has no files
 	}
 	guests, broken, err := dir.All()
-	if errors.Is(err, fs.ErrPermission) { // so has one with the home of another user
+	if errors.Is(err, fs.ErrPermission) { // $HOME is another user's, say after sudo
 		c.Notices = append(c.Notices, fmt.Sprintf("guests were not compared with their files: %v", err))
 		return nil
 	}
@@ -338,7 +338,7 @@ func (a *app) checkDeclared(ctx context.Context, m *tapmgr.Manager, chosen strin
 			continue
 		}
 		for _, change := range p.Changes {
-			if change.IsChange() && change.Why == "" { // else it is among them
+			if change.IsChange() && change.Why == "" { // check itself has found what is wrong
 				c.Differences = append(c.Differences, declaredDifference(g.VM, change))
 			}
 		}

@@ -25,8 +25,8 @@ type attachOptions struct {
 }
 
 const attachLong = `Give a running guest a NIC, on a bridge, on a userspace switch, or directly on a
-network card (its parent device). A failed attach leaves nothing behind. The same command again
-succeeds; it changes nothing if the NIC is as it should be, and otherwise restores it as vmnet
+interface of the host (its parent device). A failed attach leaves nothing behind. The same command
+again succeeds; it changes nothing if the NIC is as it should be, and otherwise restores it as vmnet
 reconcile does, or says who must. It finds a bridge or parent device that was renamed under a NIC by
 either name.
 
@@ -36,7 +36,7 @@ ends (ip link set BRIDGE address MAC sets another). A bridge that filters VLANs 
 VLAN accepts no NIC without --vlan or --trunk. Without a machine id (machine-id(5)) the default MAC
 changes at the next boot, and a note says so.
 
-A bridge of Open vSwitch is recognized. The NIC is then a port in its database (--ovsdb names
+A bridge of Open vSwitch is recognised. The NIC is then a port in its database (--ovsdb names
 another than the machine's), with the id by which OVN knows it (--iface-id), and --vlan, --trunk,
 --native and --isolated (Open vSwitch's "protected") are its port's. It takes root. The row in the
 database says for which device it was made; detach removes it, and once the guest has ended vmnet
@@ -117,13 +117,13 @@ ruleset does not remove them. They do not compare sequence numbers. A userspace 
 --rate-up limits what the guest sends, --rate-down what it receives, in bits per second (100M, 2.5G)
 of whole Ethernet frames, packets per second (20kpps), or both. --burst is what passes at once after
 an idle time. What comes in at the NIC's device on the host and is over the rate is dropped: from
-the guest at a tap, to it at a macvtap or ipvtap. What goes out waits (tc-tbf(8)), at most 50 ms and
-128 KiB of it. On a switch, a guest that sends too much waits, and what is over the rate to it is
-dropped.
-With --shape, frames over a rate in bits wait in both directions, at most 50 ms and 128 KiB of them:
-what comes in passes an ifb device, shapeN, which vmnet removes with the NIC, and vmnet watch when
-the guest is killed (without it the next reconcile, or the next NIC with --shape). That takes ifb,
-u32 and mirred of the kernel. A qdisc or filter of another program in the place is never replaced.
+the guest at a tap, to it at a macvtap or ipvtap. What goes out waits (tc-tbf(8)): as much as the
+rate passes in 50 ms, and 128 KiB more. On a switch, a guest that sends too much waits, and what is
+over the rate to it is dropped. With --shape, as many frames over a rate in bits wait in both
+directions: what comes in passes an ifb device, shapeN, which vmnet removes with the NIC, and vmnet
+watch when the guest is killed (without it the next reconcile, or the next NIC with --shape). That
+takes ifb, u32 and mirred of the kernel. A qdisc or filter of another program in the place is never
+replaced.
 The limits are there before the first frame, go with the device, and change in place (vmnet set).
 vmnet check notices if somebody has changed them. They take tbf and BPF of the kernel (Linux 5.10).
 

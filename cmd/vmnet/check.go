@@ -16,11 +16,11 @@ func (a *app) checkCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Compare what every NIC should be with what it is",
-		Long: `Compare what every NIC should be with what it is, in the kernel and in the guest.
-Each difference is one line, followed by a line with its cure: vmnet reconcile or the same vmnet
-attach again, which do the same, or else a detach or an action of the administrator. Running guests
-are also compared with their files (vmnet-guests(5)): vmnet apply mends that. If there is a
-difference, the exit status is 1.`,
+		Long: `Compare what every NIC should be with what it is, in the kernel and in the guest. Each
+difference is one line, followed by a line with its cure: vmnet reconcile, in place of which
+the same vmnet attach does as well; that attach alone, where it must replace the NIC; a
+detach; or an action of the administrator. Running guests are also compared with their files
+(vmnet-guests(5)): vmnet apply mends that. If there is a difference, the exit status is 1.`,
 		Example: "  vmnet check || vmnet reconcile",
 		Args:    noArgs(),
 	}

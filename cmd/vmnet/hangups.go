@@ -7,16 +7,18 @@ import (
 	"syscall"
 )
 
-// hangUps are the SIGHUPs that a verb takes, of which each ends others.
+// hangUps passes SIGHUPs to a verb that takes them. The context of any other verb ends with the
+// first one.
 type hangUps struct {
 	taken atomic.Bool
 	c     chan struct{}
-	end   func() // as a signal does
+	end   func() // ends the verb's context, as a signal does
 }
 
 type hangUpsKey struct{}
 
-// takeHangUps has SIGHUP reported by the channel from now on. It no longer ends ctx, as end does.
+// takeHangUps has SIGHUP reported by the channel c from now on. It no longer ends ctx; only end
+// does.
 func takeHangUps(ctx context.Context) (c <-chan struct{}, end func()) {
 	h, ok := ctx.Value(hangUpsKey{}).(*hangUps)
 	if !ok {

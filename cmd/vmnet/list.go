@@ -28,10 +28,10 @@ func (a *app) listCommand() *cobra.Command {
 		SuggestFor: []string{"ls"},
 		Short:      "List the NICs of all guests",
 		Long: `List the NICs of all guests, and after them the host accesses (vmnet lower), as type
-macvlan without a guest. list reads from the kernel, so it waits for no guest. It asks libvirt, for
-a second at most, if libvirt has made NICs of its own; those are marked as foreign, and never
-touched. It asks userspace switches for their NICs, for half a second at most, and prints a note
-about one that does not answer.
+macvlan without a guest. list reads from the kernel, so it waits for no guest. If libvirt has made
+NICs of its own, list asks libvirt about them, for a second at most for each guest; those NICs are
+marked as foreign, and never touched. It asks all userspace switches together for their NICs, for a
+second at most, and prints a note about one that does not answer.
 
 IP has the addresses of each NIC, as far as they are known here, without IPv6 link-local ones. With
 -o wide, json or yaml all are listed, each with where it is known from: lease, from the server of a

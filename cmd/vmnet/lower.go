@@ -27,8 +27,8 @@ func (a *app) lowerCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "lower PARENT",
 		Short: "Show a parent device of guests, and its host access",
-		Long: `Show the NICs on a network card, the parent device of macvtap and ipvtap guests, and
-the macvlans and ipvlans of containers beside them, or turn host access on or off.
+		Long: `Show the NICs on a parent device, those of macvtap and ipvtap guests, and the macvlans
+and ipvlans of containers beside them, or turn host access on or off.
 
 What guests on the same parent device reach ("back": only if an external switch sends frames back on
 the port that they arrived on, as one for VEPA does):
@@ -57,7 +57,7 @@ guest's address is routed: ip route add GUEST dev PARENT-host.`,
 		Example: `  vmnet lower eth0
   vmnet lower eth0 --host-access on --address 10.9.0.1/24
   vmnet lower eth0 --host-access off`,
-		Args:              oneArg("the name of a network card"),
+		Args:              oneArg("the name of a parent device, such as eth0"),
 		ValidArgsFunction: a.lowerNames,
 	}
 	f := cmd.Flags()

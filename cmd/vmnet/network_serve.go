@@ -45,7 +45,7 @@ nothing is left.`,
 var errServerDiffers = errors.New("the server is not as the network's file says")
 
 // reapplyOnRequest makes the network as its file says whenever SIGUSR1 comes, and ends the server
-// if that itself differs. The function that it returns undoes this, and waits for what is at work.
+// if the server itself differs from the file. stop ends this, and waits for a change under way.
 func (a *app) reapplyOnRequest(ctx context.Context, m *network.Manager, name string, end func(error)) (stop func()) {
 	requests := make(chan os.Signal, 1)
 	signal.Notify(requests, syscall.SIGUSR1)

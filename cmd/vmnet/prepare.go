@@ -108,11 +108,11 @@ func (o *preparedOptions) check() error {
 
 const commitLong = `Raise the prepared NICs of a guest that has arrived, and announce the guest: its
 addresses (--ip) by gratuitous ARP and unsolicited neighbour advertisements, or its MAC by RARP if
-none are known, so that switches and neighbours find it at once. QEMU also asks a guest to announce
-itself that can do so. For a routed guest the host begins to answer, and says so to the LAN; commit
-then asks the LAN for a second whether another machine still answers, and shows which. Each NIC
-is one transaction. If vmnet is killed, vmnet reconcile or the same commit completes it. A NIC that
-is committed stays as it is.
+none are known, so that switches and neighbours find it at once. QEMU also asks a guest that can
+announce itself to do so. For a routed guest the host begins to answer, and says so to the LAN;
+commit then asks the LAN for a second whether another machine still answers, and shows which. Each
+NIC is one transaction. If vmnet is killed, vmnet reconcile or the same commit completes it. A NIC
+that is committed stays as it is.
 
 While QEMU waits for the guest, commit refuses; with --wait it waits. It has the guest's monitor
 then, so the program that migrates the guest needs a monitor of its own: give QEMU two -qmp sockets.

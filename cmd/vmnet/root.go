@@ -44,9 +44,9 @@ func (a *app) root() *cobra.Command {
 		Use:   "vmnet",
 		Short: "Give running QEMU guests their NICs",
 		Long: `vmnet gives running QEMU guests NICs, on a Linux bridge, on a userspace switch or
-directly on a network card (macvtap, ipvtap), shows the NICs that it made, and takes them away
-again. Guests that libvirt manages are recognised automatically. vmnet keeps no files: it reads the
-current state from the kernel and from QEMU each time.
+directly on an interface of the host (macvtap, ipvtap), shows the NICs that it made, and takes
+them away again. Guests that libvirt manages are recognised automatically. vmnet keeps no
+files: it reads the current state from the kernel and from QEMU each time.
 
 Results go to stdout, everything else to stderr. With -o json the result is JSON, and each line on
 stderr is an object: with a key "note" or "progress", or at the end with "error", "exit_status" and,

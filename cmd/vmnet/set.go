@@ -23,7 +23,7 @@ state is changing, vmnet check says so, and vmnet reconcile or the same set comp
 
 A NIC that moves keeps its device and its guest's connections. Its guest's addresses (--ip) are
 announced on the new bridge by gratuitous ARP and unsolicited neighbour advertisements, or the MAC
-by RARP if none are known; QEMU also asks a guest to announce itself that can do so. While the link
+by RARP if none are known; QEMU also asks a guest that can announce itself to do so. While the link
 is down, the guest and its neighbours see no carrier.
 
 A tap moves from bridge to bridge, or from switch to switch. The port of a switch keeps its frames
@@ -33,9 +33,9 @@ no longer reach it.
 What the guest learned when the NIC was plugged cannot change: its MAC, MTU, model, queues and
 vhost, and the switch at the other end of a socket. The kernel ties a macvtap or ipvtap to its
 parent device for good: detach it, and attach it to the other one. vmnet says why, and what to do.
-A lower MTU on the host would only drop what the guest still sends, and the guest would not know
-of a higher one. It may use a lower one than it was given: ip link set DEV mtu N in the guest. For
-another one: vmnet detach, and vmnet attach --mtu N.
+With a lower MTU the host would only drop what the guest still sends, and the guest would not know
+of a higher one. The guest itself may use a lower MTU than it was given: ip link set DEV mtu N in
+the guest. To give it another MTU: vmnet detach, and vmnet attach --mtu N.
 
 libvirt follows: the link's state in the definitions of a libvirt guest, and the place in what the
 domain declares to vmnet's hook.`

@@ -75,7 +75,7 @@ func devicePorts(cmd *cobra.Command, a *app, ports *[]wantedPort) {
 		},
 		{
 			control.Packet, "DEVICE",
-			"a port on an existing device, by a packet socket, such as a network card or a QEMU's tap (repeatable)",
+			"a port on an existing device, by a packet socket, such as an uplink or a QEMU's tap (repeatable)",
 		},
 		{
 			control.VhostUser, "PATH",

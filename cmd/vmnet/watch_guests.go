@@ -43,7 +43,7 @@ func (a *app) declared(ctx context.Context, m *tapmgr.Manager, chosen string) (
 				case <-hangUps:
 				}
 				if hadTerminal && !hasTerminal() {
-					stop() // nobody is there any more who could
+					stop() // the terminal was closed: nobody is left to press Ctrl-C
 					return
 				}
 				select {
