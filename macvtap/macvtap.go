@@ -1,7 +1,7 @@
-// Package macvtap makes macvtaps and ipvtaps: taps that sit directly on a network card, their
-// parent device, without a bridge. It is how a program gives a VMM such a device: [Open] a network
-// namespace, [Host.Create] a device, [Device.OpenQueue] and [Device.Up], and pass [Device.Queues]
-// to the VMM. Package vtap has the settings.
+// Package macvtap makes macvtaps and ipvtaps: taps that sit directly on an interface of the host,
+// their parent device, without a bridge. It is how a program gives a VMM such a device: [Open] a
+// network namespace, [Host.Create] a device, [Device.OpenQueue] and [Device.Up], and pass
+// [Device.Queues] to the VMM. Package vtap has the settings.
 //
 // A device lives as long as its fds. It is made in an unnamed network namespace, and its queues are
 // opened from inside. Each queue's socket pins that namespace, and so does the namespace's own fd.
@@ -74,8 +74,9 @@ func (h *Host) Create(parent string, cfg vtap.Config) (*Device, error) {
 	return &Device{dev: d, parent: parent}, nil
 }
 
-// IsWireless reports whether a parent device is a Wi-Fi card. An access point drops frames whose
-// sender is not the card itself, so only an ipvtap and a macvtap in mode passthru work on one.
+// IsWireless reports whether a parent device is a Wi-Fi interface. An access point drops frames
+// whose source is not the address of that interface, so only an ipvtap and a macvtap in mode
+// passthru work on one.
 func (h *Host) IsWireless(parent string) (bool, error) { return macvlan.IsWireless(h.ns, parent) }
 
 // Info is the current state of a device.

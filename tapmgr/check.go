@@ -57,7 +57,7 @@ func (m *Manager) Check(ctx context.Context) (Checked, error) {
 	return c.Checked, err
 }
 
-// routing adds what routed NICs have left on the host that have gone.
+// routing adds what routed NICs that have gone have left on the host.
 func (c *checker) routing(ctx context.Context) error {
 	left, err := c.m.host.Routed().Tidy(ctx, true)
 	for _, r := range left {
@@ -69,7 +69,7 @@ func (c *checker) routing(ctx context.Context) error {
 	return err
 }
 
-// shapers adds the ifb devices that shaped NICs have left that have gone.
+// shapers adds the ifb devices that shaped NICs that have gone have left.
 func (c *checker) shapers() error {
 	left, err := ratelimit.Tidy(c.m.host.NL, true)
 	for _, name := range left {

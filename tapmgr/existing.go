@@ -115,7 +115,7 @@ func judge(requested nic.Spec, dev *inventory.Device, plugged, held bool, pid in
 // refused.
 func preparedOrNot(dev *inventory.Device, requested nic.Spec) error {
 	if requested.Prepared {
-		return fmt.Errorf("%w, and is not prepared: it was attached, or committed (vmnet detach it first)",
+		return fmt.Errorf("%w, and is not prepared: it was attached, or committed (detach it first)",
 			nic.ErrExist)
 	}
 	return fmt.Errorf("%w, prepared: it is down until vmnet commit --vm %s --nic %s (vmnet abort removes it)",

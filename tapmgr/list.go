@@ -28,8 +28,9 @@ func (m *Manager) List(ctx context.Context, vm string) ([]nic.NIC, error) {
 }
 
 // ListAll returns the NICs that List returns, and after them those that libvirt has made itself. It
-// asks libvirt for the guests' half of these, for a second at most. If vm is empty, it also returns
-// the taps of which qemu-netup knows only the bridge, and the host accesses, which have no guest.
+// asks libvirt for the guests' half of these, for a second at most for each guest. If vm is empty,
+// it also returns the taps of which qemu-netup knows only the bridge, and the host accesses, which
+// have no guest.
 func (m *Manager) ListAll(ctx context.Context, vm string) ([]nic.NIC, error) {
 	all, err := m.sightings(ctx, vm)
 	nics := []nic.NIC{}

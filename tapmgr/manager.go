@@ -111,7 +111,7 @@ func (m *Manager) AskLibvirt() {
 }
 
 // hasPrivilege reports whether the caller may change a NIC that is there. A caller that needs a
-// helper may change only a NIC on a socket.
+// helper may change only a NIC without a link, such as one on a socket.
 func (m *Manager) hasPrivilege(dev *inventory.Device) bool {
 	return !m.HasHelper() || !dev.HasLink()
 }

@@ -67,7 +67,8 @@ func (m *Manager) isStored(ctx context.Context, dev *inventory.Device) (bool, er
 	return g.Domain.Stored(ctx, dev.Want.NIC)
 }
 
-// off returns what differs from a NIC's record and a Set mends. What cannot be read differs not.
+// off returns what differs from a NIC's record and a Set mends. What cannot be read counts as
+// equal.
 func (m *Manager) off(dev *inventory.Device) (list []nic.Difference) {
 	changing := *dev
 	changing.Want.Phase = nic.PhaseChanging // a Set also takes it from another bridge, reconcile does not

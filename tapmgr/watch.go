@@ -42,8 +42,8 @@ func (m *Manager) SetForeignPortOf(index int, mac net.HardwareAddr, cfg brport.S
 	return m.host.SetForeignPortOf(index, mac, cfg)
 }
 
-// KeepRouted restores what routed NICs lack of the host, and removes what others of them have left
-// there that have gone. Failures of a NIC are in its action.
+// KeepRouted restores what routed NICs lack of the host, and removes what those that have gone have
+// left there. Failures of a NIC are in its action.
 func (m *Manager) KeepRouted(ctx context.Context) ([]nic.Action, error) {
 	return m.host.KeepRouted(ctx)
 }

@@ -39,7 +39,7 @@ func Open() (*os.File, error) {
 	bits, err := Features(f)
 	if err == nil && bits&FeatureMrgRxbuf == 0 {
 		err = fmt.Errorf(
-			"%s offers features %#x without mergeable buffers: the guest would be slower with it than without",
+			"%s offers features %#x without mergeable buffers: the guest would be slower with it (use --vhost off)",
 			Device, bits)
 	}
 	if err != nil {

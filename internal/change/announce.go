@@ -38,8 +38,8 @@ func (p *Plan) announceStep() step.Step {
 // maxVLANs bounds the VLANs of a trunk in which a guest is announced.
 const maxVLANs = 64
 
-// announcement returns the frames that announce a guest. In the VLANs of a trunk only switches
-// learn where its MAC is, for which of them has its addresses is not known.
+// announcement returns the frames that announce a guest. In the VLANs of a trunk only its MAC is
+// announced, to switches: which of the VLANs its addresses are in is not known.
 func announcement(r nic.Record) (frames [][]byte) {
 	cfg := r.PortConfig()
 	if len(cfg.Trunk) == 0 || cfg.Native != 0 {

@@ -1,4 +1,4 @@
-// Package change changes NICs that are plugged, as the guest's driver does not notice. A change is
+// Package change changes NICs that are plugged, without the guest's driver noticing. A change is
 // one list of steps with undo. The NIC's record comes first, with the phase nic.PhaseChanging, so
 // that a change which was cut short is known by it: reconcile, or the same change again, completes
 // it. The steps between follow from the table by which check compares a NIC with its record
@@ -74,8 +74,8 @@ func Commit(ctx context.Context, m *backend.Maker, g *guest.Guest, dev *inventor
 	return p, p.plan(ctx)
 }
 
-// Finish completes a change that was cut short: the NIC's record says what is wanted. Without one
-// it does nothing.
+// Finish completes a change that was cut short: the NIC's record says what is wanted. It does
+// nothing if no change is unfinished.
 func Finish(ctx context.Context, m *backend.Maker, g *guest.Guest, dev *inventory.Device) error {
 	if !IsUnfinished(dev) {
 		return nil

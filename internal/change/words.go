@@ -14,8 +14,8 @@ import (
 // fixed are what the guest would notice, or the kernel or QEMU cannot change, with the reason.
 var fixed = map[string]string{
 	"mac": "the guest's driver has read its address when the NIC was plugged",
-	"mtu": "the guest learned it when the NIC was plugged: it would not know of a higher one, and the host would drop " +
-		"what it still sends under a lower one, except that it may choose that itself (ip link set DEV mtu N in the guest)",
+	"mtu": "the guest learned it when the NIC was plugged: it would not know of a higher one, and with a lower one the host " +
+		"would drop what it still sends; only the guest can lower it itself (ip link set DEV mtu N in the guest)",
 	"model":      "the guest has a driver for the device that was plugged",
 	"queues":     "QEMU opens a NIC's queues when it is plugged",
 	"vhost":      "QEMU decides what moves the frames when the NIC is plugged",
@@ -59,7 +59,8 @@ func Refuse(from nic.Record, changes []nic.Change) error {
 	return nil
 }
 
-// kindOf returns the flag that puts a NIC where it is.
+// kindOf returns the flag that puts a NIC where it is; for a port of Open vSwitch "ovs", as in
+// fixed.
 func kindOf(r nic.Record) string {
 	switch {
 	case r.Switch:

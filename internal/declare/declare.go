@@ -300,7 +300,7 @@ func find(g *guestfile.Guest, running qemu.Running, caller int) (*Plan, error) {
 		default:
 			p.others = append(p.others, proc)
 			p.Notices = append(p.Notices, fmt.Sprintf(
-				"process %d of uid %d has the name too, and is not the guest that the file means (user: %d means it)",
+				"process %d of uid %d has the name too, and is not the guest that the file means (with user: %d it would be)",
 				proc.PID, proc.UID, proc.UID))
 		}
 	}

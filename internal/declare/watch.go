@@ -251,8 +251,8 @@ func (r *round) finish(ctx context.Context, o outcome) {
 // transient are the errors of a guest that is about to start or to end.
 var transient = []error{qemu.ErrNotFound, qemu.ErrNoMonitor, guest.ErrNotArrived}
 
-// tell reports a result; a failure once, and one that a guest causes that starts only when it
-// stays.
+// tell reports a result, the same failure only once. It reports a failure of a guest that is about
+// to start or to end only if the failure lasts.
 func (r *round) tell(w *watched, name string, p *Plan, err error) {
 	text := fmt.Sprint(err)
 	for _, t := range transient {

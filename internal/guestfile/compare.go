@@ -8,7 +8,7 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// There is a NIC that a guest has.
+// There describes a NIC that a guest has.
 type There struct {
 	Record nic.Record
 	State  nic.State

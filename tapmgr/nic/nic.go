@@ -83,7 +83,8 @@ const (
 	Unknown     State = "unknown"    // its switch could not be asked
 )
 
-// TypeTap is the type of a NIC on a bridge; the others are those of package macvtap.
+// TypeTap is the type of a NIC on a Linux bridge. The other types are below, in switch.go, and the
+// kinds of package vtap.
 const TypeTap = "tap"
 
 // TypeOVS is the type of a NIC whose tap is a port of a bridge of Open vSwitch.

@@ -20,7 +20,7 @@ import (
 	"vmnet/macvtap/vtap"
 )
 
-// Phase is how far an attach or detach is, as the alias says.
+// Phase is how far an attach, a detach or a set is, as the alias says.
 type Phase string
 
 const (
@@ -117,8 +117,8 @@ func (r Record) AsPlugged() Record {
 	return r
 }
 
-// ChangedTo returns the record with what a set can change as the later record now of the same NIC
-// has it. It is for a NIC whose identity and present state are recorded in two places.
+// ChangedTo returns the record with all that a set can change taken from now, a later record of the
+// same NIC. It is for a NIC whose identity and present state are recorded in two places.
 func (r Record) ChangedTo(now Record) Record {
 	now.VM, now.NIC, now.Type, now.Source, now.Switch, now.Netns = r.VM, r.NIC, r.Type, r.Source, r.Switch, r.Netns
 	now.MAC, now.Model, now.Queues, now.Vhost, now.MTU = r.MAC, r.Model, r.Queues, r.Vhost, r.MTU

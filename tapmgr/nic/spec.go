@@ -36,7 +36,7 @@ type Spec struct {
 	Lower   *Lower  // the parent device of a macvtap or ipvtap; or:
 	Switch  *Switch // the userspace switch that it becomes a port of
 	// IP are the guest's own addresses: on a network, routed, or for port security. On a switch
-	// without that they mean something only if it is the one of a user's network.
+	// without port security they count only if the switch is that of a user's network.
 	IP            []netip.Addr
 	Security      Security          // which of the guest's frames are dropped; what is there stays without Checks
 	AllowIn       inbound.Rules     // what may come in to the guest besides answers; none: everything
@@ -231,8 +231,8 @@ func (l *Lower) ownsMAC() bool {
 
 func (l *Lower) isIPVtap() bool { return l != nil && l.Kind == vtap.IPVtap }
 
-// IsVirtio reports whether the model is one of virtio's, which alone have queues,
-// vhost and an MTU.
+// IsVirtio reports whether the model is one of virtio's, which alone have several queues, vhost and
+// an MTU.
 func (s Spec) IsVirtio() bool { return IsVirtio(s.Model) }
 
 // IsVirtio reports whether a model is a virtio-net device.
@@ -260,7 +260,7 @@ func UpDown(up bool) string {
 // HasTap reports whether a NIC of that type has a tap on the host: not a macvtap, ipvtap or socket.
 func HasTap(kind string) bool { return kind == TypeTap || kind == TypeOVS || kind == TypeRouted }
 
-// FlagName is the ipvtap's flag, named.
+// FlagName returns the flag of an ipvtap; the empty one means bridge.
 func (l *Lower) FlagName() string {
 	if l.Flag == "" {
 		return "bridge"

@@ -82,7 +82,7 @@ func (s *Switch) validate(spec Spec) error {
 		return fmt.Errorf("by %q: want %s, %s, %s or %s", s.By, ByAuto, BySocket, ByTap, ByVhostUser)
 	case spec.Via == ViaLibvirt:
 		return fmt.Errorf(
-			"libvirt cannot plug a port of a userspace switch: a guest of its gets one with --via monitor")
+			"libvirt cannot plug a port of a userspace switch (--via monitor hands it to QEMU instead)")
 	case s.Storm < NoLimit || s.Storm > vport.MostStorm:
 		return fmt.Errorf("storm limit of %d frames per second: want 1 to %d, or off", s.Storm, vport.MostStorm)
 	case s.MaxAddresses < NoLimit || s.MaxAddresses > vport.MostAddresses:

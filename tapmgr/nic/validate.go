@@ -56,10 +56,10 @@ func (s Spec) validatePrepared() error {
 func (s Spec) validateHost() error {
 	switch {
 	case s.places() == 0:
-		return fmt.Errorf("neither bridge nor network nor lower nor switch nor uplink is named " +
+		return fmt.Errorf("neither bridge nor network nor parent device nor switch nor uplink is named " +
 			"(--bridge, --network, --macvtap, --ipvtap, --switch or --routed)")
 	case s.places() > 1:
-		return fmt.Errorf("a NIC is either on a bridge, on a network, on a lower, on a switch or routed")
+		return fmt.Errorf("a NIC is either on a bridge, on a network, on a parent device, on a switch or routed")
 	case s.Bridge != "" && !brport.ValidName(s.Bridge):
 		return fmt.Errorf("bridge name %q: want 1 to 15 bytes without spaces, '/', ':' or '%%'", s.Bridge)
 	case s.MTU != 0 && (s.MTU < minMTU || s.MTU > maxMTU):
@@ -71,7 +71,7 @@ func (s Spec) validateHost() error {
 	case s.Device != "" && !brport.ValidName(s.Device):
 		return fmt.Errorf("interface name %q: want 1 to 15 bytes without spaces, '/', ':' or '%%'", s.Device)
 	case s.Via == ViaMonitor && s.Persistent:
-		return fmt.Errorf("libvirt cannot store a NIC that it does not know (--persistent without --via monitor)")
+		return fmt.Errorf("libvirt cannot store a NIC that it does not know (leave out --persistent, or --via monitor)")
 	case s.Queues != QueuesAuto && (s.Queues < 1 || s.Queues > MaxQueues):
 		return fmt.Errorf("%d queues: want 1 to %d, or auto", s.Queues, MaxQueues)
 	}
@@ -92,7 +92,7 @@ func (s Spec) validateHost() error {
 	if s.Switch != nil {
 		if s.Rates.Shape {
 			return fmt.Errorf("a switch shapes what a guest sends by itself, and cannot shape what the guest " +
-				"receives (without --shape; or --bridge)")
+				"receives (leave out --shape, or use --bridge)")
 		}
 		if err := s.Switch.validate(s); err != nil {
 			return err
@@ -128,7 +128,7 @@ func (l *Lower) validate(mac net.HardwareAddr) error {
 	case l == nil:
 		return nil
 	case !brport.ValidName(l.Device):
-		return fmt.Errorf("lower name %q: want 1 to 15 bytes without spaces, '/', ':' or '%%'", l.Device)
+		return fmt.Errorf("parent device name %q: want 1 to 15 bytes without spaces, '/', ':' or '%%'", l.Device)
 	case !slices.Contains([]string{RxAllMulti, RxNone, RxMirror}, l.RxFilter):
 		return fmt.Errorf("rx filter %q: want %s, %s or %s", l.RxFilter, RxAllMulti, RxNone, RxMirror)
 	}
@@ -275,7 +275,7 @@ func (s Spec) validateDevice() error {
 		case !formed(k, 64, letters, digits+"._-"):
 			return fmt.Errorf("device option %q: want the name of a property", k)
 		case len(s.DeviceOptions[k]) > 255:
-			return fmt.Errorf("device option %s: a value of %d bytes", k, len(s.DeviceOptions[k]))
+			return fmt.Errorf("device option %s: a value of %d bytes, want at most 255", k, len(s.DeviceOptions[k]))
 		}
 	}
 	return nil
@@ -283,7 +283,7 @@ func (s Spec) validateDevice() error {
 
 // CheckLibvirt returns an error where libvirt has no words for a part of the Spec.
 func (s Spec) CheckLibvirt() error {
-	const cure = "(--via monitor can, of which libvirt then knows nothing)"
+	const cure = "(use --via monitor; libvirt then does not know the NIC)"
 	switch {
 	case s.Lower.isIPVtap():
 		return fmt.Errorf(

@@ -40,7 +40,7 @@ func AddNIC(fs *pflag.FlagSet) *NIC {
 	fs.StringVar(&n.spec.IfaceID, "iface-id", "",
 		"the `ID` by which OVN knows the port (default one derived from machine, guest and NIC, always the same)")
 	fs.StringVar(&n.spec.OVSDB, "ovsdb", "",
-		"`SOCKET` of Open vSwitch's database, if the bridge is not one of this machine's usual one")
+		"`SOCKET` of Open vSwitch's database, if the bridge is not in this machine's usual one")
 	fs.StringVar(&n.spec.NIC, "nic", "net0", "`ID` of the NIC within the guest: 1 to 12 of a-z, 0-9 and _")
 	AddMAC(fs, &n.spec.MAC,
 		"the guest's address (default one derived from machine, guest and NIC, always the same; for an ipvtap or mode passthru that of the parent device)")

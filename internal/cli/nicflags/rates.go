@@ -24,7 +24,7 @@ func AddRates(fs *pflag.FlagSet, p *portrate.Config) {
 		"(default 250 ms of the rate, at least 128k)")
 }
 
-// AddShape adds the flag for shaping, which a switch has not.
+// AddShape adds the flag for shaping, which a switch does not do.
 func AddShape(fs *pflag.FlagSet, p *portrate.Config) {
 	fs.BoolVar(&p.Shape, "shape", false,
 		"with --rate-up or --rate-down: frames over a rate in bits wait in both directions, and are not dropped at once")
