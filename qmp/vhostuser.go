@@ -12,7 +12,7 @@ import (
 // maxSocket is the longest path of a socket in bytes (sun_path of unix(7) less its NUL).
 const maxSocket = 107
 
-// ListenSteps have QEMU listen for the backend of a VhostUser NIC, which it then has the label of.
+// ListenSteps give QEMU the label of a VhostUser NIC, and have it listen for the NIC's backend.
 // [Conn.PlugSteps] follow once a backend has connected. QEMU passes a backend the guest's memory
 // only over a unix socket that it has made itself by a path: "chardev does not support FD passing"
 // is its reply about a socket that it has got as an fd (net/vhost-user.c).

@@ -148,10 +148,10 @@ func (c Config) validate() error {
 	refuse(!slices.Contains([]string{"auto", "kvm", "tcg"}, c.Accel), "accel %q is unknown (known: auto, kvm, tcg)",
 		c.Accel)
 	refuse(c.SparePorts < 0 ||
-		c.SparePorts > maxSparePorts, "spare ports: %d is not within 0 and %d", c.SparePorts, maxSparePorts)
+		c.SparePorts > maxSparePorts, "spare ports: %d is not from 0 to %d", c.SparePorts, maxSparePorts)
 	refuse(c.SparePorts > 0 && c.Machine == "pc", "spare ports: machine pc has none and needs none (take q35)")
 	refuse(c.MemoryMiB < 64, "memory: %d MiB is too little (the guest needs 64)", c.MemoryMiB)
-	refuse(c.CPUs < 1 || c.CPUs > 255, "cpus: %d is not within 1 and 255", c.CPUs)
+	refuse(c.CPUs < 1 || c.CPUs > 255, "cpus: %d is not from 1 to 255", c.CPUs)
 	refuse(c.BootTimeout < 0, "boot timeout %s is negative", c.BootTimeout)
 	for _, path := range []string{c.QMP, c.Agent} {
 		refuse(len(path) > 107, "socket path %q is longer than the 107 bytes that a socket's address holds", path)

@@ -1,6 +1,6 @@
 // Package fakelibvirt is a libvirtd without libvirt for tests: it has one domain, whose QEMU is one
-// of package qmptest. It plugs the taps that it is asked for into that, as libvirt does, so that
-// what the host has is real. It needs no root, and refuses what a test wants refused.
+// of package qmptest. It plugs the taps that clients ask for into this QEMU, as libvirt does, so
+// that what the host has is real. It needs no root, and refuses what a test wants refused.
 package fakelibvirt
 
 import (
