@@ -200,7 +200,8 @@ func (w *walker) leaveBridge(br *rtnl.Link) {
 			w.uplink(uplinks[0])
 		}
 	case host != nil && w.Frame.Kind == DHCP:
-		w.stop("bridge "+br.Name, "vmnet network create NAME --nat SUBNET, or start a DHCP server on "+br.Name,
+		w.stop("bridge "+br.Name, "vmnet network create NAME --nat --dhcp, then vmnet set --vm "+w.NIC.VM+" --nic "+
+			w.NIC.ID+" --network NAME; or start a DHCP server on "+br.Name,
 			"nothing on it serves DHCP, and it has no uplink")
 	case host != nil:
 		w.reachHost(br, host)

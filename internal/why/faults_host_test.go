@@ -3,6 +3,8 @@ package why
 import (
 	"net/netip"
 	"slices"
+	"strings"
+	"testing"
 
 	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch/control"
@@ -230,6 +232,14 @@ func (f *Facts) onSwitch() *Switch {
 	return f.Switch
 }
 
+// onSwitchUplink sends the frame out of the switch, by the port that it returns.
+func (f *Facts) onSwitchUplink() *control.Port {
+	s := f.onSwitch()
+	s.Ports = append(s.Ports, control.Port{Name: "up", Kind: control.Packet, Device: "eth1", Stats: &vport.Stats{}})
+	f.Peer, f.To = nil, Target{Outside, "outside", beyond}
+	return &s.Ports[len(s.Ports)-1]
+}
+
 // onOVS puts P2 and P3 on a bridge of Open vSwitch.
 func (f *Facts) onOVS() {
 	f.toP3()
@@ -321,7 +331,18 @@ var otherFaults = []fault{
 	},
 	{
 		"other VLANs at a switch", func(f *Facts) { f.onSwitch().Ports[1].Config.VLAN = 20 }, "port P3-net0",
-		"not in VLAN 1", "vlan=1",
+		"not in VLAN 1", "vmnet set --vm P3 --nic net0 --vlan 1",
+	},
+	{
+		"another VLAN at a switch's uplink", func(f *Facts) { f.onSwitchUplink().Config.VLAN = 20 }, "port up",
+		"not in VLAN 1", "vmnet switch remove-port sw0 up, then vmnet switch add-port sw0 --packet eth1,vlan=1",
+	},
+	{
+		"unknown addresses at a switch", func(f *Facts) {
+			f.onSwitch().Ports[1].Config.NoFlood = true
+			f.Frame.Kind = ICMP
+		},
+		"port P3-net0", "unknown addresses", "vmnet set --vm P3 --nic net0 --no-flood=false",
 	},
 	{
 		"trunk of a switch without a native VLAN", func(f *Facts) {
@@ -334,7 +355,8 @@ var otherFaults = []fault{
 			s := f.onSwitch()
 			s.Ports[0].Config.Isolated, s.Ports[1].Config.Isolated = true, true
 		},
-		"port P3-net0", "isolated ports", "isolated=off",
+		"port P3-net0", "isolated ports",
+		"vmnet set --vm P2 --nic net0 --isolated=false",
 	},
 	{
 		"nothing leads out of a switch", func(f *Facts) {
@@ -343,7 +365,8 @@ var otherFaults = []fault{
 			}
 			f.Peer, f.To = nil, Target{Outside, "outside", beyond}
 		},
-		"switch sw0", "nothing leads out", "add-port",
+		"switch sw0", "nothing leads out of it: its other ports are P3-net0",
+		"vmnet switch add-port sw0 --packet DEVICE",
 	},
 	{
 		"stale OVS row", func(f *Facts) {
@@ -412,4 +435,18 @@ var otherFaults = []fault{
 		"routed guest and DHCP", func(f *Facts) { f.routed(); f.Frame.Kind = DHCP },
 		"host on P2-net0", "by DHCP", "by hand",
 	},
+}
+
+// TestOtherPorts: a switch without an uplink is said to have the ports that it has.
+func TestOtherPorts(t *testing.T) {
+	for ports, want := range map[int]string{1: "none", 2: "P3-net0"} {
+		f := world()
+		s := f.onSwitch()
+		s.Ports = s.Ports[:ports]
+		f.Peer, f.To = nil, Target{Outside, "outside", beyond}
+		stop := Follow(f).Stopped()
+		if stop == nil || !strings.HasSuffix(stop.Why, "its other ports are "+want) {
+			t.Errorf("%d ports: %+v, want %s", ports, stop, want)
+		}
+	}
 }

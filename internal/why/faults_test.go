@@ -263,7 +263,8 @@ var bridgeFaults = []fault{
 	},
 	{
 		"no DHCP server", func(f *Facts) { f.Frame.Kind = DHCP },
-		"bridge br0", "nothing on it serves DHCP", "vmnet network create",
+		"bridge br0", "nothing on it serves DHCP",
+		"vmnet network create NAME --nat --dhcp, then vmnet set --vm P2 --nic net0 --network NAME",
 	},
 	{
 		"duplicate MAC", func(f *Facts) { f.Others[1].MAC = mac1.String() }, "the answer",

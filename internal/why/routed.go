@@ -12,7 +12,8 @@ func (w *walker) routedGuest() {
 	n := w.NIC
 	up := w.link(n.Source)
 	if up == nil {
-		w.stop("uplink "+n.Source, "vmnet attach it again with --routed of another one", "it does not exist")
+		w.stop("uplink "+n.Source, "bring it back; or vmnet detach, then attach with another --routed",
+			"it does not exist")
 		return
 	}
 	if n.Link == nil {

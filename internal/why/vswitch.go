@@ -1,6 +1,7 @@
 package why
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"slices"
@@ -169,21 +170,32 @@ func (w *walker) switchLeaves(in, out *control.Port) {
 		slices.ContainsFunc(w.Switch.Learned, func(e control.FDBEntry) bool {
 			return e.Port == out.Name && e.MAC == w.Peer.mac().String()
 		})
-	set := "vmnet switch set-port " + w.NIC.Source + " " + out.Name
 	w.checks("port "+out.Name, "gets it"+inVLAN(vlan),
 		check{
 			in.Config.Isolated && out.Config.Isolated,
-			"it and " + in.Name + " are isolated ports, which exchange no frames", set + " isolated=off",
+			"it and " + in.Name + " are isolated ports, which exchange no frames",
+			"vmnet set --vm " + w.NIC.VM + " --nic " + w.NIC.ID + " --isolated=false",
 		},
 		check{
 			!carries(out.Config.Settings, vlan), fmt.Sprintf("it is not in VLAN %d, which the guest is in", vlan),
-			fmt.Sprintf("%s vlan=%d", set, vlan),
+			w.resetPort(out, fmt.Sprintf(" --vlan %d", vlan), fmt.Sprintf(",vlan=%d", vlan)),
 		},
 		check{
 			!known && out.Config.NoFlood, "it gets no frames to unknown addresses, and its guest's was not learned",
-			set + " no-flood=off",
+			w.resetPort(out, " --no-flood=false", ""),
 		},
 	)
+}
+
+// resetPort returns how the port by which the frame leaves gets another setting: that of a guest's
+// NIC by the flag, any other port by being added again, with the option.
+func (w *walker) resetPort(p *control.Port, flag, option string) string {
+	if w.Peer != nil {
+		return "vmnet set --vm " + w.Peer.VM + " --nic " + w.Peer.ID + flag
+	}
+	name := w.NIC.Source
+	return "vmnet switch remove-port " + name + " " + p.Name + ", then vmnet switch add-port " + name + " --" + p.Kind +
+		" " + p.Device + option
 }
 
 // switchUplink follows the frame to the port that leads out of the switch.
@@ -209,6 +221,6 @@ func (w *walker) switchUplink(in *control.Port) {
 			names = append(names, p.Name)
 		}
 	}
-	w.stop("switch "+w.NIC.Source, "vmnet switch add-port "+w.NIC.Source+" CARD",
-		"nothing leads out of it: its other ports are %s", strings.Join(append(names, "none"), ", "))
+	w.stop("switch "+w.NIC.Source, "vmnet switch add-port "+w.NIC.Source+" --packet DEVICE",
+		"nothing leads out of it: its other ports are %s", cmp.Or(strings.Join(names, ", "), "none"))
 }
