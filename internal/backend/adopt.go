@@ -25,8 +25,9 @@ import (
 type adoption struct {
 	*NIC
 	found interface {
-		// adopt has the steps work on that link. Its error says why the link is not one that
-		// libvirt has made for the guest and put nowhere. One of the processes makers must hold it.
+		// adopt has the steps work on that link. It returns an error unless libvirt has made the
+		// link for the guest, and nobody has put it on a bridge since. One of the processes makers
+		// must hold it.
 		adopt(l *rtnl.Link, makers []int) error
 	}
 }
@@ -176,8 +177,7 @@ func (s *adoptedMacvtap) adopt(l *rtnl.Link, makers []int) error {
 		held = held || len(fds) > 0
 	}
 	if !held {
-		return fmt.Errorf("%w: libvirt has not opened %s, but %s in its place, of a macvtap in another netns "+
-			"(start the guest again; lsns -t net shows the namespaces)", nic.ErrInUse, l.Name, macvlan.NodeInTheWay(l))
+		return notOpened(l)
 	}
 	s.link = l
 	return nil

@@ -9,6 +9,7 @@ import (
 
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/macvlan"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
@@ -127,7 +128,7 @@ func (m *Maker) unstarted(ctx context.Context, spec nic.Spec) (*inventory.Device
 }
 
 // Opened returns an error if libvirt has started a guest without opening the tap of that name,
-// which Prepare has made: it has opened the node of a macvtap in another netns instead.
+// which Prepare has made: most likely it has opened the node of a macvtap in another netns instead.
 func (m *Maker) Opened(name string) error {
 	l, err := m.NL.Link(name)
 	switch {
@@ -136,11 +137,16 @@ func (m *Maker) Opened(name string) error {
 	case l.Tun != nil && l.Tun.Attached:
 		return nil
 	}
+	return notOpened(l)
+}
+
+// notOpened is the error for a link that libvirt should have opened.
+func notOpened(l *rtnl.Link) error {
 	if node := macvlan.NodeInTheWay(l); node != "" {
-		return fmt.Errorf("%w: libvirt has not opened %s, but %s in its place, of a macvtap in another netns",
-			nic.ErrInUse, name, node)
+		return fmt.Errorf("%w: libvirt has not opened %s, but %s in its place, of a macvtap in another netns "+
+			"(start the guest again; lsns -t net shows the namespaces)", nic.ErrInUse, l.Name, node)
 	}
-	return fmt.Errorf("libvirt has not opened %s", name)
+	return fmt.Errorf("libvirt has not opened %s (start the guest again)", l.Name)
 }
 
 // Started finishes what Prepare has begun, once the guest's QEMU, process pid, has opened the
