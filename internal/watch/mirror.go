@@ -218,7 +218,7 @@ func groupsText(groups []net.HardwareAddr, all bool) string {
 		text += " " + mac.String()
 	}
 	if more := len(groups) - most; more > 0 {
-		text += fmt.Sprintf(" %d more", more)
+		text += fmt.Sprintf(" and %d more", more)
 	}
 	return text
 }

@@ -48,10 +48,10 @@ func TestChangesAreOfTheGuestOfThatUUID(t *testing.T) {
 func TestGroupsText(t *testing.T) {
 	many := slices.Repeat([]string{"33:33:00:00:00:01"}, 10)
 	for want, f := range map[string]raw.RxFilterInfo{
-		"no multicast, as the guest wants":                                   filter(raw.RxStateNone, many...),
-		"all multicast, as the guest wants":                                  filter(raw.RxStateAll, many...),
-		"multicast to 33:33:00:00:00:01":                                     filter(raw.RxStateNormal, many[0]),
-		"multicast to" + strings.Repeat(" 33:33:00:00:00:01", 8) + " 2 more": filter(raw.RxStateNormal, many...),
+		"no multicast, as the guest wants":                                       filter(raw.RxStateNone, many...),
+		"all multicast, as the guest wants":                                      filter(raw.RxStateAll, many...),
+		"multicast to 33:33:00:00:00:01":                                         filter(raw.RxStateNormal, many[0]),
+		"multicast to" + strings.Repeat(" 33:33:00:00:00:01", 8) + " and 2 more": filter(raw.RxStateNormal, many...),
 		"multicast to 33:33:00:00:00:02": filter(raw.RxStateNormal, "\x1b[2J",
 			strings.Repeat("x", 1e6), "33:33:00:00:00:02"),
 	} {
