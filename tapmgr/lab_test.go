@@ -326,7 +326,7 @@ func TestLabNoDefaultVLAN(t *testing.T) {
 		t.Errorf("check %+v", got)
 	}
 	spec.NIC = "net1"
-	const cure = "vlan_default_pvid 0), so a port in no VLAN would pass no frames: name one with --vlan N"
+	const cure = "vlan_default_pvid 0), so a port without one passes no frames (name one with --vlan"
 	if _, err := h.Attach(h.context(20*time.Second), spec); !errors.Is(err, nic.ErrLink) ||
 		!strings.Contains(err.Error(), cure) {
 		t.Errorf("attach: %v", err)

@@ -202,13 +202,13 @@ func TestLiveSwitchStandsStill(t *testing.T) {
 	if err := quick("attach", func() error {
 		_, err := h.Attach(ctx, s.on(g, "net2", nic.ByAuto))
 		return err
-	}); err == nil || !strings.Contains(err.Error(), "stand still") {
+	}); err == nil || !strings.Contains(err.Error(), "stopped or hung") {
 		t.Errorf("attach: %v", err)
 	}
 	if err := quick("detach", func() error {
 		_, err := h.Detach(ctx, tapmgr.DetachSpec{Target: nic.Target{VM: g.name}, NIC: "net0"})
 		return err
-	}); err == nil || !strings.Contains(err.Error(), "stand still") {
+	}); err == nil || !strings.Contains(err.Error(), "stopped or hung") {
 		t.Errorf("detach: %v", err)
 	}
 	if err := quick("forced detach", func() error {
@@ -246,7 +246,8 @@ func TestLiveSwitchStopsInTheMiddle(t *testing.T) {
 		start := time.Now()
 		_, err := h.Attach(ctx, s.on(g, "net0", by))
 		h.Run = nil
-		if d := time.Since(start); err == nil || !strings.Contains(err.Error(), "stand still") || d > 8*time.Second {
+		d := time.Since(start)
+		if err == nil || !strings.Contains(err.Error(), "stopped or hung") || d > 8*time.Second {
 			t.Errorf("after %v: %v", d, err)
 		}
 		s.signal(syscall.SIGCONT)

@@ -14,8 +14,8 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// KeepRouted restores what routed NICs lack of the host, and removes what others of them have left
-// there. It needs no lock of a guest. Failures of a NIC are in the actions.
+// KeepRouted restores what routed NICs lack of the host, and removes what those that have gone have
+// left there. It needs no lock of a guest. Failures of a NIC are in the actions.
 func (m *Maker) KeepRouted(ctx context.Context) ([]nic.Action, error) {
 	links, err := m.RoutedDevices()
 	if err != nil {

@@ -22,7 +22,7 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// macvtapInterface is a macvtap or ipvtap on a network card, in a netns of its own that ends with
+// macvtapInterface is a macvtap or ipvtap on a parent device, in a netns of its own that ends with
 // its last file.
 type macvtapInterface struct {
 	m             *Maker
@@ -45,11 +45,11 @@ func (s *macvtapInterface) plan(ctx context.Context, r *nic.Record) (_ Interface
 	if err != nil {
 		return Interface{}, fmt.Errorf("parent device %s: %w", l.Device, err)
 	}
-	// Access points drop frames whose sender is not the card. An ipvtap shares the card's address.
+	// Access points drop frames from other MACs than the Wi-Fi card's. An ipvtap shares its MAC.
 	if l.Kind == vtap.Macvtap && l.Mode != "passthru" {
 		if wireless, err := macvlan.IsWireless(s.m.NS, s.parent.Name); err == nil && wireless {
 			return Interface{}, fmt.Errorf(
-				"parent device %s is a Wi-Fi card, which sends for no other address than its own (use --ipvtap %s, "+
+				"parent device %s is a Wi-Fi card, which sends from no other MAC than its own (use --ipvtap %s, "+
 					"or --mode passthru)",
 				s.parent.Name, s.parent.Name)
 		}
@@ -224,9 +224,9 @@ func (s *macvtapInterface) verify(_ context.Context, w making) (*inventory.Devic
 // worker of its own does it.
 const removalTime = 3 * time.Second
 
-// Retry runs do until no interface that nobody holds any more is in the way of it on the parent
-// device. If one stays, the error names the NICs on the parent device, which its netns does not
-// show.
+// Retry runs do again while an interface on the parent device is in its way that nobody holds any
+// more, and that the kernel is about to remove. If do still fails, the error names the NICs on the
+// parent device: they are in namespaces of their own, so ip-link(8) does not show them.
 func (m *Maker) Retry(ctx context.Context, parent *rtnl.Link, do func() error) error {
 	deadline := time.Now().Add(removalTime)
 	for {

@@ -21,14 +21,14 @@ import (
 // opened it. So it is an exception to the rule that an interface ends with its last file: a tap
 // until then, a macvtap for good. Detach, the hook's release, watch or reconcile removes it.
 
-// ReleaseWait bounds how long an interface may take to go that was released.
+// ReleaseWait bounds how long a released interface may take to go.
 const ReleaseWait = 5 * time.Second
 
 // namedTap is a tap that libvirt, or another process of the Opener, opens by its name.
 type namedTap struct{ placedTap }
 
-// steps end with a persistent tap that nobody holds: one of a single queue can be opened only once,
-// and a queue that is open here would receive frames of one of several.
+// steps end with a persistent tap that nobody holds: a tap with one queue can be opened only once,
+// and on a tap with several, a queue that stayed open here would receive frames.
 func (s *namedTap) steps(w making) []step.Step {
 	multi := w.record.Queues > 1
 	list := append([]step.Step{s.createStep(multi, func(ctx context.Context) error { return s.create(ctx, multi) })},
@@ -60,7 +60,7 @@ func (s *namedTap) verify(ctx context.Context, w making) (*inventory.Device, err
 	return s.placedTap.verify(ctx, w)
 }
 
-// indexTries is how many interface indices a tap may get of which a node is in /dev already.
+// indexTries is how many interface indices are tried while /dev has a macvtap's node for each.
 const indexTries = 64
 
 // create makes the tap with an index that nobody can have guessed (rtnl.RandomIndex), and of which

@@ -245,8 +245,8 @@ func mayHaveTap(br *rtnl.Link, port brport.Settings) error {
 	}
 	if bridges.NoVLAN(br, port) {
 		return fmt.Errorf(
-			"bridge %s filters VLANs and has no default one (vlan_default_pvid 0), so a port in no VLAN would pass no frames: "+
-				"name one with --vlan N, or several with --trunk", br.Name)
+			"bridge %s has no default VLAN (vlan_default_pvid 0), so a port without one passes no frames "+
+				"(name one with --vlan, or several with --trunk)", br.Name)
 	}
 	return nil
 }

@@ -17,7 +17,7 @@ func (m Machine) bridges() []Check {
 		return fail("bridges", "", "%v", err)
 	}
 	if len(all) == 0 {
-		return warn("bridges", "vmnet bridge create br0", "there is none: only --macvtap and --ipvtap can be used")
+		return warn("bridges", "vmnet bridge create br0", "there is none: --bridge cannot be used")
 	}
 	var checks []Check
 	for _, b := range all {

@@ -35,7 +35,7 @@ func (m Machine) policy() []Check {
 	const name = "policy.yaml"
 	var warnings []string
 	absent := ok(name,
-		"there is no %s: users other than root may have only the bridges in bridge.conf, and no network cards or VLANs",
+		"there is no %s: users other than root may have only the bridges in bridge.conf, and no parent devices, uplinks or VLANs",
 		policy.DefaultPath)
 	checks := m.rules(name, policy.DefaultPath, absent, func(path string) error {
 		p, err := policy.Load(path)

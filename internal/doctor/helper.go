@@ -29,7 +29,8 @@ func (m Machine) helper() []Check {
 	path, found := m.FindHelper()
 	if !found {
 		return warn("helper", "make install PRIVILEGE=setuid, or setcap",
-			"%s is neither beside vmnet nor in $PATH: only root can give guests NICs", Helper)
+			"%s is neither beside vmnet nor in $PATH: users other than root can have NICs on userspace switches only",
+			Helper)
 	}
 	checks := ok("helper", "%s", path)
 	if wrong, cure := m.unsafe(path); wrong != "" {

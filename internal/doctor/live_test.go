@@ -330,7 +330,7 @@ func TestLiveRouted(t *testing.T) {
 	if err = errors.Join(err, aliasErr); err != nil {
 		t.Fatal(err)
 	}
-	wants(t, m.routed(t.Context()), Check{"routed NICs", OK, "1, nothing is left of others, and no other ", ""})
+	wants(t, m.routed(t.Context()), Check{"routed NICs", OK, "1, nothing is left of former ones, and no other ", ""})
 	err = nft.Apply(t.Context(), ns, "table ip x { chain F { type filter hook forward priority 0; policy drop; }\n}")
 	if err != nil {
 		t.Fatal(err)

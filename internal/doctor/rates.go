@@ -85,8 +85,8 @@ func queued(r nic.Record) portrate.Limit {
 	return r.Rates.Up
 }
 
-// ways returns the devices by which a NIC's frames leave the host: the ports of its bridge that are
-// cards, or its parent device or uplink.
+// ways returns the devices by which a NIC's frames leave the host: its parent device or uplink, or
+// those ports of its bridge that are physical devices, bonds or VLANs.
 func (m Machine) ways(h *inventory.Host, home *rtnl.Link) (names []string) {
 	if home.Bridge == nil {
 		return []string{home.Name}

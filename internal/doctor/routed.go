@@ -10,8 +10,8 @@ import (
 	"vmnet/internal/routed/obstacles"
 )
 
-// routed checks what routed NICs need of the netns, and what others have left there. A host without
-// either has no such check.
+// routed checks what routed NICs need of the netns, and what former ones have left there. A host
+// without either has no such check.
 func (m Machine) routed(ctx context.Context) []Check {
 	const name = "routed NICs"
 	if m.NS == nil {
@@ -56,5 +56,5 @@ func (m Machine) routed(ctx context.Context) []Check {
 	if len(checks) > 0 {
 		return checks
 	}
-	return ok(name, "%d, nothing is left of others, and no other firewall drops their traffic", len(nics))
+	return ok(name, "%d, nothing is left of former ones, and no other firewall drops their traffic", len(nics))
 }

@@ -57,8 +57,7 @@ func OfNetns(ns *netns.NS, name string) FRR {
 // ErrNotInstalled is matched by the error of Ask if vtysh is not installed.
 var ErrNotInstalled = tool.ErrNotInstalled
 
-// Ask returns what FRR says of the segment vni. An FRR that does not run is no
-// error.
+// Ask returns what FRR says of the segment vni. An FRR that does not run is no error.
 func (f FRR) Ask(ctx context.Context, vni int) (Status, error) {
 	s := Status{Remotes: []string{}}
 	segments, err := f.run(ctx, "show evpn vni json")
@@ -154,7 +153,7 @@ func (s Status) Trouble(vni int) (text, cure string) {
 	case s.Peers == 0:
 		return "FRR has no neighbor for EVPN", "neighbor ADDRESS activate in address-family l2vpn evpn: docs/evpn.md"
 	case s.Up == 0:
-		return "FRR is connected with no neighbor", "vtysh -c 'show bgp l2vpn evpn summary'"
+		return "FRR is connected to no neighbor", "vtysh -c 'show bgp l2vpn evpn summary'"
 	case len(s.Remotes) == 0:
 		return fmt.Sprintf("no other host announces VNI %d", vni), "create the bridge on the other hosts, too"
 	}

@@ -33,7 +33,7 @@ func TestStatus(t *testing.T) {
 		{true, 999, segmentsJSON, peersJSON, "does not announce the segment, 1 of 2", "does not announce VNI 999"},
 		{true, 200, segmentsJSON, peersJSON, "0 MACs, 0 remote hosts", "no other host announces VNI 200"},
 		{true, 100, segmentsJSON, "{}", "0 of 0 neighbors", "no neighbor for EVPN"},
-		{true, 100, segmentsJSON, `{"peers":{"a":{"state":"Idle"}}}`, "0 of 1 neighbors", "connected with no neighbor"},
+		{true, 100, segmentsJSON, `{"peers":{"a":{"state":"Idle"}}}`, "0 of 1 neighbors", "connected to no neighbor"},
 	} {
 		s := Status{Running: c.running}
 		if c.running {

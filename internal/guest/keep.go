@@ -22,7 +22,7 @@ func (d *Domain) storable(ctx context.Context) error {
 		return err
 	case !isPersistent:
 		return step.WithStage(nic.ErrInvalid,
-			fmt.Errorf("domain %s is transient, libvirt stores nothing of it (without --persistent)", d.dom.Name))
+			fmt.Errorf("domain %s is transient, libvirt stores nothing of it (leave out --persistent)", d.dom.Name))
 	}
 	return nil
 }

@@ -146,8 +146,8 @@ func shadowed(m accessLink, addrs []netip.Prefix) (notices []string) {
 		if i >= 0 {
 			notices = append(notices,
 				fmt.Sprintf(
-					"%s is in the network of %s on %s, through which the host may send what is for guests: they answer "+
-						"only once their addresses are routed here (ip route add GUEST dev %s), or use a network of its own",
+					"%s is in the network of %s on %s, by which the host may send what is for guests "+
+						"(ip route add GUEST dev %s for each, or use another network)",
 					a, addrs[i], m.parent, m.Name))
 		}
 	}

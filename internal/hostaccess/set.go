@@ -137,7 +137,7 @@ func (h *Host) mayBeParent(l *rtnl.Link) error {
 	}
 	if wireless, err := macvlan.IsWireless(h.maker.NS, l.Name); err == nil && wireless {
 		return fmt.Errorf(
-			"%s is a Wi-Fi card: access points drop frames from other addresses than the card's (use a bridge for host and guests, and route)",
+			"%s is a Wi-Fi card: access points drop frames from other MACs than its own (use a bridge for host and guests, and route)",
 			l.Name)
 	}
 	return nil

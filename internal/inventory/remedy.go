@@ -294,8 +294,8 @@ const cureOfLost = "the same vmnet attach again replaces it"
 // kind on it.
 func ClaimedText(device, kind string) string {
 	return fmt.Sprintf(
-		"%s is a port of a userspace switch, which takes all its frames, and a %s on it "+
-			"would hear nothing (attach with --switch instead; vmnet switch list shows those that run)",
+		"%s is a port of a userspace switch, which takes all its frames: a %s on it "+
+			"would receive nothing (attach with --switch; vmnet switch list names the switch)",
 		device, kind)
 }
 

@@ -76,7 +76,7 @@ func UserNotices(n *config.Network, resolv string) []string {
 		case len(up.Loopback) == 0:
 			return resolv + " names no name server"
 		}
-		return fmt.Sprintf("%s names %s, the host's loopback interface (let a name server listen on another "+
+		return fmt.Sprintf("%s names %s, on the host's loopback interface (let a name server listen on another "+
 			"address of the host, and name that in %[1]s)", resolv, strings.Trim(fmt.Sprint(up.Loopback), "[]"))
 	})
 }

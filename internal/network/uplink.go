@@ -199,7 +199,7 @@ func (m *Manager) moveStep(name string, u *uplink.Uplink) step.Step {
 		}
 		now, err := uplink.Now()
 		if err == nil && (!r.moved || r.pending() && now >= r.deadline) {
-			err = errors.New("the time to confirm it has passed (a longer --confirm)")
+			err = errors.New("the time to confirm it has passed (use a longer --confirm)")
 		}
 		if err != nil {
 			return err

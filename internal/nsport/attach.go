@@ -314,11 +314,8 @@ func (j *job) addressStep(a netip.Prefix) step.Step {
 		Do: func(context.Context) error {
 			err := j.t.nl.AddAddr(j.end.Index, a)
 			if a.Addr().Is6() && (errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EOPNOTSUPP)) {
-				return fmt.Errorf(
-					"%w (IPv6 is disabled in netns %s: sysctl net.ipv6.conf.all.disable_ipv6)",
-					err,
-					j.t.name,
-				)
+				return fmt.Errorf("%w (IPv6 is disabled in netns %s: there sysctl net.ipv6.conf.all.disable_ipv6=0)",
+					err, j.t.name)
 			}
 			return err
 		},

@@ -241,10 +241,8 @@ func (j *job) mayUse(ctx context.Context, v *peers.View) error {
 	if j.rec.Type == Veth {
 		if bridges.NoVLAN(j.place, j.spec.Port) {
 			return fmt.Errorf(
-				"bridge %s filters VLANs and has no default one (vlan_default_pvid 0), so a port in no VLAN "+
-					"would pass no frames: name one with --vlan N, or several with --trunk",
-				j.place.Name,
-			)
+				"bridge %s has no default VLAN (vlan_default_pvid 0), so a port without one passes no frames "+
+					"(name one with --vlan, or several with --trunk)", j.place.Name)
 		}
 		return bridges.CheckPort(j.m.nl(), j.place, &rtnl.Link{Name: j.hostName()}, j.spec.Port)
 	}
@@ -256,7 +254,7 @@ func (j *job) mayUse(ctx context.Context, v *peers.View) error {
 		wireless, err := macvlan.IsWireless(j.m.ns, j.place.Name)
 		if err == nil && wireless {
 			return fmt.Errorf(
-				"parent device %s is a Wi-Fi card, which sends for no other address than its own "+
+				"parent device %s is a Wi-Fi card, which sends from no other MAC than its own "+
 					"(use --ipvlan %[1]s)",
 				j.place.Name,
 			)

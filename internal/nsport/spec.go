@@ -88,13 +88,12 @@ func (s Spec) validatePlace() error {
 	case len(places) != 1:
 		return errors.New("want one bridge, network or parent device")
 	case kind == Veth && s.Mode != "":
-		return errors.New("a mode is of a macvlan or ipvlan")
+		return errors.New("a mode needs a macvlan or ipvlan")
 	case kind != Veth && s.Mode != "" && !slices.Contains(modes[kind], s.Mode):
 		return fmt.Errorf("%s mode %q: want %s", kind, s.Mode, strings.Join(modes[kind], ", "))
 	case kind != Veth && !s.Port.IsZero():
 		return errors.New(
-			"settings of a port, such as a VLAN, are of a bridge (for a VLAN of a network card, name " +
-				"its VLAN device as the parent device)",
+			"settings of a port, such as a VLAN, need a bridge (or name a VLAN device as the parent device)",
 		)
 	}
 	return s.Port.Validate()

@@ -31,7 +31,7 @@ func TestValidate(t *testing.T) {
 		"id \"" + strings.Repeat("a", 33):    func(s *Spec) { s.ID = strings.Repeat("a", 33) },
 		"want one bridge":                    func(s *Spec) { s.Bridge = "" },
 		"want one bridge, network or parent": func(s *Spec) { s.Macvlan = "eth0" },
-		"a mode is of a macvlan":             func(s *Spec) { s.Mode = "bridge" },
+		"a mode needs a macvlan":             func(s *Spec) { s.Mode = "bridge" },
 		`macvlan mode "passthru": want bridge, vepa, private`: func(s *Spec) {
 			s.Bridge, s.Macvlan, s.Mode = "", "eth0", "passthru"
 		},

@@ -144,7 +144,7 @@ func (m *memory) close() error {
 func (m *memory) save() error {
 	text := formatMemory(m.changes)
 	if len(text) > alias.Max {
-		return fmt.Errorf("the settings of the uplinks need %d bytes of the %d that an interface alias has",
+		return fmt.Errorf("the settings of uplinks need %d bytes, and an interface alias has %d (use fewer uplinks)",
 			len(text), alias.Max)
 	}
 	if len(m.changes) == 0 {

@@ -39,7 +39,7 @@ const (
 // afterwards.
 func With(ctx context.Context, name string, f func(context.Context, *control.Client) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, switchWait,
-		fmt.Errorf("no answer within %v (does it stand still?)", switchWait))
+		fmt.Errorf("no answer within %v (is its process stopped or hung?)", switchWait))
 	defer cancel()
 	c, err := control.Dial(ctx, name)
 	if errors.Is(err, control.ErrNotRunning) {
@@ -98,7 +98,7 @@ func (q *Asker) Ask(ctx context.Context, notice func(format string, args ...any)
 	for _, a := range all {
 		if a.Err != nil && q.silence.of(a.Path) == nil {
 			q.silence.add(a.Path, a.Err)
-			notice("switch %s was not asked: %v", a.Path, a.Err)
+			notice("the ports of switch %s are not known: %v", a.Path, a.Err)
 		}
 	}
 	return all
@@ -109,7 +109,7 @@ func (q *Asker) Ask(ctx context.Context, notice func(format string, args ...any)
 // asked, one of each user.
 func (q *Asker) ask(ctx context.Context, paths []string, named int) []Reply {
 	ctx, cancel := context.WithTimeoutCause(ctx, askWait,
-		fmt.Errorf("no answer within %v (does it stand still?)", askWait))
+		fmt.Errorf("no answer within %v (is its process stopped or hung?)", askWait))
 	defer cancel()
 	all := make([]Reply, len(paths))
 	others := map[int][]*Reply{} // by user
@@ -166,7 +166,7 @@ func askGroups(ctx context.Context, groups [][]*Reply, wait time.Duration) {
 		wg.Go(func() {
 			defer func() { <-room }()
 			ctx, cancel := context.WithTimeoutCause(ctx, wait,
-				fmt.Errorf("no answer within %v (does it stand still?)", wait))
+				fmt.Errorf("no answer within %v (is its process stopped or hung?)", wait))
 			defer cancel()
 			ports := holders.MaxLabels
 			for _, a := range group {

@@ -56,8 +56,8 @@ func (h *Helper) OnOVS(bridge string) bool {
 	return err == nil && l.MayBeOVS()
 }
 
-// read finds a link once, as long as no other is found: each answer of the kernel takes time. What
-// the link is used for is its index, so another link that has got the name since is not meant.
+// read finds the link of a name. It asks the kernel again only for another name, since each answer
+// takes time. Its callers use the link's index, so they never get a later link of the same name.
 func (h *Helper) read(name string) (*rtnl.Link, error) {
 	if h.link != nil && h.name == name {
 		return h.link, nil

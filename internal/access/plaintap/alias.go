@@ -16,9 +16,9 @@ import (
 //
 // A tap with such an alias counts as its owner's. A tap that Make has made keeps the alias for
 // life: the process that holds its queue can make it persistent (TUNSETPERSIST needs no privilege).
-// A tap that existed before is given back without an alias. TUNSETOWNER needs no privilege either,
-// so the tap's owner does not prove that the tap is the user's own. A missing alias of ours proves
-// it, since a user cannot remove one.
+// A tap that existed before is given back without an alias. So a tap without one is the user's own,
+// since a user cannot remove an alias. The tap's owner proves nothing: TUNSETOWNER needs no
+// privilege either.
 const prefix = alias.Prefix + "plain "
 
 // Tap is the state of such a tap.

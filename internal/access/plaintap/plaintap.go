@@ -77,7 +77,7 @@ func (t Tap) CheckedAlias() (string, error) {
 	text := t.Alias()
 	if len(text) > alias.Max {
 		return "", fmt.Errorf(
-			"the port's settings need %d bytes of the %d that an interface alias has: use fewer VLAN ranges",
+			"the port's settings need %d bytes, and an interface alias has %d (use fewer VLAN ranges)",
 			len(text), alias.Max)
 	}
 	return text, nil

@@ -156,7 +156,7 @@ func (q *Request) Validate() error {
 	name := cmp.Or(q.Bridge, q.Lower, q.Routed)
 	switch {
 	case name == "" || q.Bridge+q.Lower+q.Routed != name:
-		return errors.New("want either a bridge or a lower or an uplink")
+		return errors.New("want one of a bridge, a parent device and an uplink")
 	case q.Network != "" && q.Network != q.Bridge:
 		return fmt.Errorf("network %q: its bridge has its name", q.Network)
 	case !brport.ValidName(name):

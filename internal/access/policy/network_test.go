@@ -78,7 +78,7 @@ func TestUplinks(t *testing.T) {
 		{on(1, "eth0"), "by its IP address, and none is named"},
 		{on(2, "eth0", "192.0.2.11"), "uplink eth0 may not be asked for (add eth0 to uplinks)"},
 		{on(4, "eth0", "192.0.2.11"), `add under rules: - {users: [4], uplinks: [eth0], ips: ["192.0.2.11"]}`},
-		{Request{UID: 1, Routed: "eth0", Bridge: "br0", Addrs: ips("192.0.2.65")}, "either a bridge or a lower or an"},
+		{Request{UID: 1, Routed: "eth0", Bridge: "br0", Addrs: ips("192.0.2.65")}, "want one of a bridge, a parent"},
 	} {
 		err := p.Decide(tc.q).Err()
 		if (err == nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), tc.want) {

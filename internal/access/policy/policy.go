@@ -29,8 +29,8 @@ const defaultQueues = 8
 const DefaultBridge = "br0"
 
 // Policy is the content of a file. A nil Policy applies if there is no file: bridge.conf alone
-// decides which bridges are allowed, and lowers, VLANs and port settings other than isolated are
-// not allowed.
+// decides which bridges are allowed, and lowers, uplinks, VLANs and port settings other than
+// isolated are not allowed.
 type Policy struct {
 	File string
 

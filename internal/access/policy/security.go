@@ -49,8 +49,8 @@ func (r *rule) checkSecurity(q *Request) *objection {
 	if missing := r.security &^ q.Checks; missing != 0 {
 		return &objection{
 			"port-security", fmt.Sprintf("port security %s must be asked for", missing),
-			fmt.Sprintf("ask with --port-security %s: qemu-netup --port-security ... -- QEMU, "+
-				"since QEMU's bridge helper and scripts do not know the guest's address", r.security|q.Checks),
+			fmt.Sprintf("ask with --port-security %s, which QEMU's bridge helper and scripts cannot",
+				r.security|q.Checks),
 		}
 	}
 	if r.security == 0 {

@@ -18,7 +18,7 @@ const (
 	mask = "_"
 )
 
-// HandOver replaces this process by another program of vmnet, which does the work with those of the
+// HandOver replaces this process by another program of vmnet, and passes on the capabilities among
 // values that this process has. The other program begins with Begin too, and finds the caller, the
 // environment, the umask and the limits as this one did. HandOver returns only with an error, and
 // no privilege is left then.

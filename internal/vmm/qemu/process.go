@@ -99,7 +99,8 @@ func ByPID(pid int) (Process, error) {
 	if errors.Is(err, errNoQEMU) {
 		return Process{},
 			fmt.Errorf(
-				"process %d is not a QEMU (its program is not called so, and it has no QEMU's options and listens on no socket): %w",
+				"process %d is not a QEMU by its program's name, nor by its options and sockets "+
+					"(if it is one, name its monitor with --qmp): %w",
 				pid, ErrNotFound)
 	}
 	return p, ended(pid, err)
