@@ -21,8 +21,8 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// A Domain is a guest that libvirt manages. libvirt plugs and unplugs those of its NICs that it was
-// handed over by their names, and stores what makes them come back.
+// A Domain is a guest that libvirt manages. libvirt plugs and unplugs those of its NICs that were
+// handed over by name, and stores what makes them come back.
 type Domain struct {
 	*libvirt.Conn
 	maker *backend.Maker
@@ -37,8 +37,8 @@ func (d *Domain) guest() *Guest {
 	return &Guest{Found: d.found, Plugger: d, Unplugger: d, Domain: d, close: []io.Closer{d}}
 }
 
-// ByMonitor returns the domain as a Guest whose NICs are plugged by libvirt's monitor commands. The
-// domain is closed with that, or at once if it fails.
+// ByMonitor returns the domain as a Guest whose NICs are plugged by libvirt's monitor commands.
+// Closing the Guest closes the domain, and so does an error.
 func (d *Domain) ByMonitor(ctx context.Context) (*Guest, error) {
 	conn, err := dialThroughLibvirt(ctx, d.Conn, d.dom)
 	if err != nil {

@@ -146,9 +146,9 @@ func (g *Guest) RollbackElsewhere(ctx context.Context, r nic.Record) error {
 }
 
 // Found is the guest that a Target means, as [Finder.Find] has found it. Its process is held by a
-// pidfd from then on. Of two guests it becomes known only when they are opened: if the target names
-// no more than a monitor's socket, its listener is the process; libvirt says which process is its
-// guest.
+// pidfd from then on. In two cases the process becomes known only when the guest is opened: if the
+// target names no more than a monitor's socket, whose listener is the process, and if libvirt
+// manages the guest, since libvirt says which process it is.
 type Found struct {
 	target  nic.Target
 	process qemu.Process // PID 0: not known yet

@@ -129,7 +129,7 @@ func (m *Manager) fileStep(n *config.Network) step.Step {
 	}
 }
 
-// Replace stores a changed file of a network and makes the network so. change gets the network as
+// Replace stores a changed file of a network and applies it. change gets the network as
 // its file says; an error of it ends Replace. After any other error the file is as it was.
 func (m *Manager) Replace(ctx context.Context, name string, change func(*config.Network) error) error {
 	_, _, err := m.replace(ctx, name, change)

@@ -44,7 +44,7 @@ func (d Detached) Text(n *config.Network) string {
 	return "in the background: " + strings.Join(append(d.Command[:len(d.Command):len(d.Command)], n.Name), " ")
 }
 
-// AtBoot reports whether the Service need do nothing for the next boot.
+// AtBoot reports whether a Detached cannot make the network at boot, which is always so.
 func (Detached) AtBoot(context.Context, *config.Network) bool { return true }
 
 // Systemd has systemd run servers, also at each boot.
@@ -74,7 +74,7 @@ func (Systemd) Stop(ctx context.Context, _ *Manager, n *config.Network) error {
 	return systemctl(ctx, "disable", "--now", unit(n.Name))
 }
 
-// AtBoot reports whether the Service need do nothing for the next boot.
+// AtBoot reports whether systemd makes the network at boot.
 func (Systemd) AtBoot(ctx context.Context, n *config.Network) bool {
 	return systemctl(ctx, "is-enabled", "--quiet", unit(n.Name)) == nil
 }

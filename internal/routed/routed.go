@@ -1,11 +1,11 @@
-// Package routed gives guests addresses of the LAN behind one of the host's network cards, the
+// Package routed gives guests addresses of the LAN behind one of the host's interfaces, the
 // uplink, without a bridge: the host routes each address to the guest's tap, and answers for it on
 // the uplink by proxy ARP and proxy neighbour discovery. The LAN sees one MAC address, the
 // uplink's, as Wi-Fi and hosters that filter by MAC demand.
 //
 // Entries for single addresses do that, not proxy_arp=1 on the uplink: with that setting the kernel
 // answers for every address that it routes elsewhere, such as all of a LAN to which the host has
-// another card (arp_fwd_proxy in net/ipv4/arp.c).
+// another interface (arp_fwd_proxy in net/ipv4/arp.c).
 //
 // What is on the tap ends with it: its addresses, routes and settings. The entries and the settings
 // of the uplink do not. An entry is known by its protocol number, and orphaned if no NIC claims it;
@@ -85,8 +85,8 @@ func gateways(n NIC) (list []netip.Prefix) {
 	return list
 }
 
-// PreparedSteps return what a tap needs whose guest is still elsewhere: its host answers for the
-// guest, so this one does not, and leaves the tap down. Mend does the rest.
+// PreparedSteps return what a tap needs whose guest is still on another host. That host answers for
+// the guest, so this one does not, and leaves the tap down. Mend does the rest.
 func (h *Host) PreparedSteps(n NIC) ([]step.Step, error) {
 	texts, err := h.uplinkTexts(n)
 	if err != nil {

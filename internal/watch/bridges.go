@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Taps are put back at once, and after a failure again for a minute: a bridge is often made first
-// and set up then, for example to filter VLANs.
+// Taps are put back at once, and after a failure again for almost a minute: a bridge is often made
+// first and set up then, for example to filter VLANs.
 const (
 	firstRetry = 100 * time.Millisecond
 	retries    = 9 // each after twice the pause

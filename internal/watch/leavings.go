@@ -9,7 +9,7 @@ import (
 
 // Leftovers of a guest may still be held when libvirt reports that the guest has ended or released
 // a NIC: an exiting process closes its files one after the other. They are checked again after
-// pauses that double, for a minute in all.
+// pauses that double, for almost a minute in all.
 const (
 	firstRevisit   = 100 * time.Millisecond
 	slowestRevisit = 30 * time.Second

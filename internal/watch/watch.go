@@ -3,8 +3,9 @@
 // was deleted and made again, and resets the addresses of taps that their holders have changed. It
 // makes macvtaps accept the multicast groups that their guests ask for, removes devices that
 // libvirt has released, keeps what routed NICs need of the host, puts back the programs that check
-// and limit frames, has NICs join userspace switches that were started again, and removes the ports
-// of Open vSwitch whose taps have gone.
+// and limit frames, has NICs join userspace switches that were started again, removes the ports of
+// Open vSwitch whose taps have gone, mends networks that differ from their files, and gives guests
+// the NICs that their files declare.
 //
 // It keeps nothing that it could not read again: declarations come from libvirt, the state of links
 // from the kernel. It remembers only what it has done already, for as long as the link exists.

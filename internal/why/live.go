@@ -40,7 +40,7 @@ type live struct {
 // one: ARP requests at their taps and at their bridge, and an echo request of the host. Meanwhile
 // it watches what the devices of that way count, and what the kernel drops there and why. A probe
 // has no answer where something on the way there or back is at fault, or in the guest. It leaves
-// nothing behind, and takes at most seconds.
+// nothing behind, and takes at most 10 s.
 func Live(ctx context.Context, q Request, f *Facts) (_ []Step, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, liveWait, fmt.Errorf("it has taken %v", liveWait))
 	defer cancel()

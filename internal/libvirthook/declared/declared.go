@@ -8,10 +8,11 @@
 //	  <vmnet:nic mac="52:54:00:00:00:03" isolated="yes"/>
 //	</vmnet:nics>
 //
-// A NIC with bridge, network or macvtap is vmnet's: on a tap that libvirt makes and vmnet puts on
-// the bridge, on a macvtap that libvirt makes (type='direct') and vmnet sets up, or on a device
-// that vmnet makes before the guest starts and libvirt opens by its name (managed='no'). A NIC with
-// neither is libvirt's: vmnet sets the options of its bridge port for which libvirt has no words.
+// A NIC with bridge, network, routed or macvtap is vmnet's: on a tap that libvirt makes and vmnet
+// puts in its place, on a macvtap that libvirt makes (type='direct') and vmnet sets up, or on a
+// device that vmnet makes before the guest starts and libvirt opens by its name (managed='no'). A
+// NIC with none of them is libvirt's: vmnet sets the options of its bridge port for which libvirt
+// has no words.
 // The attributes have the names of the flags of vmnet attach. Everything else about a NIC is in its
 // <interface>.
 package declared
@@ -41,12 +42,12 @@ type NIC struct {
 	ID        string              // may be empty unless Made
 	MAC       net.HardwareAddr    // of the guest's device; nil: not in the XML yet, libvirt will choose one
 	Interface domainxml.Interface // to which it belongs; zero if Absent
-	Made      bool                // vmnet makes the device, or puts it on the bridge
+	Made      bool                // vmnet makes the device, or puts it in its place
 	Spec      nic.Spec            // of such a device
 	Port      brport.Settings     // settings of the bridge port
 }
 
-// Place returns the bridge, network or parent device of a made device; empty for others.
+// Place returns the bridge, network, uplink or parent device of a made device; empty for others.
 func (n NIC) Place() string {
 	return n.Spec.Source()
 }

@@ -36,8 +36,8 @@ func Release(server netip.Addr, l Lease) ([]byte, error) {
 	return m, nil
 }
 
-// Stale returns the leases that keep a guest or host of a network from its own address: those that
-// nobody has who is there.
+// Stale returns the leases that keep a guest or host of a network from its own address, and whose
+// holders are no longer there.
 func Stale(reserved []Guest, present []Guest, leases []Lease) (stale []Lease) {
 	here := map[string]bool{}
 	for _, g := range present {

@@ -99,7 +99,7 @@ func (c Config) resolv() string {
 }
 
 // resolvedConf has the name servers that systemd-resolved asks, where /etc/resolv.conf names only
-// its own address, which is the host's loopback interface.
+// systemd-resolved itself, on the host's loopback interface.
 const resolvedConf = "/run/systemd/resolve/resolv.conf"
 
 // ResolvConf returns the path of the file that names the host's name servers.

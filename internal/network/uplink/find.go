@@ -18,7 +18,7 @@ import (
 	"vmnet/internal/network/config"
 )
 
-// Uplink is what a network's bridge is on a LAN by.
+// Uplink is what connects a network's bridge to a LAN.
 type Uplink struct {
 	Network string     // and its bridge
 	Name    string     // of the bridge's port

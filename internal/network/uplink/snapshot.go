@@ -131,8 +131,8 @@ func (s Snapshot) Guarded() bool {
 	return unlock() != nil
 }
 
-// Now returns the time since the machine was started, also while it was suspended (/proc/uptime in
-// proc(5)): setting the clock does not change it.
+// Now returns the time since the machine was started, with the time that it was suspended
+// (/proc/uptime in proc(5)): setting the clock does not change it.
 func Now() (time.Duration, error) {
 	text, err := os.ReadFile("/proc/uptime")
 	if err != nil {

@@ -17,11 +17,12 @@ import (
 	"vmnet/step"
 )
 
-// A Membership is one of a VLAN, which a subinterface of a bridge needs. The aliases of the
-// subinterface and of the network's bridge remember those that were made with it.
+// A Membership puts a bridge or one of its ports into a VLAN, which a subinterface of the bridge
+// needs. The aliases of the subinterface and of the network's bridge remember those that were made
+// with it.
 type Membership struct {
 	Link string // a bridge, or its port
-	Self bool   // of the bridge itself
+	Self bool   // Link is the bridge
 	VLAN int
 }
 

@@ -136,7 +136,7 @@ type inside struct {
 	relays relays
 }
 
-// make makes the network so, whatever it was before. It takes ownership of the sockets of new
+// make makes the network of s, whatever it was before. It takes ownership of the sockets of new
 // forwards. The first time it returns the files of the switch's port.
 func (a *inside) make(s *spec, sockets []*os.File) (port []*os.File, err error) {
 	defer func() {

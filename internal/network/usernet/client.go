@@ -148,7 +148,7 @@ func AwaitAddress(ctx context.Context, name string, mac net.HardwareAddr, a neti
 	}
 }
 
-// remake makes a network that runs so.
+// remake has a running network become what n says.
 func remake(ctx context.Context, n *config.Network) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, changeTime, errHangs)
 	defer cancel()

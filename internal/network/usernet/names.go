@@ -212,7 +212,7 @@ func hostName(vm string) string {
 	return strings.Trim(name[:min(len(name), maxHostName)], "-")
 }
 
-// update makes the files those that are wanted. has is what they are.
+// update writes the files of want in place of those of has, which becomes the same.
 func update(dir string, has, want map[string]string) error {
 	for name, text := range want {
 		if has[name] == text {

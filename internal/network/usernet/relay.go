@@ -101,7 +101,7 @@ type relay struct {
 	close  func() error
 }
 
-// set makes the forwards those. It takes ownership of the files, which are the sockets of those
+// set replaces the forwards. It takes ownership of the files, which are the sockets of those
 // forwards that are new, in their order.
 func (r *relays) set(all []forward, files []*os.File) error {
 	if r.byKey == nil {

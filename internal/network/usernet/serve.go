@@ -218,7 +218,7 @@ type turn struct {
 	done chan error
 }
 
-// change makes the network that is running so.
+// change has the running network become what n says.
 func (s *supervisor) change(ctx context.Context, n *config.Network) error {
 	c := &turn{n, make(chan error, 1)}
 	select {
@@ -285,7 +285,7 @@ func (s *supervisor) lost() {
 	s.Notice(err.Error())
 }
 
-// carryOut makes the network so. After an error it is as it was.
+// carryOut makes the network as n says. After an error it is as it was.
 func (s *supervisor) carryOut(ctx context.Context, n *config.Network) error {
 	before := s.now.network()
 	if err := Check(n); err != nil {
