@@ -89,11 +89,7 @@ func parseLaunch(args []string) (*launchOptions, error) {
 func (o *launchOptions) parseNIC(args []string) error {
 	f := newFlags()
 	flags := o.flags(f)
-	profile := f.String("profile", "", profileUsage)
-	by := string(nic.BySocket) // which needs no privilege
-	nicflags.Choice(f, &by, "via", "",
-		"on a switch: what connects QEMU to it. With vhost-user the guest shares its memory with the switch",
-		string(nic.BySocket), string(nic.ByVhostUser))
+	profile, by := ownFlags(f)
 	if err := parse(f, args); err != nil {
 		return err
 	}
@@ -111,15 +107,26 @@ func (o *launchOptions) parseNIC(args []string) error {
 		if *profile != "" {
 			return usagef("--profile %s: a NIC on a switch takes no profile", *profile)
 		}
-		spec.Switch.By = nic.By(by)
+		spec.Switch.By = nic.By(*by)
 	} else if f.Changed("via") {
-		return usagef("--via %s goes with --switch", by)
+		return usagef("--via %s goes with --switch", *by)
 	}
 	if !f.Changed("nic") {
 		spec.NIC = fmt.Sprintf("net%d", len(o.nics))
 	}
 	o.nics = append(o.nics, nicOptions{spec: spec, profile: *profile, queues: f.Changed("queues")})
 	return nil
+}
+
+// ownFlags adds the flags of a NIC that vmnet attach has not, or has with other words.
+func ownFlags(f *pflag.FlagSet) (profile, by *string) {
+	profile = f.String("profile", "", profileUsage)
+	socket := string(nic.BySocket) // which needs no privilege
+	by = &socket
+	nicflags.Choice(f, by, "via", "",
+		"on a switch: what connects QEMU to it. With vhost-user the guest shares its memory with the switch",
+		string(nic.BySocket), string(nic.ByVhostUser))
+	return profile, by
 }
 
 // ofAll returns the names of the flags that apply to all NICs.

@@ -229,7 +229,7 @@ qemu-bridge-helper always 1). See qemu-netup(8), bridge.conf(5), policy.yaml(5).
 func helpText() string {
 	f := newFlags()
 	newLaunchOptions().flags(f)
-	f.String("profile", "", profileUsage)
+	ownFlags(f)
 	return synopsis + strings.TrimRight(f.FlagUsages(), "\n") +
 		"\n      --next-nic                   the options that follow describe another NIC\n" + closing
 }

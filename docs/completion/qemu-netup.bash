@@ -19,6 +19,7 @@ _qemu_netup() {
 	--place) words="auto pci pcie mmio ccw usb" ;;
 	--queues) words="auto 1 2 4 8" ;;
 	--qmp) words="none auto" ;;
+	--via) words="socket vhost-user" ;;
 	*) words=$(qemu-netup --help 2>&1 | grep -oE -e '--[a-z][a-z-]*' | sort -u) ;;
 	esac
 	mapfile -t COMPREPLY < <(compgen -W "$words" -- "$word")
