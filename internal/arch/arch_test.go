@@ -214,6 +214,31 @@ func TestOnlyVmnetLinksGoQEMU(t *testing.T) {
 	}
 }
 
+// TestLibrariesAreListed: docs/libraries.md has a row of each direct dependency, with its version.
+func TestLibrariesAreListed(t *testing.T) {
+	mod, err := os.ReadFile("../../go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile("../../docs/libraries.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	direct := regexp.MustCompile(`(?m)^\t(\S+\.\S+) (v\S+)$`).FindAllSubmatch(mod, -1)
+	if len(direct) < 10 {
+		t.Fatalf("go.mod has only %d direct dependencies", len(direct))
+	}
+	for _, m := range direct {
+		row := "\n| " + string(m[1]) + " | "
+		if !strings.HasPrefix(string(m[2]), "v0.0.0-") { // otherwise the row has the month
+			row += string(m[2]) + ", "
+		}
+		if !strings.Contains(string(text), row) {
+			t.Errorf("docs/libraries.md has no row %q", row)
+		}
+	}
+}
+
 // TestArchitectureNamesFiles: the paths in ARCHITECTURE.md exist.
 func TestArchitectureNamesFiles(t *testing.T) {
 	text, err := os.ReadFile("../../ARCHITECTURE.md")
