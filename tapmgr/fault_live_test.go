@@ -28,7 +28,7 @@ func (h *host) stepNames(spec nic.Spec) []string {
 	return h.stepNamesOf(func() error { _, err := h.Attach(h.context(10*time.Second), spec); return err })
 }
 
-// stepNamesOf are the names of the steps that a verb has run, of which none is.
+// stepNamesOf are the names of the steps that a verb would run. None of them is run.
 func (h *host) stepNamesOf(verb func() error) (names []string) {
 	h.Helper()
 	run := h.Run

@@ -113,8 +113,8 @@ func (h *host) answers(from *netns.NS, addr string, patience time.Duration) bool
 	}) == nil
 }
 
-// TestLabIPvtapReachability goes through what mode and flag let two guests, the lower, and a
-// peer outside say to each other, without and with a switch that reflects.
+// TestLabIPvtapReachability goes through what mode and flag let two guests, the parent device, and
+// a peer outside say to each other, without and with a switch that reflects.
 func TestLabIPvtapReachability(t *testing.T) {
 	lab.Inside(t)
 	h := newHost(t)

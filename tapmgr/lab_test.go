@@ -126,7 +126,7 @@ func (h *host) ipvtap(g *guest, mode string) {
 }
 
 // routeFor does what l3 leaves to people: the host routes for the guest, by the route that
-// its own address on the lower gives, and nobody asks or answers ARP for the guest.
+// its own address on the parent device gives, and nobody asks or answers ARP for the guest.
 func (h *host) routeFor(g *guest, nic nic.NIC) {
 	h.Helper()
 	if lower, err := h.nl.Link("eth0"); err != nil {
@@ -367,7 +367,7 @@ func TestLabWiFiTakesNoMacvtap(t *testing.T) {
 	}
 }
 
-// wifi moves a simulated Wi-Fi card into the host's netns, brings it up and returns its name.
+// wifi moves a simulated Wi-Fi device into the host's netns, brings it up and returns its name.
 func (h *host) wifi() string {
 	h.Helper()
 	links, err := filepath.Glob("/sys/class/net/wlan*")

@@ -149,7 +149,7 @@ func TestLiveAllPIDsManyLeftOversGoAtOnceAndNothingElse(t *testing.T) {
 	h.strangers()
 	before := h.groups()
 	left := h.leftOvers(50)
-	h.ip("link", "set", left[0], "group", "7") // that somebody has grouped it saves it not
+	h.ip("link", "set", left[0], "group", "7") // that somebody has grouped it does not save it
 	h.ip("link", "set", "dead-t00", "master", "br0", "up")
 
 	states := map[nic.State]int{}

@@ -26,7 +26,7 @@ const (
 	lowerAddr = "10.8.0.9"
 )
 
-// wire gives the host a network card, eth0, whose cable ends at far0 in another netns, at a
+// wire gives the host a parent device, eth0, whose cable ends at far0 in another netns, at a
 // bridge with an address that guests can ping.
 func (h *host) wire() {
 	h.Helper()
@@ -337,8 +337,8 @@ func (h *host) sendMulticast(n int) {
 	}
 }
 
-// TestLiveMacvtapReachability goes through what each mode lets two guests, the lower, and
-// a peer outside say to each other, without and with a switch that reflects (VEPA).
+// TestLiveMacvtapReachability goes through what each mode lets two guests, the parent device, and a
+// peer outside say to each other, without and with a switch that reflects (VEPA).
 func TestLiveMacvtapReachability(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)

@@ -132,7 +132,7 @@ func TestLiveAUserHasWhatItsProcessesHold(t *testing.T) {
 }
 
 // TestLiveOtherUsersProcessesAreLookedIntoWithTheRight: what is asked about all processes goes
-// through the hook. No ipvtap is made, so that it needs no kernel that has it.
+// through LookInto. No ipvtap is made, so the test needs no kernel that has them.
 func TestLiveOtherUsersProcessesAreLookedIntoWithTheRight(t *testing.T) {
 	h := newHost(t)
 	h.wire()

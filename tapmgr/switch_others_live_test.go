@@ -66,8 +66,8 @@ func (s *userSwitch) forwards(g *guest) {
 	}
 }
 
-// TestLiveSwitchOfAnotherUsersGuestEnds: what that guest's label names nobody asks unless told to,
-// so only who names the switch gets the NIC replaced; detaching it takes no switch.
+// TestLiveSwitchOfAnotherUsersGuestEnds: no verb asks the switch that such a guest's label names,
+// unless the caller names it; then the NIC is replaced. Detaching it takes no switch.
 func TestLiveSwitchOfAnotherUsersGuestEnds(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)

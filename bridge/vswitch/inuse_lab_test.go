@@ -11,7 +11,7 @@ import (
 	"vmnet/testvm/lab"
 )
 
-// TestLabInUse checks a network card with devices on it and with masters, of kinds that the test
+// TestLabInUse checks an interface with devices on it and with masters, of kinds that the test
 // machine's kernel may lack.
 func TestLabInUse(t *testing.T) {
 	lab.Inside(t)

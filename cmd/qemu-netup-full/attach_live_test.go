@@ -65,7 +65,7 @@ func TestLiveAttachCutShort(t *testing.T) {
 	r := h.attach("N2", "net0", "--bridge", "br0")
 	h.ok(r, "unchanged")
 	if !strings.Contains(r.stderr, "until vmnet reconcile as root") {
-		t.Errorf("it does not tell of the alias: %s", r.stderr)
+		t.Errorf("it does not name the cure for the alias: %s", r.stderr)
 	}
 	if err := h.nl.Set(l.Index, rtnl.Master(0)); err != nil {
 		t.Fatal(err)

@@ -22,7 +22,7 @@ import (
 // qemuSystem is the QEMU of this machine's kind.
 const qemuSystem = "qemu-system-x86_64"
 
-// qemu is a guest that nobody starts, whose processors stand still.
+// qemu is a guest that the user nobody starts, with its processors stopped.
 func (h *host) qemu(name string, args ...string) *exec.Cmd {
 	h.Helper()
 	path, err := exec.LookPath(qemuSystem)

@@ -119,7 +119,7 @@ func TestLiveTheRightGoesNowhereElse(t *testing.T) {
 			!strings.Contains(r.stderr, name) {
 			t.Errorf("%s: exit status %d: %s", name, r.code, r.stderr)
 		}
-		// What QEMU asks its bridge helper for needs it not.
+		// What QEMU asks its bridge helper for does not need that program.
 		guest := h.start(h.qemu("P1", "-netdev", "bridge,id=n0,br=br0,helper="+h.program, "-device",
 			"virtio-net-pci,netdev=n0"))
 		n := h.nicOf("P1")

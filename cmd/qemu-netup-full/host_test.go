@@ -123,7 +123,7 @@ func (i *installation) reconfigure(mode os.FileMode, caps []byte) {
 	}
 }
 
-// command prepares a program that nobody runs.
+// command prepares a program that the user nobody runs.
 func (h *host) command(program string, args ...string) *exec.Cmd {
 	cmd := h.as(nobody, args...)
 	cmd.Path, cmd.Args[0] = program, program
@@ -289,7 +289,7 @@ func (h *host) taps() int {
 	return len(links)
 }
 
-// far is another netns: its network card far0 and the host's eth0 are the ends of one cable.
+// far is another netns: its interface far0 and the host's eth0 are the ends of one cable.
 func (h *host) far(addr string) *netns.NS {
 	h.Helper()
 	far := nstest.New(h)
@@ -313,8 +313,8 @@ func (h *host) ip(ns *netns.NS, args ...string) {
 	}
 }
 
-// plainQEMU is one that nobody has started without our help: its processors stand still, and its
-// monitor listens. It gives no device back.
+// plainQEMU is one that the user nobody has started without qemu-netup: its processors stand still,
+// so it gives no device back, and its monitor listens.
 func (h *host) plainQEMU(name string, args ...string) *task {
 	h.Helper()
 	nstest.Require(h, "qemu", available(qemuProgram), "install QEMU")

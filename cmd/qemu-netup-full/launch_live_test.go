@@ -37,7 +37,7 @@ func TestLiveNobodyGetsWhatIsAllowed(t *testing.T) {
 	}
 }
 
-// guest is a tiny one whose QEMU nobody has started by qemu-netup.
+// guest is a tiny one whose QEMU the user nobody has started by qemu-netup.
 type guest struct {
 	*testvm.VM
 	name string
@@ -245,14 +245,14 @@ func (h *host) fds(g *guest, queues, netns int) {
 	}
 }
 
-// seen demands that nobody can look at the own guest's NIC by vmnet.
+// seen demands that the user nobody can look at the NIC of its own guest by vmnet.
 func (h *host) seen(g *guest, queues int) {
 	h.Helper()
 	h.ok(h.nobodysVMNet("list"), g.name+"-", "forwarding")
 	h.ok(h.nobodysVMNet("show", g.name), "queues", fmt.Sprintf("QEMU, pid %d", g.Pid()), "device vmnet-net0")
 }
 
-// unplugAndPlug does so as nobody, the latter through the helper.
+// unplugAndPlug does so as the user nobody, the latter through the helper.
 func (h *host) unplugAndPlug(g *guest, found nic.NIC) {
 	h.Helper()
 	h.ok(h.nobodysVMNet("detach", "--vm", g.name, "--nic", "net0"), "detached")

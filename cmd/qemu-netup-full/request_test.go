@@ -16,7 +16,8 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// All of a NIC that rules are about is asked for, and what it is where nothing is said.
+// TestRequest: the request has all of a NIC that rules are about, with the defaults of what the NIC
+// leaves open.
 func TestRequest(t *testing.T) {
 	port := brport.Settings{VLAN: 7}
 	addrs := []netip.Prefix{netip.MustParsePrefix("192.0.2.7/24")}
@@ -65,8 +66,8 @@ func TestRequest(t *testing.T) {
 	}
 }
 
-// TestLiveACardIsNotGivenWhole asks for what takes a card from the host, for the host's own
-// address, and for a guest's name that makes another's interface.
+// TestLiveACardIsNotGivenWhole asks for what takes a parent device from the host, for the
+// host's own address, and for a guest's name that makes another's interface.
 func TestLiveACardIsNotGivenWhole(t *testing.T) {
 	i := install(t)
 	i.config("bridge.conf", "allow br0\n")

@@ -20,7 +20,7 @@ import (
 // vmmEnv makes a VMM that is not QEMU of this test binary.
 const vmmEnv = "VMNET_TEST_VMM"
 
-// vmm is such a program: nobody runs it, and all that it knows is what it was given.
+// vmm is such a program: the user nobody runs it, and it knows only what it was given.
 func (h *host) vmm() string {
 	h.Helper()
 	h.copy(h.path("vmm"), "/proc/self/exe", 0o755)

@@ -82,7 +82,7 @@ func ipam() {
 	}, version.All, "")
 }
 
-// host is a host with a bridge br0, a network card eth0 and a runtime for containers.
+// host is a host with a bridge br0, a parent device eth0 and a runtime for containers.
 type host struct {
 	*testing.T
 	ns      *netns.NS

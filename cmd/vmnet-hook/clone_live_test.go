@@ -16,7 +16,7 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// attach gives a guest a NIC, and wants nothing to be said of it.
+// attach gives a guest a NIC, and wants no notice about it.
 func (h *host) attach(spec nic.Spec) nic.NIC {
 	h.Helper()
 	h.Libvirt = h.virt.URI()

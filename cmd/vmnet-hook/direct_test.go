@@ -123,7 +123,7 @@ func TestTimeOut(t *testing.T) {
 	}
 }
 
-// TestNobodyReads: what it says may be read by nobody.
+// TestNobodyReads: the hook does its work although nobody reads what it says.
 func TestNobodyReads(t *testing.T) {
 	path := build(t)
 	r, w, err := os.Pipe()

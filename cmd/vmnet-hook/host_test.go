@@ -134,7 +134,7 @@ func (h *host) add(l netlink.Link) {
 	}
 }
 
-// lower is a network card, as far as macvtaps are concerned.
+// lower is a parent device for macvtaps.
 func (h *host) lower(name string) {
 	h.Helper()
 	attrs := netlink.NewLinkAttrs()

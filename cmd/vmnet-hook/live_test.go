@@ -193,7 +193,7 @@ func TestLiveNobodyElsesGuest(t *testing.T) {
 	h.nothingLeft()
 }
 
-// TestLiveManyNICs: a guest has no more of them.
+// TestLiveManyNICs starts a guest with as many NICs as its machine has slots for.
 func TestLiveManyNICs(t *testing.T) {
 	h := installed(t)
 	var nics []string

@@ -150,7 +150,7 @@ func (h *userHost) serveWorld() {
 	}
 }
 
-// command prepares a program that nobody runs on the host.
+// command prepares a program that the user nobody runs on the host.
 func (h *userHost) command(ctx context.Context, argv ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "setpriv", append(append([]string{}, asNobody...), argv...)...)
 	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0", "HOME="+h.home, "XDG_RUNTIME_DIR="+h.home+"/run",

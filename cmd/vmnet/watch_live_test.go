@@ -73,7 +73,7 @@ func nobodysGuest(t *testing.T, name string) (pid int) {
 	return cmd.Process.Pid
 }
 
-// hasDeaf adds a macvtap to the guest that drops frames the guest wants, for watch to find.
+// hasDeaf gives the guest a macvtap that drops frames which the guest wants, for watch to find.
 func hasDeaf(t *testing.T, ns *netns.NS, name string, pid int) {
 	t.Helper()
 	m, err := tapmgr.Open(ns.Path())

@@ -100,7 +100,7 @@ func newUserLab(b *testing.B, mtu int, connect func(l *userLab) error) *userLab 
 	return l
 }
 
-// nobodys prepares a program that nobody runs on the host.
+// nobodys prepares a program that the user nobody runs on the host.
 func (l *userLab) nobodys(argv ...string) *exec.Cmd {
 	args := append([]string{"--net=" + l.host.Path(), "setpriv"}, nstest.Unprivileged(nobody)...)
 	cmd := exec.Command("nsenter", append(args, argv...)...)

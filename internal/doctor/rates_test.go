@@ -39,8 +39,8 @@ func TestQueued(t *testing.T) {
 	}
 }
 
-// TestLiveRates: limits that are not in force, and those that cost queues or that a card does not
-// reach, are findings.
+// TestLiveRates: limits that are not in force, those that cost queues, and those above what the
+// interface on the way carries are findings.
 func TestLiveRates(t *testing.T) {
 	nstest.RequireTun(t)
 	m := Machine{NS: nstest.New(t)}

@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 // patience is how long things may take that need no time on an idle machine.
 const patience = 20 * time.Second
 
-// h is a host with a bridge br0 and a network card eth0, and a container.
+// h is a host with a bridge br0 and a parent device eth0, and a container.
 type h struct {
 	testing.TB
 	host, box *netns.NS

@@ -189,7 +189,7 @@ func TestEventsReachTheirPart(t *testing.T) {
 	}
 	w.event(rtnl.Event{Link: &rtnl.Link{Index: 2, Name: "eth0"}})
 	if !w.mirrors.dirty.Load() {
-		t.Error("macvtaps are not looked for where something has changed on a network card")
+		t.Error("macvtaps are not looked for where something has changed on a parent device")
 	}
 	for _, l := range []*rtnl.Link{{Index: 3, Name: "br0", Bridge: &rtnl.Bridge{}}, tap(7, tapMAC(1), 3)} {
 		w.event(rtnl.Event{Link: l, Gone: true})

@@ -99,8 +99,8 @@ func flood(t *testing.T, from []end, frames [][]byte, to []end, wanted int64) ti
 	return took
 }
 
-// limited demands that frames pass in both directions, and not faster than the rate, of which that
-// many take half a second, the burst excepted.
+// limited demands that frames pass in both directions, and not faster than the rate, at which they
+// take half a second beyond the burst.
 func limited(t *testing.T, p *port, guests []end, up, down [][]byte) {
 	t.Helper()
 	const bits = 8_000_000

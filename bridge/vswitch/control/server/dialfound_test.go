@@ -31,7 +31,7 @@ func TestDialFound(t *testing.T) {
 				return err
 			}
 			t.Cleanup(func() { _ = l.Close() })
-			return os.Chown(path, user, user) // another user than that one listens
+			return os.Chown(path, user, user) // root listens, although the user owns the socket
 		},
 	}
 	for name, make := range sockets {
