@@ -24,7 +24,7 @@ run vmnet list
 run testvm ping --name P2 10.7.0.1
 run vmnet check
 
-title "And one directly on a network card, which is connected to a peer outside"
+title "And one directly on a parent device, which is connected to a peer outside"
 run ip link add eth1 type veth peer name peer0
 run ip addr add 10.8.0.1/24 dev peer0
 ip link set eth1 up

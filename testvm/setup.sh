@@ -195,12 +195,12 @@ unpack_kernel() {
     tmp=$(mktemp -d "$cache/.$1-kernel.XXXXXX")
     trap 'rm -rf "$tmp"' EXIT
     trap 'exit 1' HUP INT TERM
-    (cd "$tmp" && download "$2" "$3" && dpkg-deb -x ./*.deb tree) || die "unpack $2: see above"
+    (cd "$tmp" && download "$2" "$3" && dpkg-deb -x ./*.deb tree) || die "$2 cannot be downloaded or unpacked: see above"
     chmod 755 "$tmp/tree"
     index_modules "$tmp/tree"
     expand_images "$tmp/tree"
     # Where another run was faster, its directory serves as well.
-    mv -T "$tmp/tree" "$cache/$1-kernel" 2>/dev/null || [ -d "$cache/$1-kernel" ] || die "make $cache/$1-kernel"
+    mv -T "$tmp/tree" "$cache/$1-kernel" 2>/dev/null || [ -d "$cache/$1-kernel" ] || die "$cache/$1-kernel cannot be made: is it writable?"
     rm -rf "$tmp"
     trap - EXIT
 }

@@ -22,7 +22,7 @@ say() { printf '\n== %s\n' "$*"; }
 
 [ "$(id -u)" = 0 ] || die "only root can make mounts, devices and users in namespaces (run this as root)"
 go=${GO:-go}
-command -v "$go" >/dev/null || die "$go is missing: the fresh root gets it besides Debian"
+command -v "$go" >/dev/null || die "$go is missing: the fresh root gets it besides Debian (install Go, or set GO)"
 command -v unshare >/dev/null || die "unshare is missing: apt-get install util-linux"
 
 cache=$(sh "$top/testvm/setup.sh" --print-cache)/fresh
