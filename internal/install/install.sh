@@ -6,7 +6,7 @@ set -eu
 umask 022
 PATH=$PATH:/usr/sbin:/sbin # for setcap: root's PATH may lack them
 to=$DESTDIR$PREFIX
-ours="lib/cni libexec/vmnet share/doc/vmnet/examples share/doc/vmnet" # directories, innermost first
+ours="lib/cni libexec/vmnet share/doc/vmnet/examples share/doc/vmnet/grafana share/doc/vmnet" # directories, innermost first
 list=share/doc/vmnet/files
 
 die() { echo "install: $*" >&2; exit 2; }
@@ -84,9 +84,10 @@ documents() {
 	"$completer" completion zsh | made "${ZSH_SITE:-share/zsh/site-functions}/_vmnet"
 	"$completer" completion fish | made share/fish/vendor_completions.d/vmnet.fish
 	put 0644 docs/completion/qemu-netup.bash share/bash-completion/completions/qemu-netup
-	for file in README.md SECURITY.md CHANGELOG.md LICENSE docs/libvirt.md docs/switch.md docs/launch.md docs/packages.md docs/cni.md docs/terms.md docs/libraries.md; do
+	for file in README.md SECURITY.md CHANGELOG.md LICENSE docs/*.md; do
 		put 0644 "$file" "share/doc/vmnet/${file##*/}"
 	done
+	put 0644 docs/grafana/vmnet.json share/doc/vmnet/grafana/vmnet.json
 	for example in docs/examples/*; do
 		put 0644 "$example" "share/doc/vmnet/examples/${example##*/}"
 	done

@@ -88,9 +88,7 @@ func want(t *testing.T, helper string) map[string]string {
 		"man/man8/vmnet.8", "man/man8/vmnet-attach.8",
 		"bash-completion/completions/vmnet", "bash-completion/completions/qemu-netup", "zsh/site-functions/_vmnet",
 		"fish/vendor_completions.d/vmnet.fish",
-		"doc/vmnet/README.md", "doc/vmnet/LICENSE", "doc/vmnet/libvirt.md", "doc/vmnet/switch.md",
-		"doc/vmnet/launch.md", "doc/vmnet/cni.md", "doc/vmnet/terms.md", "doc/vmnet/libraries.md",
-		"doc/vmnet/examples/bridge.conf",
+		"doc/vmnet/README.md", "doc/vmnet/LICENSE", "doc/vmnet/grafana/vmnet.json", "doc/vmnet/examples/bridge.conf",
 		"doc/vmnet/examples/network.yaml", "doc/vmnet/examples/policy.yaml", "doc/vmnet/examples/switch.env",
 		"doc/vmnet/files",
 	}
@@ -101,6 +99,14 @@ func want(t *testing.T, helper string) map[string]string {
 	for _, source := range sources {
 		page := strings.TrimSuffix(filepath.Base(source), ".md")
 		data = append(data, "man/man"+page[len(page)-1:]+"/"+page)
+	}
+	// Man pages, help texts and errors name documents.
+	documents, err := filepath.Glob(filepath.Join(top, "docs/*.md"))
+	if err != nil || len(documents) == 0 {
+		t.Fatalf("%d documents, %v", len(documents), err)
+	}
+	for _, document := range documents {
+		data = append(data, "doc/vmnet/"+filepath.Base(document))
 	}
 	for _, file := range data {
 		files["usr/share/"+file] = "-rw-r--r--"
