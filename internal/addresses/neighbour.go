@@ -1,8 +1,6 @@
 package addresses
 
 import (
-	"fmt"
-
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/tapmgr/nic"
@@ -113,23 +111,24 @@ func (s *Sources) eachNamed(wanted map[int]map[int]int, f func(nl *rtnl.Conn, li
 		return
 	}
 	for _, name := range netns.Named(maxSpaces) {
-		_ = func() error {
-			ns, err := netns.Open(name.Name)
-			if err != nil {
-				return err
-			}
-			defer ns.Close()
-			id, err := s.NL.NetnsID(ns)
-			if err != nil || wanted[id] == nil {
-				return err
-			}
-			nl, err := rtnl.Open(ns)
-			if err != nil {
-				return fmt.Errorf("netns %s: %w", name.Name, err)
-			}
-			defer nl.Close()
-			f(nl, wanted[id])
-			return nil
-		}()
+		s.inNamed(name.Name, wanted, f)
 	}
+}
+
+func (s *Sources) inNamed(name string, wanted map[int]map[int]int, f func(nl *rtnl.Conn, links map[int]int)) {
+	ns, err := netns.Open(name)
+	if err != nil {
+		return
+	}
+	defer ns.Close()
+	id, err := s.NL.NetnsID(ns)
+	if err != nil || wanted[id] == nil {
+		return
+	}
+	nl, err := rtnl.Open(ns)
+	if err != nil {
+		return
+	}
+	defer nl.Close()
+	f(nl, wanted[id])
 }

@@ -165,7 +165,7 @@ func (dev *Device) HasNoHolder() bool {
 	if dev.Tun == nil {
 		return dev.NetnsFile == nil && dev.allSeen && len(dev.Holders) == 0
 	}
-	return dev.Tun != nil && dev.Tun.Persist && !dev.Tun.Attached && len(dev.Holders) == 0
+	return dev.Tun.Persist && !dev.Tun.Attached && len(dev.Holders) == 0
 }
 
 // IsOrphaned reports whether certainly no process holds the device, or is about to.

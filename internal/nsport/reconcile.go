@@ -24,9 +24,9 @@ func (m *Manager) Reconcile(ctx context.Context, dry bool) (actions []nic.Action
 		return nil, err
 	}
 	if !dry {
-		unlock, err := m.lock(ctx)
-		if err != nil {
-			return nil, err
+		unlock, lockErr := m.lock(ctx)
+		if lockErr != nil {
+			return nil, lockErr
 		}
 		defer func() { err = errors.Join(err, unlock()) }()
 		if todo, err = m.unsound(ctx); err != nil { // what was under way may be complete by now
