@@ -22,6 +22,7 @@ umask 022
 # man pages, libcap2-bin has setcap, lz4 and xz unpack kernels. Of libvirt, these packages start no
 # daemon.
 # nftables and dnsmasq-base are what networks are made of: nft and dnsmasq, without a service.
+# isc-dhcp-client is what guests of cloud images ask for an address with.
 # iptables, ufw and firewalld (with Python, 30 MB) are the firewalls that networks are integrated
 # with: ufw is off unless it is enabled, and for firewalld see without_services.
 # passt has pasta, by which networks of users who are not root reach the world.
@@ -29,7 +30,7 @@ umask 022
 # tests run by themselves. So is frr, which tells the hosts of a VXLAN segment where guests are.
 # netplan.io and ifupdown read what a network writes for the next boot; Debian's systemd has
 # systemd-networkd.
-packages='qemu-system-x86 qemu-system-arm qemu-system-misc qemu-system-ppc busybox-static lz4 xz-utils iproute2 gcc libc6-dev groff-base libcap2-bin procps libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients nftables dnsmasq-base iptables ufw firewalld dbus-daemon passt openvswitch-switch ovn-central ovn-host frr netplan.io ifupdown'
+packages='qemu-system-x86 qemu-system-arm qemu-system-misc qemu-system-ppc busybox-static lz4 xz-utils iproute2 gcc libc6-dev groff-base libcap2-bin procps libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients nftables dnsmasq-base isc-dhcp-client iptables ufw firewalld dbus-daemon passt openvswitch-switch ovn-central ovn-host frr netplan.io ifupdown'
 # What these packages would start.
 services='firewalld frr openvswitch-switch ovs-record-hostname ovn-central ovn-host'
 kernels=cloud

@@ -152,7 +152,12 @@ func (h *userHost) serveWorld() {
 
 // command prepares a program that the user nobody runs on the host.
 func (h *userHost) command(ctx context.Context, argv ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "setpriv", append(append([]string{}, asNobody...), argv...)...)
+	return h.rootCommand(ctx, append(append([]string{"setpriv"}, asNobody...), argv...)...)
+}
+
+// rootCommand prepares a program that root runs on the host.
+func (h *userHost) rootCommand(ctx context.Context, argv ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0", "HOME="+h.home, "XDG_RUNTIME_DIR="+h.home+"/run",
 		"XDG_CONFIG_HOME=", "XDG_STATE_HOME=")
 	cmd.Dir, cmd.WaitDelay = "/", 5*time.Second
