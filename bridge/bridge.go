@@ -34,9 +34,10 @@ type Config struct {
 	Ageing    time.Duration  // how long the FDB keeps a learned MAC; 0 means 300 s
 	Addresses []netip.Prefix // the host's addresses on the bridge
 
-	// VXLAN has the guests on the bridge share a segment with guests of other hosts; nil for a
-	// bridge of this host alone, or for any in Ensure. MTU is that of the segment too; 0 then means
-	// 1500 bytes, or what the network between the hosts carries.
+	// VXLAN has the guests on the bridge share a segment with guests of other hosts, or with a map
+	// one for each VLAN, which needs VLANFiltering; nil for a bridge of this host alone, or for any
+	// in Ensure. MTU is that of the segments too; 0 then means 1500 bytes, or what the network
+	// between the hosts carries.
 	VXLAN *vxlan.Config
 }
 
@@ -60,10 +61,14 @@ func (cfg Config) validate() error {
 	case cfg.MAC != nil && (len(cfg.MAC) != 6 || cfg.MAC[0]&1 != 0):
 		return fmt.Errorf("bridge %s: MAC %s: want 6 bytes, not multicast", cfg.Name, cfg.MAC)
 	}
-	if cfg.VXLAN != nil {
-		if err := cfg.VXLAN.Validate(); err != nil {
-			return fmt.Errorf("bridge %s: %w", cfg.Name, err)
-		}
+	if cfg.VXLAN == nil {
+		return nil
+	}
+	if err := cfg.VXLAN.Validate(); err != nil {
+		return fmt.Errorf("bridge %s: %w", cfg.Name, err)
+	}
+	if cfg.VXLAN.Map != nil && !cfg.VLANFiltering {
+		return fmt.Errorf("bridge %s: a map of VLANs needs a bridge that filters them (--vlan-filtering)", cfg.Name)
 	}
 	return nil
 }

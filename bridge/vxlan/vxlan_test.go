@@ -49,11 +49,11 @@ func TestValidate(t *testing.T) {
 
 func TestDerived(t *testing.T) {
 	c := Config{VNI: 100, Local: netip.MustParseAddr("192.0.2.1")}
-	if c.Interface() != "vx100" || c.Overhead() != 50 || c.UDPPort() != 4789 || c.Static() {
-		t.Errorf("%s, %d, %d, %v", c.Interface(), c.Overhead(), c.UDPPort(), c.Static())
+	if c.Interface("br0") != "vx100" || c.Overhead() != 50 || c.UDPPort() != 4789 || c.Static() {
+		t.Errorf("%s, %d, %d, %v", c.Interface("br0"), c.Overhead(), c.UDPPort(), c.Static())
 	}
 	c = Config{VNI: MaxVNI, Local: netip.MustParseAddr("fd00::1"), Port: 8472, Remotes: addrs("fd00::2")}
-	if len(c.Interface()) > 15 || c.Overhead() != 70 || c.UDPPort() != 8472 || !c.Static() {
-		t.Errorf("%s, %d, %d, %v", c.Interface(), c.Overhead(), c.UDPPort(), c.Static())
+	if len(c.Interface("br0")) > 15 || c.Overhead() != 70 || c.UDPPort() != 8472 || !c.Static() {
+		t.Errorf("%s, %d, %d, %v", c.Interface("br0"), c.Overhead(), c.UDPPort(), c.Static())
 	}
 }

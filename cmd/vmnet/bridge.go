@@ -35,17 +35,24 @@ func (a *app) bridgeCreateCommand() *cobra.Command {
 		Use:   "create NAME",
 		Short: "Create a bridge and bring it up",
 		Long: `Create a bridge and bring it up. The same command again succeeds and changes nothing,
-except that it adds missing addresses and changes the remote hosts. A bridge that differs in
-anything else is left as it is; the error says how it differs.
+except that it adds missing addresses and changes the remote hosts and the map. A bridge that
+differs in anything else is left as it is; the error says how it differs.
 
 With --vxlan, guests on the bridge share a segment with guests on bridges of other hosts with the
 same VNI. Either list all other hosts by --remote, or have FRR add them: docs/evpn.md has its
 configuration. The MTU is 1500 bytes, or 50 (IPv6: 70) less than that of the network between the
-hosts where that is smaller; all hosts need the same.`,
+hosts where that is smaller; all hosts need the same.
+
+With --vxlan-map, the bridge filters VLANs, and one VXLAN device carries a segment for each of them:
+10:10010,20-29:20020-20029 has VLAN 10 in VNI 10010, VLAN 20 in 20020, 21 in 20021, and so on. What
+is in no listed VLAN stays on the host. The VLANs may be other ones on each host; the VNIs are what
+they share. The same command with another map changes the map. It needs Linux 5.18, and with FRR,
+FRR 9.`,
 		Example: `  vmnet bridge create br0 --address 10.0.0.1/24 --address fd00::1/64
   vmnet bridge create br1 --mtu 9000 --vlan-filtering
   vmnet bridge create br100 --vxlan 100 --local 192.0.2.1 --remote 192.0.2.2
-  vmnet bridge create br200 --vxlan 200 --local 192.0.2.1`,
+  vmnet bridge create br200 --vxlan 200 --local 192.0.2.1
+  vmnet bridge create br1 --vxlan-map 10:10010,20:10020 --local 192.0.2.1 --remote 192.0.2.2`,
 		Args:              oneArg("a name for the bridge"),
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
@@ -64,6 +71,9 @@ hosts where that is smaller; all hosts need the same.`,
 		cfg.Name = args[0]
 		if cfg.VXLAN, err = segment(); err != nil {
 			return err
+		}
+		if cfg.VXLAN != nil && cfg.VXLAN.Map != nil && !cmd.Flags().Changed("vlan-filtering") {
+			cfg.VLANFiltering = true
 		}
 		if err := cfg.Validate(); err != nil {
 			return usagef("%w", err)
@@ -181,11 +191,12 @@ func (a *app) bridgeShowCommand() *cobra.Command {
 			if err != nil {
 				a.note(fmt.Sprintf("bridge %s: %v", info.Name, err))
 			}
-			shown := shownBridge{info, a.peersOf(cmd.Context(), info.Ports), frr}
+			shown := shownBridge{Info: info, Peers: a.peersOf(cmd.Context(), info.Ports)}
 			if *format == "json" {
+				shown.tell(frr)
 				return a.printJSON(shown)
 			}
-			return a.printBridge(shown)
+			return a.printBridge(shown, frr)
 		})
 	})
 	return cmd
@@ -195,10 +206,25 @@ func (a *app) bridgeShowCommand() *cobra.Command {
 type shownBridge struct {
 	bridge.Info
 	Peers map[string]nsport.Link `json:"peers,omitempty"` // of the ports that are veth devices
-	EVPN  *evpn.Status           `json:"evpn,omitempty"`  // what FRR says of its segment
+
+	// What FRR says of its segment, or of each one of a map by its VNI.
+	EVPN     *evpn.Status  `json:"evpn,omitempty"`
+	Segments evpn.Segments `json:"evpn_segments,omitempty"`
 }
 
-func (a *app) printBridge(b shownBridge) error {
+func (b *shownBridge) tell(frr evpn.Segments) {
+	if b.VXLAN == nil || len(frr) == 0 {
+		return
+	}
+	if b.VXLAN.Map != nil {
+		b.Segments = frr
+		return
+	}
+	one := frr[b.VXLAN.VNI]
+	b.EVPN = &one
+}
+
+func (a *app) printBridge(b shownBridge, frr evpn.Segments) error {
 	err := a.block(b.Name, append([]field{
 		{"link", nic.UpDown(b.Up)},
 		{"MAC", b.MAC},
@@ -208,7 +234,7 @@ func (a *app) printBridge(b shownBridge) error {
 		{"ageing", fmt.Sprintf("%g s", b.Ageing)},
 		{"addresses", orNone(strings.Join(b.Addresses, " "))},
 		{"ports", strconv.Itoa(len(b.Ports))},
-	}, vxlanFields(b.VXLAN, b.EVPN)...))
+	}, vxlanFields(b.VXLAN, frr)...))
 	if err != nil || len(b.Ports) == 0 {
 		return err
 	}

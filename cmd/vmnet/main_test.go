@@ -18,6 +18,7 @@ import (
 	"vmnet/internal/leaktest"
 	"vmnet/internal/nstest"
 	"vmnet/libvirt/libvirttest"
+	"vmnet/testvm/lab"
 )
 
 func TestMain(m *testing.M) {
@@ -50,6 +51,12 @@ func TestScripts(t *testing.T) { runScripts(t, "testdata", func(*testscript.Env)
 func TestLiveHost(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	runScripts(t, "testdata/host", ownNetns)
+}
+
+// TestLabScripts runs those that need a kernel whose bridges filter VLANs.
+func TestLabScripts(t *testing.T) {
+	lab.Inside(t)
+	runScripts(t, "testdata/lab", ownNetns)
 }
 
 // TestLiveGuest runs the scripts that also start guests, with unique names: $VM and $VM2.

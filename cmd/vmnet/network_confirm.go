@@ -73,7 +73,7 @@ func (o *uplinkFlags) take(cmd *cobra.Command, n *config.Network) error {
 		if err := segment.Validate(); err != nil {
 			return usagef("%w", err)
 		}
-		o.Device, o.VXLAN = segment.Interface(), segment
+		o.Device, o.VXLAN = segment.Interface(n.Name), segment
 	}
 	if o.Uplink != (config.Uplink{}) {
 		n.Uplink = &o.Uplink

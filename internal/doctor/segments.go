@@ -3,12 +3,15 @@ package doctor
 import (
 	"context"
 	"errors"
+	"fmt"
+	"sync"
 
 	"vmnet/bridge"
 	"vmnet/internal/evpn"
 )
 
-// segments checks the VXLAN devices of the bridges: whether something adds their remote hosts.
+// segments checks the VXLAN devices of the bridges: whether something adds their remote hosts, and
+// whether their VLANs and VNIs fit together. FRR is asked once, of all.
 func (m Machine) segments(ctx context.Context) (checks []Check) {
 	if m.NS == nil {
 		return nil
@@ -17,35 +20,76 @@ func (m Machine) segments(ctx context.Context) (checks []Check) {
 	if err != nil {
 		return nil // bridges has said so
 	}
+	frr := sync.OnceValues(func() (evpn.Answer, error) { return evpn.OfNetns(m.NS, m.NetnsName).Ask(ctx) })
 	for _, b := range all {
 		if b.VXLAN != nil {
-			checks = append(checks, m.segment(ctx, b.Name, *b.VXLAN)...)
+			checks = append(checks, segment(b.Name, *b.VXLAN, frr)...)
 		}
 	}
 	return checks
 }
 
-func (m Machine) segment(ctx context.Context, br string, v bridge.VXLAN) []Check {
+func segment(br string, v bridge.VXLAN, frr func() (evpn.Answer, error)) []Check {
 	name := "segment " + v.Interface
-	switch {
-	case !v.Up:
+	if !v.Up {
 		return fail(name, "ip link set "+v.Interface+" up", "it is down: guests on %s reach no other host", br)
-	case v.Static:
-		return ok(name, "VNI %d on %s, %d remote hosts listed, %d MACs", v.VNI, br, len(v.Remotes), v.MACs)
 	}
-	s, err := evpn.OfNetns(m.NS, m.NetnsName).Ask(ctx, v.VNI)
+	which := fmt.Sprintf("VNI %d on %s", v.VNI, br)
+	if v.Map != nil {
+		which = fmt.Sprintf("%d VNIs on %s", len(v.Segments()), br)
+		if trouble := troubles(v.Map); trouble != "" {
+			return fail(name, "the same vmnet bridge create or network apply again, which mends the map",
+				"%s: its guests reach no other host", trouble)
+		}
+	}
+	if v.Static {
+		return ok(name, "%s, %d remote hosts listed, %d MACs", which, len(v.Remotes), v.MACs)
+	}
+	answer, err := frr()
 	switch {
 	case errors.Is(err, evpn.ErrNotInstalled) && len(v.Remotes) == 0:
 		return warn(name, "apt install frr (docs/evpn.md), or --remote for each host",
 			"nothing adds its remote hosts: guests on %s reach no other host", br)
 	case errors.Is(err, evpn.ErrNotInstalled):
-		return ok(name, "VNI %d on %s, %d remote hosts, %d MACs, added by a program other than FRR", v.VNI, br,
+		return ok(name, "%s, %d remote hosts, %d MACs, added by a program other than FRR", which,
 			len(v.Remotes), v.MACs)
 	case err != nil:
 		return warn(name, "", "what FRR knows of it: %v", err)
 	}
-	if text, cure := s.Trouble(v.VNI); text != "" {
+	known, text, cure := saidOf(v, answer)
+	if text != "" {
 		return fail(name, cure, "%s: guests on %s reach no other host", text, br)
 	}
-	return ok(name, "VNI %d on %s: FRR %s", v.VNI, br, s)
+	return ok(name, "%s: FRR %s", which, known)
+}
+
+// saidOf returns what FRR says of a device's segments, and the trouble with them.
+func saidOf(v bridge.VXLAN, answer evpn.Answer) (known, trouble, cure string) {
+	if v.Map == nil {
+		s := answer.Of(v.VNI)
+		trouble, cure = s.Trouble(v.VNI)
+		return s.String(), trouble, cure
+	}
+	s := answer.OfAll(v.Segments())
+	trouble, cure = s.Trouble()
+	return s.String(), trouble, cure
+}
+
+// troubles returns what keeps frames of a map's segments from passing: the first trouble, and how
+// many more there are.
+func troubles(segments []bridge.Segment) string {
+	text, more := "", 0
+	for _, s := range segments {
+		switch {
+		case s.Trouble == "":
+		case text == "":
+			text = s.Trouble
+		default:
+			more++
+		}
+	}
+	if more > 0 {
+		text += fmt.Sprintf(", and %d more", more)
+	}
+	return text
 }

@@ -57,25 +57,44 @@ func OfNetns(ns *netns.NS, name string) FRR {
 // ErrNotInstalled is matched by the error of Ask if vtysh is not installed.
 var ErrNotInstalled = tool.ErrNotInstalled
 
-// Ask returns what FRR says of the segment vni. An FRR that does not run is no error.
-func (f FRR) Ask(ctx context.Context, vni int) (Status, error) {
-	s := Status{Remotes: []string{}}
+// Answer is what FRR says of all segments of the host.
+type Answer struct {
+	running   bool
+	segments  map[string]segmentJSON
+	peers, up int
+}
+
+// Ask asks FRR of all segments by two questions, however many there are. An FRR that does not run
+// is no error.
+func (f FRR) Ask(ctx context.Context) (a Answer, err error) {
 	segments, err := f.run(ctx, "show evpn vni json")
 	if err != nil {
-		return s, err
+		return a, err
 	}
 	peers, err := f.run(ctx, "show bgp l2vpn evpn summary json")
-	if err != nil {
-		return s, err
+	if err != nil || segments == nil || peers == nil {
+		return a, err
 	}
-	if segments == nil || peers == nil {
-		return s, nil
+	a.running = true
+	if err := a.readSegments(segments); err != nil {
+		return a, err
 	}
-	s.Running = true
-	if err := s.readSegment(segments, vni); err != nil {
-		return s, err
+	return a, a.readPeers(peers)
+}
+
+// Of returns what FRR says of the segment vni.
+func (a Answer) Of(vni int) Status {
+	v, known := a.segments[strconv.Itoa(vni)]
+	s := Status{
+		Running: a.running, Known: known, MACs: v.MACs, Peers: a.peers, Up: a.up, Remotes: []string{},
 	}
-	return s, s.readPeers(peers)
+	for _, text := range v.Remotes {
+		if addr, err := netip.ParseAddr(text); err == nil {
+			s.Remotes = append(s.Remotes, addr.String())
+		}
+	}
+	slices.Sort(s.Remotes)
+	return s
 }
 
 // run returns what a command prints; nil if no daemon answers.
@@ -103,28 +122,22 @@ func (f FRR) run(ctx context.Context, command string) ([]byte, error) {
 	return out, err
 }
 
-// readSegment decodes "show evpn vni json": an object by the number of each segment.
-func (s *Status) readSegment(text []byte, vni int) error {
-	var all map[string]struct {
-		MACs    int      `json:"numMacs"`
-		Remotes []string `json:"remoteVteps"`
-	}
-	if err := json.Unmarshal(text, &all); err != nil {
+// segmentJSON is what "show evpn vni json" says of a segment.
+type segmentJSON struct {
+	MACs    int      `json:"numMacs"`
+	Remotes []string `json:"remoteVteps"`
+}
+
+// readSegments decodes "show evpn vni json": an object by the number of each segment.
+func (a *Answer) readSegments(text []byte) error {
+	if err := json.Unmarshal(text, &a.segments); err != nil {
 		return fmt.Errorf("what FRR says of its VNIs: %w", err)
 	}
-	v, known := all[strconv.Itoa(vni)]
-	s.Known, s.MACs = known, v.MACs
-	for _, text := range v.Remotes {
-		if a, err := netip.ParseAddr(text); err == nil {
-			s.Remotes = append(s.Remotes, a.String())
-		}
-	}
-	slices.Sort(s.Remotes)
 	return nil
 }
 
 // readPeers decodes "show bgp l2vpn evpn summary json", in which a bgpd without EVPN says nothing.
-func (s *Status) readPeers(text []byte) error {
+func (a *Answer) readPeers(text []byte) error {
 	var summary struct {
 		Peers map[string]struct {
 			State string `json:"state"`
@@ -134,9 +147,9 @@ func (s *Status) readPeers(text []byte) error {
 		return fmt.Errorf("what FRR says of its BGP neighbors: %w", err)
 	}
 	for _, p := range summary.Peers {
-		s.Peers++
+		a.peers++
 		if p.State == "Established" {
-			s.Up++
+			a.up++
 		}
 	}
 	return nil

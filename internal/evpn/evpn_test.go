@@ -1,6 +1,10 @@
 package evpn
 
 import (
+	"errors"
+	"fmt"
+	"maps"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -35,15 +39,11 @@ func TestStatus(t *testing.T) {
 		{true, 100, segmentsJSON, "{}", "0 of 0 neighbors", "no neighbor for EVPN"},
 		{true, 100, segmentsJSON, `{"peers":{"a":{"state":"Idle"}}}`, "0 of 1 neighbors", "connected to no neighbor"},
 	} {
-		s := Status{Running: c.running}
+		a := Answer{running: c.running}
 		if c.running {
-			if err := s.readSegment([]byte(c.segments), c.vni); err != nil {
-				t.Fatal(err)
-			}
-			if err := s.readPeers([]byte(c.peers)); err != nil {
-				t.Fatal(err)
-			}
+			a = answer(t, c.segments, c.peers)
 		}
+		s := a.Of(c.vni)
 		trouble, cure := s.Trouble(c.vni)
 		if !strings.Contains(s.String(), c.text) || !strings.Contains(trouble, c.trouble) ||
 			(trouble == "") != (c.trouble == "") || (trouble == "") != (cure == "") {
@@ -52,15 +52,68 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+func answer(t *testing.T, segments, peers string) Answer {
+	t.Helper()
+	a := Answer{running: true}
+	if err := errors.Join(a.readSegments([]byte(segments)), a.readPeers([]byte(peers))); err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// TestSegments: of several segments, those with the same trouble are named together.
+func TestSegments(t *testing.T) {
+	known := map[int]string{}
+	for vni := range 10 {
+		known[vni+1] = `{"numMacs":2,"remoteVteps":["192.0.2.2"]}`
+	}
+	all := func(vnis map[int]string) string {
+		var parts []string
+		for vni, text := range vnis {
+			parts = append(parts, fmt.Sprintf("%q:%s", strconv.Itoa(vni), text))
+		}
+		return "{" + strings.Join(parts, ",") + "}"
+	}
+	lonely := maps.Clone(known)
+	lonely[3] = `{"numMacs":1,"remoteVteps":[]}`
+	for _, c := range []struct {
+		segments, peers string
+		vnis            []int
+		text, trouble   string
+	}{
+		{all(known), peersJSON, []int{1, 2}, "announces 2 of 2 VNIs, 4 MACs, 1 remote hosts, 1 of 2 neighbors", ""},
+		{all(known), peersJSON, []int{21, 22}, "announces 0 of 2 VNIs", "FRR announces none of its VNIs"},
+		{
+			all(known), peersJSON,
+			[]int{1, 26, 25, 24, 23, 22, 21},
+			"announces 1 of 7",
+			"FRR does not announce VNI 21, 22, 23, 24 and 2 more",
+		},
+		{all(lonely), peersJSON, []int{1, 3}, "3 MACs, 1 remote", "no other host announces VNI 3"},
+		{all(known), "{}", []int{1, 2}, "0 of 0 neighbors", "FRR has no neighbor"},
+	} {
+		s := answer(t, c.segments, c.peers).OfAll(c.vnis)
+		trouble, cure := s.Trouble()
+		if !strings.Contains(s.String(), c.text) || trouble != c.trouble && !strings.HasPrefix(trouble, c.trouble) ||
+			(trouble == "") != (c.trouble == "") || (trouble == "") != (cure == "") {
+			t.Errorf("%v: %q, %q (%s), want %q, %q", c.vnis, s, trouble, cure, c.text, c.trouble)
+		}
+	}
+	if s := (Answer{}).OfAll([]int{1}); s.String() != "does not run" {
+		t.Errorf("%q", s)
+	}
+}
+
 // FuzzRead: FRR's words may be anything; what is not an address is left out.
 func FuzzRead(f *testing.F) {
 	f.Add(segmentsJSON, peersJSON, 100)
 	f.Add(`{"1":{"remoteVteps":["\u001b[2J"]}}`, `{"peers":[]}`, 1)
 	f.Fuzz(func(t *testing.T, segments, peers string, vni int) {
-		var s Status
-		if s.readSegment([]byte(segments), vni) != nil || s.readPeers([]byte(peers)) != nil {
+		var a Answer
+		if a.readSegments([]byte(segments)) != nil || a.readPeers([]byte(peers)) != nil {
 			return
 		}
+		s := a.Of(vni)
 		for _, a := range s.Remotes {
 			if strings.ContainsAny(a, "\x1b\n ") {
 				t.Errorf("%q", a)
@@ -68,5 +121,8 @@ func FuzzRead(f *testing.F) {
 		}
 		_, _ = s.Trouble(vni)
 		_ = s.String()
+		all := a.OfAll([]int{vni, vni + 1})
+		_, _ = all.Trouble()
+		_ = all.String()
 	})
 }

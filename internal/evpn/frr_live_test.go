@@ -175,11 +175,11 @@ func (h *host) kill() {
 
 func (h *host) ask() Status {
 	h.t.Helper()
-	s, err := OfNetns(h.ns, h.name).Ask(context.Background(), segment)
+	a, err := OfNetns(h.ns, h.name).Ask(context.Background())
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	return s
+	return a.Of(segment)
 }
 
 func (h *host) shown() bridge.VXLAN {
@@ -349,11 +349,11 @@ func (f *fabric) move(sender, moved *guest, from, to *host) {
 // TestLiveNothingToAsk: a namespace without FRR is no error.
 func TestLiveNothingToAsk(t *testing.T) {
 	ns := nstest.New(t)
-	s, err := OfNetns(ns, "").Ask(context.Background(), segment)
+	a, err := OfNetns(ns, "").Ask(context.Background())
 	if errors.Is(err, ErrNotInstalled) {
 		nstest.Require(t, "frr", false, "apt install frr")
 	}
-	if err != nil || s.Running {
+	if s := a.Of(segment); err != nil || s.Running {
 		t.Errorf("%+v, %v", s, err)
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"vmnet/bridge/vxlan"
+	"vmnet/internal/network/config"
 	"vmnet/internal/nstest"
 	"vmnet/testvm/lab"
 )
@@ -118,4 +120,63 @@ func TestLabVLANUplink(t *testing.T) {
 		}
 		x.wants("left", there(), before)
 	}
+}
+
+// TestLabSegmentMapFails: an error in the place of each step leaves what there was before: nothing,
+// the former map, or the segment of one VNI.
+func TestLabSegmentMapFails(t *testing.T) {
+	lab.Inside(t)
+	x := newHost(t)
+	onMap := func(list string) *config.Uplink {
+		m, err := vxlan.ParseMap(list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		u := onSegment(hostIP, wanIP).Uplink
+		u.VXLAN.VNI, u.VXLAN.Map = 0, m
+		*u = config.NewVXLAN("seg", *u.VXLAN)
+		return u
+	}
+	before := x.left()
+	mapped := onSegment(hostIP, wanIP)
+	mapped.Uplink = onMap("10:10010,20-22:10020-10022")
+	create := func() error { return x.m.Create(x.ctx(), Wanted{Network: mapped}) }
+	for i := range x.steps(create) {
+		x.m.Run = at(i, false, false)
+		if err := create(); !errors.Is(err, errBroken) {
+			t.Fatalf("step %d: %v", i, err)
+		}
+		x.wants("left", x.left(), before)
+	}
+	x.m.Run = nil
+	x.create(onSegment(hostIP, wanIP))
+	for _, list := range []string{"10:10010,20-22:10020-10022", "10:10011,22-30:10022-10030"} {
+		change := func() error {
+			return x.m.Replace(x.ctx(), "seg", func(n *config.Network) error { n.Uplink = onMap(list); return nil })
+		}
+		steps := x.steps(change)
+		if steps < 3 {
+			t.Errorf("%s: %d steps", list, steps)
+		}
+		for i := range steps {
+			x.m.Run = at(i, false, false)
+			if err := change(); !errors.Is(err, errBroken) {
+				t.Fatalf("%s: step %d: %v", list, i, err)
+			}
+			x.m.Run = nil
+			x.consistent()
+		}
+		if err := change(); err != nil {
+			t.Fatal(err)
+		}
+		x.consistent()
+	}
+	x.replace(func(n *config.Network) { n.Uplink = onSegment(hostIP, wanIP).Uplink })
+	if l, err := x.m.nl.Link("vx77"); err != nil || l.Port == nil {
+		t.Errorf("one VNI in place of the map: %+v, %v", l, err)
+	}
+	if err := x.m.Delete(x.ctx(), "seg", false); err != nil {
+		t.Fatal(err)
+	}
+	x.wants("left", x.left(), before)
 }

@@ -45,9 +45,10 @@ type Info struct {
 	Error     string        `json:"error,omitempty"`
 }
 
-// Segment is the VXLAN segment that guests share with those of other hosts.
+// Segment is the VXLAN segment that guests share with those of other hosts, or those of the VLANs.
 type Segment struct {
-	VNI     int          `json:"vni"`
+	VNI     int          `json:"vni"`           // 0 with a map
+	Map     string       `json:"map,omitempty"` // VLANs and their VNIs, as typed
 	Local   netip.Addr   `json:"local"`
 	Port    int          `json:"port"`    // UDP
 	Remotes []netip.Addr `json:"remotes"` // that the file lists; none if FRR adds them
@@ -96,7 +97,7 @@ func Describe(n *config.Network) Info {
 	if u := n.Uplink; u != nil {
 		i.Uplink, i.Move = u.Device, u.Move.String()
 		if v := u.VXLAN; v != nil {
-			i.VXLAN = &Segment{v.VNI, v.Local, v.UDPPort(), append([]netip.Addr{}, v.Remotes...)}
+			i.VXLAN = &Segment{v.VNI, v.Map.String(), v.Local, v.UDPPort(), append([]netip.Addr{}, v.Remotes...)}
 		}
 	}
 	for _, h := range n.Hosts {

@@ -1,7 +1,9 @@
 package network
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"slices"
 
@@ -42,6 +44,9 @@ func (m *Manager) segmentSteps(n *config.Network, st *state) (steps []step.Step,
 	if err != nil {
 		return nil, err
 	}
+	if n.Uplink.VXLAN.Map != nil && (st.bridge == nil || !bridges.Filters(st.bridge)) {
+		steps = append(steps, m.filterStep(n))
+	}
 	steps = append(steps, former...)
 	want := r
 	want.uplink = n.Uplink.Device
@@ -49,6 +54,28 @@ func (m *Manager) segmentSteps(n *config.Network, st *state) (steps []step.Step,
 		steps = append(steps, m.markStep(n.Name, r, want))
 	}
 	return append(steps, own...), nil
+}
+
+// filterStep has a network's bridge filter VLANs, so that each can be in a segment of its own. That
+// stays so when the file says something else: guests may be in VLANs.
+func (m *Manager) filterStep(n *config.Network) step.Step {
+	return step.Step{
+		Name: "vlan-filtering", Text: fmt.Sprintf("ip link set %s type bridge vlan_filtering 1", n.Name),
+		Do: func(context.Context) error {
+			br, _, err := m.there(n.Name)
+			if err != nil {
+				return err
+			}
+			return bridges.StartFiltering(m.nl, br)
+		},
+		Undo: func(context.Context) error {
+			br, _, err := m.bridge(n.Name)
+			if err != nil || br == nil || !bridges.Filters(br) {
+				return err
+			}
+			return m.nl.Change("bridge", br.Index, rtnl.BridgeVLANFiltering(false))
+		},
+	}
 }
 
 // segments returns the VXLAN devices that a network has left: that of its record, or without a

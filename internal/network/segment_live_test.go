@@ -15,7 +15,7 @@ import (
 
 // onSegment is a network on the segment of two hosts.
 func onSegment(local, remote string) *config.Network {
-	u := config.NewVXLAN(vxlan.Config{
+	u := config.NewVXLAN("seg", vxlan.Config{
 		VNI: 77, Local: netip.MustParseAddr(local), Remotes: []netip.Addr{netip.MustParseAddr(remote)},
 	})
 	return &config.Network{Name: "seg", Domain: "seg.internal", Uplink: &u}
@@ -86,7 +86,7 @@ func TestLiveSegment(t *testing.T) {
 		t.Errorf("another host: %v, %v", hosts, err)
 	}
 	y.replace(func(n *config.Network) {
-		u := config.NewVXLAN(vxlan.Config{VNI: 78, Local: netip.MustParseAddr(wanIP)})
+		u := config.NewVXLAN("seg", vxlan.Config{VNI: 78, Local: netip.MustParseAddr(wanIP)})
 		n.Uplink = &u
 	})
 	if l, err := y.m.nl.Link("vx78"); err != nil || l.VXLAN.Learning || !l.Port.NeighSuppress {
@@ -143,7 +143,7 @@ func TestLiveSegmentFails(t *testing.T) {
 		!strings.Contains(err.Error(), "there is a device vx77 that was not made for seg2") {
 		t.Errorf("the segment of another network: %v", err)
 	}
-	elsewhere := config.NewVXLAN(vxlan.Config{VNI: 78, Local: netip.MustParseAddr("203.0.113.77")})
+	elsewhere := config.NewVXLAN("seg2", vxlan.Config{VNI: 78, Local: netip.MustParseAddr("203.0.113.77")})
 	taken.Uplink = &elsewhere
 	if err := x.m.Create(x.ctx(), Wanted{Network: taken}); err == nil ||
 		!strings.Contains(err.Error(), "this host does not have it") {

@@ -54,7 +54,7 @@ func (x *h) in(ip string) (*netns.NS, Spec) {
 func TestLabVLANs(t *testing.T) {
 	lab.Inside(t)
 	x := newHost(t)
-	x.do(x.nl.Create("bridge", rtnl.Name("br1"), rtnl.BridgeVLANFiltering(), rtnl.Up(true)))
+	x.do(x.nl.Create("bridge", rtnl.Name("br1"), rtnl.BridgeVLANFiltering(true), rtnl.Up(true)))
 	var all []*netns.NS
 	for ip, vlan := range map[string]int{"10.0.0.11": 20, "10.0.0.12": 20, "10.0.0.13": 30} {
 		ns, s := x.in(ip)

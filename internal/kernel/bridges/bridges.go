@@ -54,7 +54,7 @@ func Filters(br *rtnl.Link) bool { return br.Bridge != nil && br.Bridge.VLANFilt
 // that was built without it refuses the request or ignores it, depending on its version. It
 // is a separate request because a kernel without a bridge driver refuses in the same way.
 func StartFiltering(c *rtnl.Conn, br *rtnl.Link) error {
-	err := c.Change("bridge", br.Index, rtnl.BridgeVLANFiltering())
+	err := c.Change("bridge", br.Index, rtnl.BridgeVLANFiltering(true))
 	if err != nil && !errors.Is(err, syscall.EOPNOTSUPP) {
 		return fmt.Errorf("filter VLANs: %w", err)
 	}

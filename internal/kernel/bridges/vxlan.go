@@ -9,9 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"syscall"
 
-	"vmnet/bridge/brport"
 	"vmnet/bridge/vxlan"
 	"vmnet/internal/alias"
 	"vmnet/internal/kernel/rtnl"
@@ -111,7 +109,7 @@ func underlay(c *rtnl.Conn, cfg vxlan.Config) (least *rtnl.Link, err error) {
 //
 // A device with remote hosts of its own learns which guest is behind which. One without learns
 // nothing, and its port neither: what FRR has added must not be overwritten. FRR wants ARP and ND
-// suppressed there (its EVPN documentation).
+// suppressed there (its EVPN documentation). A map may change in place, as the remote hosts do.
 func VXLANSteps(c *rtnl.Conn, bridge string, cfg vxlan.Config, mtu int, there func() (*rtnl.Link, error),
 ) ([]step.Step, error) {
 	own, err := VXLANs(c, bridge)
@@ -122,7 +120,7 @@ func VXLANSteps(c *rtnl.Conn, bridge string, cfg vxlan.Config, mtu int, there fu
 		return newVXLANSteps(c, bridge, cfg, mtu, there)
 	}
 	l := own[0]
-	if l.Name != cfg.Interface() {
+	if l.Name != cfg.Interface(bridge) {
 		return nil, Taken("%s has the VXLAN device %s already (vmnet bridge delete %[1]s)", bridge, l.Name)
 	}
 	if diff := vxlanDifferences(l, cfg, mtu); len(diff) > 0 {
@@ -140,7 +138,7 @@ func ReplaceVXLANSteps(c *rtnl.Conn, bridge string, cfg vxlan.Config, mtu int, t
 		return nil, nil, err
 	}
 	for _, l := range all {
-		if l.Name == cfg.Interface() && len(vxlanDifferences(l, cfg, mtu)) == 0 {
+		if l.Name == cfg.Interface(bridge) && len(vxlanDifferences(l, cfg, mtu)) == 0 {
 			own, err = vxlanSteps(c, bridge, cfg, mtu, l, there)
 			return nil, own, err
 		}
@@ -159,7 +157,7 @@ func ReplaceVXLANSteps(c *rtnl.Conn, bridge string, cfg vxlan.Config, mtu int, t
 // newVXLANSteps make a device whose name only another one of the bridge may have now.
 func newVXLANSteps(c *rtnl.Conn, bridge string, cfg vxlan.Config, mtu int, there func() (*rtnl.Link, error),
 ) ([]step.Step, error) {
-	l, err := c.Link(cfg.Interface())
+	l, err := c.Link(cfg.Interface(bridge))
 	switch {
 	case err == nil && !isVXLANOf(l, bridge):
 		return nil, Taken("there is a device %s that was not made for %s (ip -d link show %[1]s)", l.Name, bridge)
@@ -174,11 +172,7 @@ func newVXLANSteps(c *rtnl.Conn, bridge string, cfg vxlan.Config, mtu int, there
 
 // deleteVXLANStep deletes a device of a bridge. Undone, there is another like it.
 func deleteVXLANStep(c *rtnl.Conn, bridge string, l *rtnl.Link, there func() (*rtnl.Link, error)) (step.Step, error) {
-	was := vxlan.Config{VNI: l.VXLAN.VNI, Local: l.VXLAN.Local, Port: l.VXLAN.Port}
-	var err error
-	if l.VXLAN.Learning {
-		was.Remotes, err = Floods(c, l.Index)
-	}
+	was, err := vxlanConfig(c, l)
 	return step.Step{
 		Name: "no " + l.Name, Text: "ip link del " + l.Name,
 		Do: func(context.Context) error { return rtnl.IgnoreNotExist(c.Delete(l.Index)) },
@@ -193,6 +187,22 @@ func deleteVXLANStep(c *rtnl.Conn, bridge string, l *rtnl.Link, there func() (*r
 			return step.Run(ctx, steps, nil)
 		},
 	}, err
+}
+
+// vxlanConfig returns what a device would be made from.
+func vxlanConfig(c *rtnl.Conn, l *rtnl.Link) (cfg vxlan.Config, err error) {
+	cfg = vxlan.Config{VNI: l.VXLAN.VNI, Local: l.VXLAN.Local, Port: l.VXLAN.Port}
+	if l.VXLAN.VNIFilter {
+		m, err := ReadMap(c, l)
+		if err != nil {
+			return cfg, err
+		}
+		cfg.Map = m.mapped()
+	}
+	if l.VXLAN.Learning {
+		cfg.Remotes, err = Floods(c, l.Index)
+	}
+	return cfg, err
 }
 
 // Taken returns an error that matches fs.ErrExist without its text, which is about files.
@@ -210,6 +220,7 @@ func vxlanDifferences(l *rtnl.Link, cfg vxlan.Config, mtu int) (diff []string) {
 		}
 	}
 	add("VNI", l.VXLAN.VNI, cfg.VNI)
+	add("filter of VNIs", l.VXLAN.VNIFilter, cfg.Map != nil)
 	add("local address", l.VXLAN.Local, cfg.Local)
 	add("port", l.VXLAN.Port, cfg.UDPPort())
 	if mtu != 0 {
@@ -225,13 +236,13 @@ func vxlanSteps(c *rtnl.Conn, bridge string, cfg vxlan.Config, mtu int, l *rtnl.
 	there func() (*rtnl.Link, error),
 ) (steps []step.Step, err error) {
 	v := vxlanDevice{c: c, bridge: bridge, Config: cfg, mtu: mtu, there: there}
-	var has []netip.Addr
+	var has []rtnl.Flood
 	if l == nil {
 		steps = append(steps, v.createStep())
-	} else if has, err = Floods(c, l.Index); err != nil {
+	} else if has, err = floods(c, l.Index); err != nil {
 		return nil, err
 	}
-	port := l == nil || l.Port == nil || l.Port.Learning != cfg.Static()
+	port := l == nil || l.Port == nil || l.Port.Learning != cfg.Static() || cfg.Map != nil && !l.Port.VLANTunnel
 	if port {
 		steps = append(steps, v.portStep())
 	}
@@ -241,135 +252,36 @@ func vxlanSteps(c *rtnl.Conn, bridge string, cfg vxlan.Config, mtu int, l *rtnl.
 			steps = append(steps, v.suppressStep())
 		}
 	}
-	for _, a := range cfg.Remotes {
-		if !slices.Contains(has, a) {
-			steps = append(steps, v.floodStep(a, true))
+	if cfg.Map != nil {
+		segments, err := v.mapSteps(l)
+		if err != nil {
+			return nil, err
 		}
+		steps = append(steps, segments...)
 	}
-	for _, a := range has {
-		if !slices.Contains(cfg.Remotes, a) {
-			steps = append(steps, v.floodStep(a, false))
-		}
-	}
+	steps = append(steps, v.floodSteps(has)...)
 	if port || !l.Up {
 		steps = append(steps, v.upStep())
 	}
 	return steps, nil
 }
 
-// Floods returns the hosts to which a VXLAN device sends broadcasts.
+// Floods returns the hosts to which a VXLAN device sends broadcasts, of any VNI.
 func Floods(c *rtnl.Conn, index int) (hosts []netip.Addr, err error) {
+	all, err := floods(c, index)
+	for _, f := range all {
+		hosts = append(hosts, f.Dst)
+	}
+	slices.SortFunc(hosts, netip.Addr.Compare)
+	return slices.Compact(hosts), err
+}
+
+func floods(c *rtnl.Conn, index int) (all []rtnl.Flood, err error) {
 	entries, err := c.RemoteFDB(index)
 	for _, e := range entries {
 		if e.IsFlood() {
-			hosts = append(hosts, e.Dst)
+			all = append(all, rtnl.Flood{VNI: e.VNI, Dst: e.Dst})
 		}
 	}
-	return hosts, err
-}
-
-// vxlanDevice is a VXLAN device that steps make.
-type vxlanDevice struct {
-	c      *rtnl.Conn
-	bridge string
-	vxlan.Config
-	mtu   int
-	there func() (*rtnl.Link, error) // reads the bridge
-}
-
-func (v *vxlanDevice) createStep() step.Step {
-	learning := "nolearning"
-	if v.Static() {
-		learning = "learning"
-	}
-	return step.Step{
-		Name: "vxlan", Text: fmt.Sprintf("ip link add %s mtu %d type vxlan id %d local %s dstport %d %s ttl 64",
-			v.Interface(), v.mtu, v.VNI, v.Local, v.UDPPort(), learning),
-		Do: func(context.Context) error {
-			attrs := append(rtnl.NewVXLAN(rtnl.VXLAN{
-				VNI: v.VNI, Local: v.Local, Port: v.UDPPort(), Learning: v.Static(),
-			}), rtnl.Name(v.Interface()), rtnl.MTU(v.mtu))
-			err := v.c.CreateWithAlias("vxlan", rtnl.RandomIndex(), markVXLAN+alias.Escape(v.bridge), attrs...)
-			return v.explain(err)
-		},
-		Undo: func(context.Context) error { return v.delete() },
-	}
-}
-
-// explain adds the cause and cure to the error of a request for a VXLAN device.
-func (v *vxlanDevice) explain(err error) error {
-	switch {
-	case errors.Is(err, syscall.EEXIST):
-		return fmt.Errorf("%w (another VXLAN device has VNI %d and port %d: ip -d link show type vxlan)", err, v.VNI,
-			v.UDPPort())
-	case errors.Is(err, syscall.EOPNOTSUPP):
-		return fmt.Errorf("%w (the kernel's VXLAN driver is missing or not loaded: modprobe vxlan)", err)
-	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Errorf("%w (another program has UDP port %d: ss -lnup)", err, v.UDPPort())
-	}
-	return Explain(err)
-}
-
-func (v *vxlanDevice) delete() error {
-	l, err := v.c.Link(v.Interface())
-	if err != nil || !isVXLANOf(l, v.bridge) {
-		return rtnl.IgnoreNotExist(err)
-	}
-	return rtnl.IgnoreNotExist(v.c.Delete(l.Index))
-}
-
-// on returns a step that does f to the device.
-func (v *vxlanDevice) on(name, text string, f func(l *rtnl.Link) error) step.Step {
-	return step.Step{Name: name, Text: text, Do: func(context.Context) error {
-		l, err := v.c.Link(v.Interface())
-		if err == nil {
-			err = f(l)
-		}
-		return v.explain(err)
-	}}
-}
-
-func (v *vxlanDevice) portStep() step.Step {
-	text := fmt.Sprintf("ip link set %s master %s", v.Interface(), v.bridge)
-	if !v.Static() {
-		text += fmt.Sprintf("; bridge link set dev %s learning off", v.Interface())
-	}
-	return v.on("port", text, func(l *rtnl.Link) error {
-		br, err := v.there()
-		if err != nil {
-			return err
-		}
-		if err := v.c.SetQuiet(l.Index); err != nil {
-			return err
-		}
-		return AddPortDown(v.c, br, l, brport.Settings{NoLearning: !v.Static()})
-	})
-}
-
-func (v *vxlanDevice) suppressStep() step.Step {
-	return v.on("neigh-suppress", fmt.Sprintf("bridge link set dev %s neigh_suppress on", v.Interface()),
-		func(l *rtnl.Link) error { return v.c.SetNeighSuppress(l.Index, true) })
-}
-
-func (v *vxlanDevice) floodStep(a netip.Addr, add bool) step.Step {
-	verb, do, undo := "append", v.c.AddFlood, v.c.DeleteFlood
-	if !add {
-		verb, do, undo = "del", v.c.DeleteFlood, v.c.AddFlood
-	}
-	text := fmt.Sprintf("bridge fdb %s 00:00:00:00:00:00 dev %s dst %s", verb, v.Interface(), a)
-	s := v.on("remote "+a.String(), text,
-		func(l *rtnl.Link) error { return do(l.Index, a) })
-	s.Undo = func(context.Context) error {
-		l, err := v.c.Link(v.Interface())
-		if err == nil {
-			err = undo(l.Index, a)
-		}
-		return rtnl.IgnoreNotExist(err)
-	}
-	return s
-}
-
-func (v *vxlanDevice) upStep() step.Step {
-	return v.on("up", fmt.Sprintf("ip link set %s up", v.Interface()),
-		func(l *rtnl.Link) error { return v.c.Set(l.Index, rtnl.Up(true)) })
+	return all, err
 }

@@ -25,7 +25,13 @@ const patience = 20 * time.Second
 // prefix followed by i+1.
 func wired(t *testing.T, prefix string, bits, mtu int) (a, b *lan) {
 	t.Helper()
-	a, b = newLAN(t, bridge.Config{}), newLAN(t, bridge.Config{})
+	return wiredBy(t, bridge.Config{}, prefix, bits, mtu)
+}
+
+// wiredBy is wired for bridges with that configuration.
+func wiredBy(t *testing.T, cfg bridge.Config, prefix string, bits, mtu int) (a, b *lan) {
+	t.Helper()
+	a, b = newLAN(t, cfg), newLAN(t, cfg)
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -132,7 +138,7 @@ func TestLiveVXLANForFRR(t *testing.T) {
 	if vx.MTU != 1450 || vx.VXLAN.Learning || vx.Port == nil || vx.Port.Learning || !vx.Port.NeighSuppress || !vx.Up {
 		t.Errorf("%+v, %+v, %+v", vx, vx.VXLAN, vx.Port)
 	}
-	if err := a.c.AddFlood(vx.Index, netip.MustParseAddr("192.0.2.2")); err != nil {
+	if err := a.c.AddFlood(vx.Index, rtnl.Flood{Dst: netip.MustParseAddr("192.0.2.2")}); err != nil {
 		t.Fatal(err)
 	}
 	if n := a.join(cfg); n != 0 {
@@ -156,7 +162,7 @@ func TestLiveVXLANFaults(t *testing.T) {
 			t.Fatal(err)
 		}
 		gone := func() bool {
-			_, err := a.c.Link(cfg.Interface())
+			_, err := a.c.Link(cfg.Interface("br0"))
 			return errors.Is(err, fs.ErrNotExist)
 		}
 		full := errors.New("no space left on device")
@@ -177,7 +183,7 @@ func TestLiveVXLANFaults(t *testing.T) {
 				}
 			}
 			a.join(cfg)
-			if l := a.link(cfg.Interface()); !l.Up || l.Port == nil || l.MTU != 1400 || a.join(cfg) != 0 {
+			if l := a.link(cfg.Interface("br0")); !l.Up || l.Port == nil || l.MTU != 1400 || a.join(cfg) != 0 {
 				t.Errorf("killed after %s: %+v", steps[i].Name, l)
 			}
 			if err := steps[0].Undo(context.Background()); err != nil || !gone() {

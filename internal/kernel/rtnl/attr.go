@@ -106,9 +106,9 @@ func BridgeAgeing(seconds int) Attr {
 // BridgeNoSnooping makes a new bridge send all multicast to all ports.
 func BridgeNoSnooping() Attr { return infoAttr(nl.IFLA_BR_MCAST_SNOOPING, boolByte(false)) }
 
-// BridgeVLANFiltering makes a bridge filter VLANs. A kernel without
+// BridgeVLANFiltering says whether a bridge filters VLANs. A kernel without
 // CONFIG_BRIDGE_VLAN_FILTERING answers EOPNOTSUPP (br_vlan_filter_toggle).
-func BridgeVLANFiltering() Attr { return infoAttr(nl.IFLA_BR_VLAN_FILTERING, boolByte(true)) }
+func BridgeVLANFiltering(on bool) Attr { return infoAttr(nl.IFLA_BR_VLAN_FILTERING, boolByte(on)) }
 
 // MacvlanMode is the mode of a macvlan or macvtap, MACVLAN_MODE_* (include/uapi/linux/if_link.h).
 func MacvlanMode(mode uint32) Attr { return infoAttr(unix.IFLA_MACVLAN_MODE, nl.Uint32Attr(mode)) }

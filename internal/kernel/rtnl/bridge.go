@@ -38,6 +38,10 @@ type Port struct {
 	// segments have it, and code that sets the others must leave it alone.
 	NeighSuppress bool
 
+	// VLANTunnel says that the port, a VXLAN device, carries each VLAN in a tunnel of its own. It
+	// is not among PortFlags either.
+	VLANTunnel bool
+
 	PortFlags
 }
 
@@ -79,6 +83,8 @@ func parsePort(b []byte) *Port {
 			p.Timer = ticks(u64(v))
 		case nl.IFLA_BRPORT_NEIGH_SUPPRESS:
 			p.NeighSuppress = u8(v) != 0
+		case nl.IFLA_BRPORT_VLAN_TUNNEL:
+			p.VLANTunnel = u8(v) != 0
 		case nl.IFLA_BRPORT_MODE:
 			p.Hairpin = u8(v) != 0
 		case nl.IFLA_BRPORT_ISOLATED:

@@ -15,6 +15,10 @@ type VLANs struct {
 	First, Last int
 	PVID        bool // incoming untagged frames belong to it; only for a range of one
 	Untagged    bool // its frames leave without a tag
+
+	// Tunnel is the VNI to which a port with VLANTunnel maps First; the next VLAN has the next VNI.
+	// 0 for none.
+	Tunnel int
 }
 
 // PortChange is what SetPort changes on a bridge port.
@@ -71,9 +75,17 @@ func (f *PortFlags) byKind() map[int][]byte {
 	}
 }
 
-// DeletePortVLANs removes a bridge port from VLANs. It is no error if the port is not a member
-// (br_vlan_info ignores that). The bridge forgets the addresses that it learned behind the port in
-// these VLANs.
+// AddPortVLANs makes a bridge port a member of VLANs, with their tunnels. If a VLAN has a tunnel,
+// or another VLAN of the port has that one, the kernel answers EEXIST (__vlan_tunnel_info_add).
+func (c *Conn) AddPortVLANs(index int, vlans []VLANs) error {
+	req := c.portRequest(unix.RTM_SETLINK, index)
+	req.AddData(vlanSpec(vlans))
+	return c.do(req)
+}
+
+// DeletePortVLANs removes a bridge port from VLANs, which lose their tunnels. It is no error if the
+// port is not a member (br_vlan_info ignores that). The bridge forgets the addresses that it
+// learned behind the port in these VLANs.
 func (c *Conn) DeletePortVLANs(index int, vlans []VLANs) error {
 	req := c.portRequest(unix.RTM_DELLINK, index)
 	req.AddData(vlanSpec(vlans))
@@ -117,7 +129,8 @@ func (c *Conn) portRequest(kind, index int) *nl.NetlinkRequest {
 }
 
 // vlanSpec returns IFLA_AF_SPEC with a struct bridge_vlan_info for each VLAN, or for both ends of a
-// range. A range of one VLAN must be sent as one (br_process_vlan_info).
+// range, and what says their tunnels. A range of one VLAN must be sent as one
+// (br_process_vlan_info, and br_process_vlan_tunnel_info).
 func vlanSpec(vlans []VLANs) *nl.RtAttr {
 	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC|unix.NLA_F_NESTED, nil)
 	for _, v := range vlans {
@@ -128,14 +141,30 @@ func vlanSpec(vlans []VLANs) *nl.RtAttr {
 		if v.Untagged {
 			flags |= nl.BRIDGE_VLAN_INFO_UNTAGGED
 		}
-		if v.First == v.Last {
-			spec.AddRtAttr(nl.IFLA_BRIDGE_VLAN_INFO, vlanInfo(flags, v.First))
+		v.ends(func(end uint16, vid, _ int) {
+			spec.AddRtAttr(nl.IFLA_BRIDGE_VLAN_INFO, vlanInfo(flags|end, vid))
+		})
+		if v.Tunnel == 0 {
 			continue
 		}
-		spec.AddRtAttr(nl.IFLA_BRIDGE_VLAN_INFO, vlanInfo(flags|nl.BRIDGE_VLAN_INFO_RANGE_BEGIN, v.First))
-		spec.AddRtAttr(nl.IFLA_BRIDGE_VLAN_INFO, vlanInfo(flags|nl.BRIDGE_VLAN_INFO_RANGE_END, v.Last))
+		v.ends(func(end uint16, vid, tunnel int) {
+			info := spec.AddRtAttr(nl.IFLA_BRIDGE_VLAN_TUNNEL_INFO|unix.NLA_F_NESTED, nil)
+			info.AddRtAttr(nl.IFLA_BRIDGE_VLAN_TUNNEL_ID, nl.Uint32Attr(uint32(tunnel)))
+			info.AddRtAttr(nl.IFLA_BRIDGE_VLAN_TUNNEL_VID, nl.Uint16Attr(uint16(vid)))
+			info.AddRtAttr(nl.IFLA_BRIDGE_VLAN_TUNNEL_FLAGS, nl.Uint16Attr(end))
+		})
 	}
 	return spec
+}
+
+// ends calls add with both ends of a range and their flags, or with the VLAN of a range of one.
+func (v VLANs) ends(add func(flags uint16, vid, tunnel int)) {
+	if v.First == v.Last {
+		add(0, v.First, v.Tunnel)
+		return
+	}
+	add(nl.BRIDGE_VLAN_INFO_RANGE_BEGIN, v.First, v.Tunnel)
+	add(nl.BRIDGE_VLAN_INFO_RANGE_END, v.Last, v.Tunnel+v.Last-v.First)
 }
 
 // vlanInfo returns a struct bridge_vlan_info (include/uapi/linux/if_bridge.h).
@@ -149,6 +178,9 @@ const (
 	vlandbEntry      = 1 // BRIDGE_VLANDB_ENTRY
 	vlandbEntryInfo  = 1 // BRIDGE_VLANDB_ENTRY_INFO
 	vlandbEntryRange = 2 // BRIDGE_VLANDB_ENTRY_RANGE
+
+	vlandbEntryTunnel = 4 // BRIDGE_VLANDB_ENTRY_TUNNEL_INFO, Linux 5.7
+	vlandbTunnelID    = 1 // BRIDGE_VLANDB_TINFO_ID
 )
 
 // PortVLANs reads the VLANs of one bridge port or, if index is 0, of every bridge and port. The
@@ -195,6 +227,12 @@ func parseVLANs(b []byte) VLANs {
 			v.Untagged = flags&nl.BRIDGE_VLAN_INFO_UNTAGGED != 0
 		case kind == vlandbEntryRange && len(b) >= 2:
 			v.Last = int(binary.NativeEndian.Uint16(b))
+		case kind == vlandbEntryTunnel:
+			each(b, func(kind uint16, b []byte) {
+				if kind == vlandbTunnelID {
+					v.Tunnel = int(u32(b))
+				}
+			})
 		}
 	})
 	return v

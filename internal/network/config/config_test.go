@@ -41,7 +41,7 @@ func TestFormatIsParsed(t *testing.T) {
 		{Name: "a", Domain: "a.internal", Subnet: netip.MustParsePrefix("192.168.7.0/29")},
 		{Name: "lan", Domain: "lan.internal", Uplink: &Uplink{Device: "eth1.100"}},
 		{Name: "lan", Domain: "lan.internal", Uplink: &Uplink{Device: "eth1", Move: Unconfirmed}},
-		onUplink(), onSegment(""), onSegment("192.0.2.2", "192.0.2.3"),
+		onUplink(), onSegment(""), onSegment("192.0.2.2", "192.0.2.3"), onMap(),
 	} {
 		if err := n.Validate(); err != nil {
 			t.Fatal(err)

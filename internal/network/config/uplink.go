@@ -120,7 +120,7 @@ func (n *Network) CheckUplink() error {
 	if u.Device == "" {
 		return errors.New("move-address, dhcp-range and router are about an uplink (write uplink: eth1)")
 	}
-	if err := cmp.Or(CheckDevice(u.Device), u.checkVXLAN()); err != nil {
+	if err := cmp.Or(CheckDevice(u.Device), n.checkVXLAN()); err != nil {
 		return err
 	}
 	const lan = "guests are on the LAN of uplink "

@@ -30,8 +30,18 @@ func onSegment(remotes ...string) *Network {
 			v.Remotes, v.Port = append(v.Remotes, netip.MustParseAddr(r)), 4790
 		}
 	}
-	u := NewVXLAN(v)
+	u := NewVXLAN("far", v)
 	return &Network{Name: "seg", Domain: "seg.internal", MTU: 1450, Uplink: &u}
+}
+
+// onMap is a network with a segment for each of several VLANs.
+func onMap() *Network {
+	u := NewVXLAN("far", vxlan.Config{
+		Map:     vxlan.Map{{First: 10, Last: 10, VNI: 10010}, {First: 20, Last: 29, VNI: 20020}},
+		Local:   netip.MustParseAddr("192.0.2.1"),
+		Remotes: []netip.Addr{netip.MustParseAddr("192.0.2.2")},
+	})
+	return &Network{Name: "far", Domain: "far.internal", MTU: 1450, Uplink: &u}
 }
 
 // TestSegmentMTU: a file without an MTU has what Ethernet between the hosts leaves.
@@ -69,6 +79,7 @@ func TestSplitVLAN(t *testing.T) {
 func TestUplinkErrors(t *testing.T) {
 	const dhcp = "uplink: eth1\ndhcp: true\nsubnet: 192.168.1.0/24\n"
 	const seg = "uplink: {vxlan: {id: 1, local: 192.0.2.1, "
+	const mapped = "uplink: {vxlan: {local: 192.0.2.1, map: "
 	const up, one = "uplink: eth1\n", "{name: a, mac: \"52:54:00:00:00:01\", ip: "
 	const lan = dhcp + "dhcp-range: 192.168.1.200-192.168.1.220\n"
 	for text, want := range map[string]string{
@@ -95,6 +106,10 @@ func TestUplinkErrors(t *testing.T) {
 		seg + "mtu: 1400}}\nmtu: 1500":                             "they are the same MTU (remove one)",
 		seg + "port: 0}}":                                          "port is \"0\": want 1",
 		seg + "}}\nmove-address: true":                             "no addresses of the host to move",
+		mapped + "x}}":                                             "1:41: map \"x\": want VLAN:VNI",
+		mapped + "\"10:1,11:1\"}}":                                 "VNI 1 is there twice",
+		"uplink: {vxlan: {map: \"10:1\"}}":                         "map 10:1: it needs an address of this host",
+		seg + "map: \"10:1\"}}":                                    "VNI 1 and a map of VLANs: want one of them",
 		seg + "}}\nnat: true":                                      "need no nat",
 		up + "move-address: maybe":                                 "2:15: move-address is neither true nor false",
 		up + "subnet: 192.168.1.0/24":                              "are for a DHCP server (write dhcp: true)",
@@ -103,6 +118,7 @@ func TestUplinkErrors(t *testing.T) {
 		dhcp + "dhcp-range: 192.168.1.220-192.168.1.200":           "the lower one first",
 		dhcp + "dhcp-range: 192.168.2.1-192.168.2.9":               "want addresses of hosts in 192.168.1.0/24",
 		dhcp + "dhcp-range: 192.168.1.200-192.168.1.255":           "want addresses of hosts in 192.168.1.0/24",
+		mapped + "\"10:1\"}}\ndhcp: true":                          "each VLAN is a LAN of its own",
 		lan + "router: 192.168.2.1":                                "router 192.168.2.1: want the address of a host in",
 		lan + "router: 192.168.1.210":                              "it is in dhcp-range 192.168.1.200-192.168.1.220",
 		lan + "router: \"::1\"":                                    "want an IPv4 address",

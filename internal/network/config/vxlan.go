@@ -18,9 +18,11 @@ import (
 // the segment's MTU, in bytes.
 const ethernetMTU = 1500
 
-// NewVXLAN returns the uplink of a network whose guests share a VXLAN segment with those of other
-// hosts.
-func NewVXLAN(cfg vxlan.Config) Uplink { return Uplink{Device: cfg.Interface(), VXLAN: &cfg} }
+// NewVXLAN returns the uplink of the network name, whose guests share a VXLAN segment with those of
+// other hosts, or with a map one for each VLAN.
+func NewVXLAN(name string, cfg vxlan.Config) Uplink {
+	return Uplink{Device: cfg.Interface(name), VXLAN: &cfg}
+}
 
 // Clone returns a copy that shares nothing with u; nil of nil.
 func (u *Uplink) Clone() *Uplink {
@@ -30,7 +32,7 @@ func (u *Uplink) Clone() *Uplink {
 	c := *u
 	if u.VXLAN != nil {
 		v := *u.VXLAN
-		v.Remotes = slices.Clone(v.Remotes)
+		v.Remotes, v.Map = slices.Clone(v.Remotes), slices.Clone(v.Map)
 		c.VXLAN = &v
 	}
 	return &c
@@ -40,6 +42,9 @@ func (u *Uplink) Clone() *Uplink {
 func (u *Uplink) Flags() string {
 	if u.VXLAN == nil {
 		return "--uplink " + u.Device
+	}
+	if u.VXLAN.Map != nil {
+		return fmt.Sprintf("--vxlan-map %s --local %s", u.VXLAN.Map, u.VXLAN.Local)
 	}
 	return fmt.Sprintf("--vxlan %d --local %s", u.VXLAN.VNI, u.VXLAN.Local)
 }
@@ -84,6 +89,7 @@ func (d *decoder) vxlan(n ast.Node) error {
 	}
 	err := d.Mapping(n, "vxlan",
 		number("id", &v.VNI, 1, vxlan.MaxVNI),
+		d.text("map", func(s string) (err error) { v.Map, err = vxlan.ParseMap(s); return err }),
 		strictyaml.Key("local", func(n ast.Node) (err error) { v.Local, err = address(n, "local"); return err }),
 		strictyaml.Key("remote", func(n ast.Node) error {
 			return d.List(n, "remote", func(n ast.Node) error {
@@ -97,7 +103,7 @@ func (d *decoder) vxlan(n ast.Node) error {
 	if err != nil {
 		return err
 	}
-	d.uplink = withRest(NewVXLAN(v), d.uplink)
+	d.uplink = withRest(NewVXLAN(d.n.Name, v), d.uplink)
 	return d.at(n, v.Validate())
 }
 
@@ -121,7 +127,8 @@ func (d *decoder) segmentMTU() error {
 }
 
 // checkVXLAN returns what contradicts a segment as uplink, or nil.
-func (u *Uplink) checkVXLAN() error {
+func (n *Network) checkVXLAN() error {
+	u := n.Uplink
 	if u.VXLAN == nil {
 		return nil
 	}
@@ -130,9 +137,11 @@ func (u *Uplink) checkVXLAN() error {
 		return err
 	case u.Move != NoMove:
 		return errors.New("vxlan has no addresses of the host to move (remove move-address)")
-	case u.Device != u.VXLAN.Interface():
-		return fmt.Errorf("uplink %s: guests are on the segment of VNI %d, and on no LAN besides (remove one)",
-			u.Device, u.VXLAN.VNI)
+	case u.VXLAN.Map != nil && n.DHCP:
+		return errors.New("with a map, each VLAN is a LAN of its own, and a DHCP server serves one (remove dhcp)")
+	case u.Device != u.VXLAN.Interface(n.Name):
+		return fmt.Errorf("uplink %s: guests are on the segment of %s, and on no LAN besides (remove one)",
+			u.Device, u.VXLAN)
 	}
 	return nil
 }
@@ -140,7 +149,11 @@ func (u *Uplink) checkVXLAN() error {
 // formatVXLAN writes a segment with the MTU of the network.
 func (u *Uplink) formatVXLAN(b *strings.Builder, mtu int) {
 	v := u.VXLAN
-	fmt.Fprintf(b, "uplink:\n  vxlan: {id: %d, local: %q", v.VNI, v.Local)
+	which := fmt.Sprintf("id: %d", v.VNI)
+	if v.Map != nil {
+		which = fmt.Sprintf("map: %q", v.Map)
+	}
+	fmt.Fprintf(b, "uplink:\n  vxlan: {%s, local: %q", which, v.Local)
 	if v.Static() {
 		var hosts []string
 		for _, a := range v.Remotes {
