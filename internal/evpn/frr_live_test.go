@@ -2,285 +2,19 @@ package evpn
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
-	"os"
-	"os/exec"
-	"os/user"
-	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
-	"vmnet/bridge"
-	"vmnet/bridge/brport"
-	"vmnet/bridge/vxlan"
-	"vmnet/internal/kernel/netns"
-	"vmnet/internal/kernel/rtnl"
-	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
+	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
+	"vmnet/testvm"
 )
-
-const (
-	longest = 20 * time.Second
-	frrDir  = "/usr/lib/frr" // of Debian's package
-	segment = 100
-)
-
-// fabric is a network between hosts that run FRR. The last host reflects the routes of the others.
-type fabric struct {
-	t     *testing.T
-	hosts []*host
-}
-
-type host struct {
-	t       *testing.T
-	name    string
-	addr    netip.Addr
-	ns      *netns.NS
-	nl      *rtnl.Conn
-	bridges *bridge.Host
-	daemons []*exec.Cmd
-}
-
-func newFabric(t *testing.T, hosts int) *fabric {
-	t.Helper()
-	nstest.RequireRoot(t)
-	nstest.RequireTun(t)
-	_, err := os.Stat(filepath.Join(frrDir, "bgpd"))
-	nstest.Require(t, "frr", err == nil, "apt install frr")
-	t.Cleanup(func() { _ = os.Remove(stateDir) })
-	f := &fabric{t: t}
-	lan := nstest.New(t)
-	wire := f.open(lan)
-	f.must(wire.Create("bridge", rtnl.Name("lan")))
-	br, err := wire.Link("lan")
-	f.must(err)
-	f.must(wire.Set(br.Index, rtnl.Up(true)))
-	for i := range hosts {
-		h := &host{t: t, name: fmt.Sprintf("h%d", i+1), ns: nstest.New(t)}
-		h.addr = netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)})
-		h.nl = f.open(h.ns)
-		f.must(wire.Create("veth", rtnl.Name(h.name), rtnl.MTU(1600), rtnl.VethPeer("eth0", h.ns)))
-		port, err := wire.Link(h.name)
-		f.must(err)
-		f.must(wire.Set(port.Index, rtnl.Master(br.Index), rtnl.Up(true)))
-		eth, err := h.nl.Link("eth0")
-		f.must(err)
-		f.must(h.nl.Set(eth.Index, rtnl.MTU(1600), rtnl.Up(true)))
-		f.must(h.nl.AddAddr(eth.Index, netip.PrefixFrom(h.addr, 24)))
-		h.bridges, err = bridge.Open(h.ns.Path())
-		f.must(err)
-		t.Cleanup(h.bridges.Close)
-		f.must(h.bridges.Create(bridge.Config{
-			Name: "br100", MAC: net.HardwareAddr{2, 0, 0, 0, 100, byte(i + 1)},
-			VXLAN: &vxlan.Config{VNI: segment, Local: h.addr},
-		}))
-		f.hosts = append(f.hosts, h)
-	}
-	for _, h := range f.hosts {
-		f.configure(h)
-		h.start()
-		t.Cleanup(h.kill)
-	}
-	return f
-}
-
-func (f *fabric) must(err error) {
-	f.t.Helper()
-	if err != nil {
-		f.t.Fatal(err)
-	}
-}
-
-func (f *fabric) open(ns *netns.NS) *rtnl.Conn {
-	c, err := rtnl.Open(ns)
-	f.must(err)
-	f.t.Cleanup(c.Close)
-	return c
-}
-
-// configure writes the configuration of a host's FRR, as docs/evpn.md has it.
-func (f *fabric) configure(h *host) {
-	reflector := f.hosts[len(f.hosts)-1]
-	var b strings.Builder
-	fmt.Fprintf(&b, "router bgp 65000\n bgp router-id %s\n no bgp default ipv4-unicast\n", h.addr)
-	var activate []string
-	for _, other := range f.hosts {
-		if other == h || h != reflector && other != reflector {
-			continue
-		}
-		fmt.Fprintf(&b, " neighbor %s remote-as 65000\n neighbor %[1]s timers connect 1\n", other.addr)
-		fmt.Fprintf(&b, " neighbor %s advertisement-interval 0\n", other.addr)
-		activate = append(activate, fmt.Sprintf("  neighbor %s activate\n", other.addr))
-		if h == reflector {
-			activate = append(activate, fmt.Sprintf("  neighbor %s route-reflector-client\n", other.addr))
-		}
-	}
-	fmt.Fprintf(&b, " address-family l2vpn evpn\n%s  advertise-all-vni\n exit-address-family\n",
-		strings.Join(activate, ""))
-	u, err := user.Lookup("frr")
-	f.must(err)
-	uid, _ := strconv.Atoi(u.Uid)
-	gid, _ := strconv.Atoi(u.Gid)
-	dir := filepath.Join(stateDir, h.name)
-	f.must(os.MkdirAll(dir, 0o755))
-	for file, text := range map[string]string{"zebra.conf": "hostname " + h.name + "\n", "bgpd.conf": b.String()} {
-		f.must(os.WriteFile(filepath.Join(dir, file), []byte(text), 0o644))
-	}
-	for _, path := range []string{stateDir, dir} {
-		f.must(os.Chown(path, uid, gid))
-	}
-	f.t.Cleanup(func() { _ = os.RemoveAll(dir) })
-}
-
-func (h *host) start() {
-	h.t.Helper()
-	dir := filepath.Join(stateDir, h.name)
-	for _, daemon := range []string{"zebra", "bgpd"} {
-		cmd := exec.Command(filepath.Join(frrDir, daemon), "-N", h.name, "-f", filepath.Join(dir, daemon+".conf"),
-			"-i", filepath.Join(dir, daemon+".pid"), "--vty_port", "0",
-			"--log", "file:"+filepath.Join(dir, daemon+".log"))
-		if daemon == "bgpd" {
-			cmd.Args = append(cmd.Args, "--listenon", h.addr.String())
-		}
-		if err := h.ns.Do(cmd.Start); err != nil {
-			h.t.Fatal(err)
-		}
-		h.daemons = append(h.daemons, cmd)
-		nstest.Eventually(h.t, longest, daemon+" of "+h.name+" listens", func() bool {
-			_, err := os.Stat(filepath.Join(dir, daemon+".vty"))
-			return err == nil
-		})
-	}
-}
-
-// kill ends the host's FRR, as far as it runs.
-func (h *host) kill() {
-	for _, cmd := range h.daemons {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	}
-	h.daemons = nil
-	for _, socket := range []string{"zebra.vty", "bgpd.vty", "zserv.api"} {
-		_ = os.Remove(filepath.Join(stateDir, h.name, socket))
-	}
-}
-
-func (h *host) ask() Status {
-	h.t.Helper()
-	a, err := OfNetns(h.ns, h.name).Ask(context.Background())
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	return a.Of(segment)
-}
-
-func (h *host) shown() bridge.VXLAN {
-	h.t.Helper()
-	info, err := h.bridges.Show("br100")
-	if err != nil || info.VXLAN == nil {
-		h.t.Fatalf("%+v, %v", info, err)
-	}
-	return *info.VXLAN
-}
-
-// knows reports whether h has a guest behind other.
-func (h *host) knows(guest byte, other *host) bool {
-	h.t.Helper()
-	vx, err := h.nl.Link("vx100")
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	entries, err := h.nl.RemoteFDB(vx.Index)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	return slices.ContainsFunc(entries, func(e rtnl.RemoteEntry) bool {
-		return slices.Equal(e.MAC, macOf(guest)) && (other == nil || e.Dst == other.addr)
-	})
-}
-
-func macOf(guest byte) net.HardwareAddr { return net.HardwareAddr{0x52, 0x54, 0, 0, 0, guest} }
-
-const (
-	vnetHdr   = 10     // bytes, before each frame of a tap
-	etherTest = 0x88b5 // the local experimental EtherType 1 of IEEE 802
-	headerLen = 14
-)
-
-// guest is a tap in the place of a guest's NIC.
-type guest struct {
-	t     *testing.T
-	id    byte
-	tap   *tun.Tap
-	queue *os.File
-}
-
-// guest starts a guest, which announces itself.
-func (h *host) guest(id byte) *guest {
-	h.t.Helper()
-	name := fmt.Sprintf("tap%d", id)
-	tap, err := tun.Create(h.ns, name, false)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	h.t.Cleanup(func() { tap.Close() })
-	if err := h.bridges.AddPort("br100", name, brport.Settings{}); err != nil {
-		h.t.Fatal(err)
-	}
-	g := &guest{h.t, id, tap, tap.Queues()[0]}
-	if err := syscall.SetNonblock(int(g.queue.Fd()), true); err != nil {
-		h.t.Fatal(err)
-	}
-	g.send(net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, 0)
-	return g
-}
-
-func (g *guest) send(to net.HardwareAddr, n uint32) {
-	g.t.Helper()
-	b := append(make([]byte, vnetHdr, vnetHdr+60), to...)
-	b = append(b, macOf(g.id)...)
-	b = binary.BigEndian.AppendUint16(b, etherTest)
-	b = binary.BigEndian.AppendUint32(b, n)
-	if _, err := syscall.Write(int(g.queue.Fd()), b[:cap(b)]); err != nil && !errors.Is(err, syscall.EINTR) {
-		g.t.Fatal(err)
-	}
-}
-
-// heard returns the numbers of the frames from a guest that have arrived.
-func (g *guest) heard(from byte) (numbers []uint32) {
-	g.t.Helper()
-	buf := make([]byte, 2048)
-	for {
-		n, err := syscall.Read(int(g.queue.Fd()), buf)
-		switch {
-		case errors.Is(err, syscall.EINTR):
-		case errors.Is(err, syscall.EAGAIN):
-			return numbers
-		case err != nil:
-			g.t.Fatal(err)
-		case n >= vnetHdr+headerLen+4 && slices.Equal(buf[vnetHdr+6:vnetHdr+12], macOf(from)) &&
-			binary.BigEndian.Uint16(buf[vnetHdr+12:]) == etherTest:
-			numbers = append(numbers, binary.BigEndian.Uint32(buf[vnetHdr+headerLen:]))
-		}
-	}
-}
-
-// reaches sends until another guest hears it.
-func (g *guest) reaches(other *guest) {
-	g.t.Helper()
-	nstest.Eventually(g.t, longest, fmt.Sprintf("guest %d reaches guest %d", g.id, other.id), func() bool {
-		g.send(macOf(other.id), 1)
-		return len(other.heard(g.id)) > 0
-	})
-}
 
 // TestLiveEVPN runs three hosts with FRR, one of which reflects routes: guests reach each other,
 // one moves, one is killed, and an FRR is killed and comes back.
@@ -302,11 +36,9 @@ func TestLiveEVPN(t *testing.T) {
 	two.reaches(one)
 	nstest.Eventually(t, longest, "guest 2 is behind h2", func() bool { return a.knows(2, b) })
 
-	f.move(one, two, b, c)
-
-	began := time.Now()
-	nstest.Eventually(t, longest, "a killed guest is forgotten", func() bool { return !a.knows(2, nil) })
-	t.Logf("forgotten within %v", time.Since(began).Round(time.Millisecond))
+	f.moves(one, b, c)
+	two.tap.Close()
+	nstest.Eventually(t, longest, "a guest that has gone is forgotten", func() bool { return !a.knows(2, nil) })
 
 	b.kill()
 	nstest.Eventually(t, longest, "a host without FRR is forgotten", func() bool {
@@ -321,29 +53,105 @@ func TestLiveEVPN(t *testing.T) {
 	two.reaches(one)
 }
 
-// move moves a guest between two hosts while another one sends to it, logs how long no frame has
-// arrived, and kills it.
-func (f *fabric) move(sender, moved *guest, from, to *host) {
+// What docs/evpn.md says of moves and of guests that end. On a busy machine, one of several tries
+// must show that it is so.
+const (
+	longestGap    = 300 * time.Millisecond
+	longestMemory = 500 * time.Millisecond
+	tries         = 10
+)
+
+// fastest repeats what is measured until it takes at most that long, and logs each try.
+func fastest(t testing.TB, what string, most time.Duration, try func(i int) time.Duration) {
+	t.Helper()
+	for i := range tries {
+		took := try(i)
+		t.Logf("%s: %v", what, took.Round(time.Millisecond))
+		if took <= most {
+			return
+		}
+	}
+	t.Errorf("%s: none of %d tries took at most %v", what, tries, most)
+}
+
+// moves moves guests between two hosts while another one sends to them. Each has an address of its
+// own, since FRR takes five moves of one for a duplicate.
+func (f *fabric) moves(sender *guest, from, to *host) {
 	f.t.Helper()
-	var n uint32
-	step := func(at *guest) (heard bool) {
-		n++
-		sender.send(macOf(moved.id), n)
-		time.Sleep(5 * time.Millisecond) // not a wait: the sender's rate
-		return len(at.heard(sender.id)) > 0
-	}
-	for range 20 {
-		step(moved)
-	}
-	last := time.Now()
-	moved.tap.Close()
-	again := to.guest(moved.id)
-	nstest.Eventually(f.t, longest, "frames follow a guest that has moved", func() bool { return step(again) })
-	f.t.Logf("longest gap %v", time.Since(last).Round(time.Millisecond))
-	nstest.Eventually(f.t, longest, "its host is known", func() bool {
-		return f.hosts[0].knows(moved.id, to) && !f.hosts[0].knows(moved.id, from)
+	fastest(f.t, "longest gap of frames to a guest that moves", longestGap, func(i int) time.Duration {
+		id := byte(10 + i)
+		moved := from.guest(id)
+		sender.reaches(moved)
+		nstest.Eventually(f.t, longest, "its host is known", func() bool { return f.hosts[0].knows(id, from) })
+		last, gap := time.Now(), time.Duration(0)
+		var n uint32
+		step := func(at *guest) (heard bool) {
+			n++
+			sender.send(macOf(id), n)
+			time.Sleep(5 * time.Millisecond) // not a wait: the sender's rate
+			if heard = len(at.heard(sender.id)) > 0; heard {
+				gap, last = max(gap, time.Since(last)), time.Now()
+			}
+			return heard
+		}
+		for range 20 {
+			step(moved)
+		}
+		moved.tap.Close()
+		again := to.guest(id)
+		nstest.Eventually(f.t, longest, "frames follow a guest that has moved", func() bool { return step(again) })
+		for range 20 {
+			step(again)
+		}
+		nstest.Eventually(f.t, longest, "its host is known", func() bool {
+			return f.hosts[0].knows(id, to) && !f.hosts[0].knows(id, from)
+		})
+		again.tap.Close()
+		return gap
 	})
-	again.tap.Close()
+}
+
+// TestLiveKilledGuest kills QEMUs: their addresses leave the other host.
+func TestLiveKilledGuest(t *testing.T) {
+	f := newFabric(t, 2)
+	a, b := f.hosts[0], f.hosts[1]
+	m, err := tapmgr.Open(b.ns.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	fastest(t, "the other host forgets a killed guest", longestMemory, func(i int) time.Duration {
+		vm := testvm.StartT(t, testvm.Config{Name: fmt.Sprintf("evpn%d", i)})
+		ctx, cancel := context.WithTimeout(context.Background(), nstest.Patience(longest))
+		defer cancel()
+		got, err := m.Attach(ctx, nic.Spec{
+			Target: nic.Target{VM: fmt.Sprintf("evpn%d", i)}, NIC: "net0", Bridge: bridgeOf(segment),
+			Vhost: nic.VhostOff,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := vm.Guest.UseNIC(ctx, got.NIC.MAC, "10.8.0.2/24"); err != nil {
+			t.Fatal(err)
+		}
+		mac, err := net.ParseMAC(got.NIC.MAC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		nstest.Eventually(t, longest, "the other host knows the guest", func() bool {
+			if a.knowsMAC(mac, b) {
+				return true
+			}
+			_, _ = vm.Guest.Ping(ctx, "10.8.0.1") // nobody answers, but the question is heard
+			return false
+		})
+		began := time.Now()
+		if err := vm.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		nstest.Eventually(t, longest, "a killed guest is forgotten", func() bool { return !a.knowsMAC(mac, nil) })
+		return time.Since(began)
+	})
 }
 
 // TestLiveNothingToAsk: a namespace without FRR is no error.
