@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"strconv"
@@ -24,6 +25,14 @@ const DefaultPath = "/run/openvswitch/db.sock"
 // exchangeLimit bounds one request, whatever its context says. The database answers within
 // milliseconds, and a request never asks it to wait for longer than maxWait.
 const exchangeLimit = 10 * time.Second
+
+const (
+	// connectWait bounds how long a server's queue of connections may be full. One that accepts none
+	// is stopped.
+	connectWait = 5 * time.Second
+	// maxPause is the longest pause between two tries to connect.
+	maxPause = 64 * time.Millisecond
+)
 
 // maxRequest bounds a request, in bytes.
 const maxRequest = 8 << 20
@@ -61,7 +70,7 @@ type Client struct {
 // The caller must close the Client.
 func Dial(ctx context.Context, path, database string) (*Client, error) {
 	path = strings.TrimPrefix(path, "unix:")
-	conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
+	conn, err := connect(ctx, path)
 	switch {
 	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOTDIR):
 		return nil, fmt.Errorf("%w: nobody listens on %s", ErrNotRunning, path)
@@ -74,6 +83,23 @@ func Dial(ctx context.Context, path, database string) (*Client, error) {
 		return nil, fmt.Errorf("connect to the database of Open vSwitch: %w", err)
 	}
 	return newClient(conn, path, database), nil
+}
+
+// connect connects to a socket. The kernel keeps at most 64 connections for ovsdb-server to accept,
+// and refuses more: that is so for a moment when many guests get their NICs at once.
+func connect(ctx context.Context, path string) (net.Conn, error) {
+	end := time.Now().Add(connectWait)
+	for pause := time.Millisecond; ; pause = min(2*pause, maxPause) {
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
+		if !errors.Is(err, syscall.EAGAIN) || time.Now().After(end) {
+			return conn, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(pause/2 + rand.N(pause)): // not all of them at the same time
+		}
+	}
 }
 
 func newClient(conn net.Conn, path, database string) *Client {
