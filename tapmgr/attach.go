@@ -10,8 +10,6 @@ import (
 	"vmnet/internal/backend"
 	"vmnet/internal/guest"
 	"vmnet/internal/inventory"
-	"vmnet/internal/kernel/rtnl"
-	"vmnet/internal/ovs"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
@@ -272,42 +270,12 @@ func (a *attachment) verifyStep() step.Step {
 	}
 }
 
-// waitInstalled waits until OVN has installed the flows of a port of Open vSwitch.
-func (m *Manager) waitInstalled(ctx context.Context, found nic.NIC) error {
-	err := ovs.With(ctx, found.OVSDB, func(c *ovs.Conn) error {
-		return c.AwaitInstalled(ctx, found.Interface)
-	})
-	if err != nil {
-		return fmt.Errorf("wait for OVN to install the flows of %s, iface-id %s: %w (ovn-nbctl show; ovn-sbctl show)",
-			found.Interface, found.IfaceID, err)
-	}
-	return nil
-}
+// ForwardWait bounds how long OVN may take to install the flows of a port.
+const ForwardWait = backend.ForwardWait
 
 // WaitForwarding waits until the NIC's bridge port forwards, on a chassis of OVN until its flows
-// are installed. A NIC that is on neither forwards at once.
+// are installed. A NIC that is on neither forwards at once. For a user who is not root the
+// privileged helper waits for OVN.
 func (m *Manager) WaitForwarding(ctx context.Context, found nic.NIC) error {
-	if found.Type == nic.TypeOVS {
-		return m.waitInstalled(ctx, found)
-	}
-	if found.Type != nic.TypeTap || found.Switch {
-		return nil
-	}
-	for {
-		l, err := m.host.NL.Link(found.Interface)
-		if err != nil {
-			return fmt.Errorf("wait for %s: %w", found.Interface, err)
-		}
-		if l.Port != nil && l.Port.State == rtnl.Forwarding {
-			return nil
-		}
-		if l.Port == nil {
-			return fmt.Errorf("wait for %s: it is on no bridge any more", found.Interface)
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("wait for %s, which is %s: %w", found.Interface, l.Port.State, context.Cause(ctx))
-		case <-time.After(20 * inventory.PollEvery):
-		}
-	}
+	return m.host.AwaitForwarding(ctx, found)
 }

@@ -3,6 +3,8 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
+	"fmt"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -12,6 +14,7 @@ import (
 	"vmnet/internal/access/bridgehelper"
 	"vmnet/internal/access/gate"
 	"vmnet/internal/access/policy"
+	"vmnet/internal/access/privilege"
 	"vmnet/internal/backend"
 	"vmnet/internal/cli/nicflags"
 	"vmnet/internal/kernel/tun"
@@ -171,6 +174,27 @@ func (a *app) serve(args []string) error {
 		}
 		return nil
 	})
+}
+
+// await waits until the port of a caller's NIC on Open vSwitch forwards, whose database only root may
+// ask. Only vmnet attach calls it.
+func (a *app) await(args []string) error {
+	f := newFlags()
+	tap := f.String("await", "", "")
+	if err := parse(f, args); err != nil {
+		return err
+	}
+	if f.NArg() > 0 || *tap == "" {
+		return usagef("--await=INTERFACE is for vmnet attach only (run vmnet attach --wait)")
+	}
+	a.p.Reserve(cap.DAC_OVERRIDE)
+	if err := errors.Join(a.p.Confine(cap.NET_ADMIN), privilege.CloseInherited()); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeoutCause(context.Background(), backend.ForwardWait,
+		fmt.Errorf("it does not forward after %v", backend.ForwardWait))
+	defer cancel()
+	return a.manager(func(m *backend.Maker) error { return m.AwaitOwn(ctx, *tap) })
 }
 
 // interfaceArg returns the only argument that QEMU gives its scripts, and drops the privileges that

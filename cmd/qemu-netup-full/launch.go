@@ -219,6 +219,9 @@ func (a *app) make(o *launchOptions) (made *backend.Launch, err error) {
 		if made, err = m.PlanLaunch(context.Background(), specs...); err != nil {
 			return err
 		}
+		if o.wait {
+			made.AwaitForwarding()
+		}
 		// Report errors in the command line before a device is made.
 		if _, err := o.command(made, a.monitorPath(o)); err != nil {
 			return err

@@ -23,6 +23,7 @@ type launchOptions struct {
 	netns      string
 	sparePorts int
 	prepared   bool
+	wait       bool
 	dryRun     bool
 	verbose    bool
 	given      []string // names of the given flags among ofAll
@@ -131,7 +132,7 @@ func ownFlags(f *pflag.FlagSet) (profile, by *string) {
 
 // ofAll returns the names of the flags that apply to all NICs.
 func ofAll() []string {
-	return []string{"vm", "vmm", "qmp", "spare-ports", "place", "prepared", "netns", "dry-run", "verbose"}
+	return []string{"vm", "vmm", "qmp", "spare-ports", "place", "prepared", "wait", "netns", "dry-run", "verbose"}
 }
 
 // once refuses to take those flags a second time.
@@ -164,6 +165,8 @@ func (o *launchOptions) flags(f *pflag.FlagSet) *nicflags.NIC {
 		"auto", "qemu", "env")
 	f.BoolVar(&o.prepared, "prepared", o.prepared,
 		"the guest comes by migration (-incoming): its NICs are down until vmnet commit, as root")
+	f.BoolVar(&o.wait, "wait", o.wait,
+		"start PROGRAM once its NICs' ports forward, on a chassis of OVN once their flows are there")
 	f.StringVar(&o.netns, "netns",
 		o.netns, "the network namespace of bridges and taps, a `NAME` of ip-netns(8) or a path; for root")
 	f.BoolVar(&o.dryRun, "dry-run", o.dryRun, "print every step and the command line, and change nothing")

@@ -130,6 +130,8 @@ func formOf(argv []string) (form, []string) {
 		return (*app).version, args[1:]
 	case has("--attach"):
 		return (*app).serve, args
+	case has("--await"):
+		return (*app).await, args
 	case has("--br", "--fd", "--use-vnet"): // its exit status must not be 0 without an fd sent, not even for help
 		return (*app).bridgeHelper, args
 	case has("-h", "--help"):

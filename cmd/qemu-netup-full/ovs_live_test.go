@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -10,6 +12,8 @@ import (
 
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 
+	"vmnet/internal/kernel/procfd"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/ovstest"
 	"vmnet/tapmgr/nic"
 )
@@ -64,7 +68,7 @@ func (h *ovsHost) rowGoes(name string) {
 	if _, err := h.Reconcile(h.context(20*time.Second), false); err != nil {
 		h.Error(err)
 	}
-	if left := h.Vsctl("--bare", "--columns=name", "list", "Interface"); left != "br-int" {
+	if left := h.Vsctl("--bare", "--columns=name", "find", "Interface", "type!=internal"); left != "" && left != "up0" {
 		h.Errorf("interfaces %q are left", left)
 	}
 }
@@ -162,4 +166,92 @@ func TestLiveOVSAttach(t *testing.T) {
 	h.row("N2-net0", "iface-id=g1")
 	guest.kill()
 	h.rowGoes("N2-net0")
+}
+
+// TestLiveOVSWait: a user's attach, and a launch, wait for the flows of OVN, of which only root may
+// ask.
+func TestLiveOVSWait(t *testing.T) {
+	h := newOVSHost(t)
+	v := ovstest.NewOVN(t)
+	h.ip(h.ns, "link", "add", "up0", "up", "type", "veth", "peer", "name", "up1")
+	v.StartChassis(h.OVS, "hv1", "up0", "192.0.2.1")
+	v.Nbctl("ls-add", "lan")
+	waits := func(vm string) {
+		h.Helper()
+		h.await(vm+" has no flows yet", func() error {
+			if n := h.nicOf(vm); n.State != nic.NoFlows {
+				return fmt.Errorf("%+v", n)
+			}
+			return nil
+		})
+	}
+	guest := h.plainQEMU("N2")
+	attach := []string{"--bridge", "br-int", "--ovsdb", h.Socket(), "--iface-id", "g1", "--wait"}
+	ended := make(chan result, 1)
+	go func() { ended <- h.attach("N2", "net0", attach...) }()
+	waits("N2")
+	h.await("the helper waits", func() error { return h.runs(h.program, "--await=N2-net0") })
+	select {
+	case r := <-ended:
+		t.Fatalf("attach does not wait: %+v", r)
+	default:
+	}
+	v.Nbctl("lsp-add", "lan", "g1")
+	h.ok(<-ended, "N2-net0 on br-int")
+	h.ok(h.attach("N2", "net0", attach...), "unchanged")
+
+	const foreign = "is no NIC of user 65534"
+	h.fails(h.nobodys("--await=br-int"), exitFailure, foreign)
+	h.fails(h.nobodys("--await=N3-net0"), exitFailure, foreign)
+	h.fails(h.nobodys("--await="), exitUsage, "for vmnet attach only")
+	l, err := h.nl.Link("N2-net0")
+	if err == nil { // as if root had made it
+		err = h.nl.Set(l.Index, rtnl.Alias(strings.Replace(l.Alias, " uid=65534", "", 1)))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.fails(h.nobodys("--await=N2-net0"), exitFailure, foreign)
+	guest.kill()
+	h.rowGoes("N2-net0")
+
+	launch := []string{
+		"--bridge", "br-int", "--ovsdb", h.Socket(), "--iface-id", "g2", "--wait",
+		"--", qemuProgram, "-name", "guest=N2", "-S", "-nodefaults", "-machine", "pc,accel=tcg", "-m", "32",
+		"-display", "none",
+	}
+	go func() { ended <- h.nobodys(launch...) }()
+	waits("N2")
+	h.Vsctl("del-port", "N2-net0")
+	h.fails(<-ended, exitFailure, "wait for OVN to install the flows of N2-net0, iface-id g2")
+	h.rowGoes("N2-net0") // at once: there is no row to reconcile
+
+	guest = h.start(h.command(h.program, launch...))
+	waits("N2")
+	if err := h.runs(qemuProgram, "guest=N2"); err == nil || guest.hasEnded() {
+		t.Error("QEMU runs before the flows are there")
+	}
+	v.Nbctl("lsp-add", "lan", "g2")
+	h.await("QEMU runs", func() error { return h.runs(qemuProgram, "guest=N2") })
+	if n := h.nicOf("N2"); n.State != "forwarding" {
+		t.Errorf("QEMU runs with %+v", n)
+	}
+	guest.kill()
+	h.rowGoes("N2-net0")
+}
+
+// runs returns an error unless a program runs with an argument.
+func (h *ovsHost) runs(program, arg string) error {
+	all, err := procfd.PIDs()
+	if err != nil {
+		return err
+	}
+	for _, pid := range all {
+		exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+		line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if filepath.Base(exe) == filepath.Base(program) && slices.Contains(strings.Split(string(line), "\x00"), arg) {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s with %s does not run", program, arg)
 }

@@ -38,14 +38,14 @@ changes at the next boot, and a note says so.
 
 A bridge of Open vSwitch is recognised. The NIC is then a port in its database (--ovsdb names
 another than the machine's), with the id by which OVN knows it (--iface-id), and --vlan, --trunk,
---native and --isolated (Open vSwitch's "protected") are its port's. It takes root. The row in the
-database says for which device it was made; detach removes it, and once the guest has ended vmnet
-watch at once, the next attach of that NIC, or vmnet reconcile. A port of that name which vmnet did
-not make is left alone, and the attach fails. If the bridge forwards in user space
-(datapath_type=netdev), the guest's NIC has no offloads, since nothing there completes checksums,
-and port security and rates are refused: Open vSwitch takes the frames before the kernel can check
-them. On a chassis of OVN, --wait waits until OVN has installed the port's flows. Give NICs behind
-its tunnels --mtu 1442.
+--native and --isolated (Open vSwitch's "protected") are its port's. The row in the database, which
+only root and qemu-netup reach, says for which device it was made; detach removes it, and once the
+guest has ended vmnet watch at once, the next attach of that NIC, or vmnet reconcile. A port of that
+name which vmnet did not make is left alone, and the attach fails. If the bridge forwards in user
+space (datapath_type=netdev), the guest's NIC has no offloads, since nothing there completes
+checksums, and port security and rates are refused: Open vSwitch takes the frames before the kernel
+can check them. On a chassis of OVN, --wait waits until OVN has installed the port's flows. Give
+NICs behind its tunnels --mtu 1442.
 
 The guest is found by its name among the caller's own processes, and its QMP monitor among the
 sockets that the kernel lists for it, however QEMU was configured (-qmp, -mon, -chardev,
@@ -280,28 +280,31 @@ func attachInTime(ctx context.Context, m *tapmgr.Manager, o *attachOptions) (nic
 	return m.Attach(ctx, o.spec)
 }
 
-// installWait bounds the wait for OVN, whose central databases may be far away.
-const installWait = time.Minute
-
 // forwardSlack is how much later than estimated a port may start to forward.
 const forwardSlack = 5 * time.Second
 
 func (a *app) waitForwarding(ctx context.Context, m *tapmgr.Manager, res *nic.Result) error {
-	if res.NIC.State == forwarding {
+	n, verb, done := &res.NIC, "attach", "attached"
+	if n.State == nic.Prepared {
+		verb, done = "prepare", "prepared"
+	}
+	if n.State == forwarding || n.State == nic.Prepared && n.Type != nic.TypeOVS {
 		return nil
 	}
 	limit := res.ForwardIn + forwardSlack
-	if res.NIC.State == nic.NoFlows {
-		limit = installWait
+	if n.Type == nic.TypeOVS {
+		limit = tapmgr.ForwardWait
 	}
-	a.say(fmt.Sprintf("waiting until %s forwards, %.0f s at most", res.NIC.Interface, limit.Seconds()))
+	a.say(fmt.Sprintf("waiting until %s forwards, %.0f s at most", n.Interface, limit.Seconds()))
 	ctx, cancel := context.WithTimeoutCause(ctx, limit,
 		fmt.Errorf("it does not forward after %v", limit.Round(time.Second)))
 	defer cancel()
-	if err := m.WaitForwarding(ctx, res.NIC); err != nil {
-		return fmt.Errorf("attach %s/%s: the NIC is attached, but: %w", res.NIC.VM, res.NIC.ID, err)
+	if err := m.WaitForwarding(ctx, *n); err != nil {
+		return fmt.Errorf("%s %s/%s: the NIC is %s, but: %w", verb, n.VM, n.ID, done, err)
 	}
-	res.NIC.State, res.ForwardIn = forwarding, 0
+	if n.State != nic.Prepared {
+		n.State, res.ForwardIn = forwarding, 0
+	}
 	return nil
 }
 

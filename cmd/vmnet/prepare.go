@@ -28,6 +28,9 @@ A routed guest's addresses are answered for, and routed, from the commit on. An 
 the address of its parent device, so that must have the one of --mac. A socket to a switch has no
 device that could be down: --via tap.
 
+On a chassis of OVN the port is bound at once. Before that, requested-chassis of the logical port
+must name both hosts, or they fight for it: see docs/ovn.md. --wait waits for OVN's flows.
+
 The target of a migration is prepared before the guest's data comes. qemu-netup --prepared is the
 same for NICs that QEMU has from its start. libvirt migrates its guests itself, and vmnet's hook
 makes their NICs.`
@@ -50,7 +53,9 @@ func (a *app) prepareCommand() *cobra.Command {
 	flags := nicflags.AddNIC(f)
 	flags.AddSwitch(f)
 	flags.AddVia(f, false)
-	durationFlag(f, &o.timeout, "timeout", 10*time.Second, time.Millisecond, "give up after this time")
+	f.BoolVar(&o.wait, "wait", false, "on a chassis of OVN, wait until it has installed the port's flows")
+	durationFlag(f, &o.timeout, "timeout", 10*time.Second, time.Millisecond,
+		"give up after this time; --wait is not counted")
 	o.steps.add(cmd)
 	format := outputFlag(cmd)
 	cmd.InitDefaultHelpFlag()

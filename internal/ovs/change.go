@@ -219,10 +219,23 @@ func (c *Conn) remove(ctx context.Context, ports []Port) error {
 	return err
 }
 
-// AwaitInstalled waits until ovn-controller has installed the flows of a port, or ctx ends.
+// AwaitInstalled waits until ovn-controller has installed the flows of a port, or ctx ends. It is
+// an error if the port goes meanwhile, or does not work. On a bridge that is not OVN's there is
+// nothing to wait for.
 func (c *Conn) AwaitInstalled(ctx context.Context, name string) error {
 	for {
-		_, err := c.Transact(ctx, ovsdb.Await(time.Second, "Interface", ovsdb.Where("name", "==", name),
+		found, err := c.Named(ctx, name)
+		switch {
+		case err != nil:
+			return err
+		case len(found) != 1:
+			return fmt.Errorf("port %s of Open vSwitch: %w", name, fs.ErrNotExist)
+		case found[0].Trouble() != "":
+			return fmt.Errorf("port %s does not work, in the words of Open vSwitch: %.300q", name, found[0].Trouble())
+		case !found[0].IsOVNs || found[0].Installed:
+			return nil
+		}
+		_, err = c.Transact(ctx, ovsdb.Await(time.Second, "Interface", ovsdb.Where("name", "==", name),
 			ovsdb.Where("external_ids", "includes", ovsdb.Map{"ovn-installed": "true"})))
 		if !errors.Is(err, ovsdb.ErrTimedOut) {
 			return err
