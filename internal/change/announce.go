@@ -20,6 +20,9 @@ func (p *Plan) announceStep() step.Step {
 		who = "RARP in the trunk's VLANs"
 	} else if len(p.to.IP) > 0 {
 		who = "gratuitous ARP, unsolicited neighbour advertisements: " + nic.FormatIPs(p.to.IP)
+		if p.to.Type == nic.TypeOVS {
+			who = "RARP, " + who
+		}
 	}
 	text := fmt.Sprintf("write to a copy of QEMU's own fd of %s: %s of %s; announce-self", p.dev.Name, who, p.to.MAC)
 	if p.dev.Tun == nil {
@@ -43,7 +46,10 @@ const maxVLANs = 64
 func announcement(r nic.Record) (frames [][]byte) {
 	cfg := r.PortConfig()
 	if len(cfg.Trunk) == 0 || cfg.Native != 0 {
-		frames = announce.Frames(r.MAC, r.IP)
+		if r.Type == nic.TypeOVS && len(r.IP) > 0 { // OVN opens the port of a guest that has moved by RARP alone
+			frames = announce.Frames(r.MAC, nil)
+		}
+		frames = append(frames, announce.Frames(r.MAC, r.IP)...)
 	}
 	for _, vlan := range firstVLANs(cfg.Trunk, maxVLANs) {
 		for _, f := range announce.Frames(r.MAC, nil) {

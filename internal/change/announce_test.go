@@ -11,7 +11,8 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// TestAnnouncement: a guest on a trunk is announced in the VLANs that the port passes.
+// TestAnnouncement: a guest on a trunk is announced in the VLANs that the port passes. On Open
+// vSwitch RARP comes first, by which OVN opens the port.
 func TestAnnouncement(t *testing.T) {
 	for port, want := range map[string]string{
 		"":                  "ARP 192.0.2.7",
@@ -30,6 +31,16 @@ func TestAnnouncement(t *testing.T) {
 		}
 		if text := strings.Join(got, "; "); text != want {
 			t.Errorf("%s: %s, want %s", port, text, want)
+		}
+		if got = nil; port != "" {
+			continue
+		}
+		r.Type = nic.TypeOVS
+		for _, frame := range announcement(r) {
+			got = append(got, textOf(frame))
+		}
+		if text := strings.Join(got, "; "); text != "RARP; "+want {
+			t.Errorf("on Open vSwitch: %s", text)
 		}
 	}
 	r, _ := nic.ParseRecord("vmnet vm=P2 nic=net0 type=tap source=br0 port=trunk:1-4094 mac=52:54:00:00:00:01")

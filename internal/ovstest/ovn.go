@@ -43,16 +43,21 @@ func (v *OVN) Sbctl(args ...string) string {
 	return v.tool("ovn-sbctl", append([]string{"--timeout=30", "--db=unix:" + v.Socket()}, args...)...)
 }
 
-// StartChassis makes a host with a switch a chassis: a bridge br-phy that forwards in user space
-// has the device, on which other chassis are, and the address, with which tunnels begin. OVN makes
-// br-int.
-func (v *OVN) StartChassis(o *OVS, name, device, address string) {
+// StartChassis makes a host with a switch a chassis, of which tunnels begin with the address, and
+// returns the device that must have it: the one on which other chassis are, or, as tunnels in user
+// space demand, a bridge br-phy with that device. OVN makes br-int.
+func (v *OVN) StartChassis(o *OVS, name, device, address string) (addressed string) {
 	v.tb.Helper()
-	o.AddBridge("br-phy")
-	o.Vsctl("--timeout=30", "add-port", "br-phy", device, "--", "set", "Open_vSwitch", ".",
+	addressed = device
+	if o.datapath == "netdev" {
+		addressed = "br-phy"
+		o.AddBridge(addressed)
+		o.Vsctl("--timeout=30", "add-port", addressed, device)
+	}
+	o.Vsctl("--timeout=30", "set", "Open_vSwitch", ".",
 		"external_ids:system-id="+name, "external_ids:ovn-remote=unix:"+v.Socket(),
 		"external_ids:ovn-encap-type=geneve", "external_ids:ovn-encap-ip="+address,
-		"external_ids:ovn-bridge-datapath-type=netdev")
+		"external_ids:ovn-bridge-datapath-type="+o.datapath)
 	controller := o.start("ovn-controller", "unix:"+o.Socket(),
 		"--log-file="+o.ControllerLog(), "-vconsole:off")
 	v.tb.Cleanup(func() {
@@ -62,6 +67,7 @@ func (v *OVN) StartChassis(o *OVS, name, device, address string) {
 			v.tb.Logf("ovn-controller of %s said:\n%s", name, log)
 		}
 	})
+	return addressed
 }
 
 // ControllerLog is the path of ovn-controller's log.

@@ -1,6 +1,6 @@
 // Package ovstest runs Open vSwitch's own ovsdb-server and ovs-vswitchd for tests, in a directory
 // and a network namespace of the test. The switch forwards in user space (datapath type netdev),
-// which needs no kernel module.
+// which needs no kernel module, unless UseKernel is called.
 package ovstest
 
 import (
@@ -31,6 +31,7 @@ type OVS struct {
 	Dir string // has their sockets and files
 
 	tb               testing.TB
+	datapath         string // type
 	ns               *netns.NS
 	database, daemon *exec.Cmd // nil unless they run
 }
@@ -64,7 +65,7 @@ func prepared(tb testing.TB, ns *netns.NS) *OVS {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	o := &OVS{Dir: dir, tb: tb, ns: ns}
+	o := &OVS{Dir: dir, tb: tb, datapath: "netdev", ns: ns}
 	tb.Cleanup(func() {
 		o.StopSwitch()
 		o.StopDatabase()
@@ -90,6 +91,10 @@ func (o *OVS) StartDatabase() {
 
 // StopDatabase kills ovsdb-server, if it runs.
 func (o *OVS) StopDatabase() { end(&o.database) }
+
+// UseKernel has bridges that are made from now on forward in the kernel, which takes its modules
+// openvswitch and, for OVN, geneve.
+func (o *OVS) UseKernel() { o.datapath = "system" }
 
 // StartSwitch starts ovs-vswitchd.
 func (o *OVS) StartSwitch() {
@@ -117,10 +122,10 @@ func (o *OVS) PauseSwitch() { o.signal(o.daemon, syscall.SIGSTOP) }
 // ResumeSwitch lets ovs-vswitchd continue.
 func (o *OVS) ResumeSwitch() { o.signal(o.daemon, syscall.SIGCONT) }
 
-// AddBridge makes a bridge that forwards in user space, and brings up the device of that name.
+// AddBridge makes a bridge, and brings up the device of that name.
 func (o *OVS) AddBridge(name string) {
 	o.tb.Helper()
-	o.Vsctl("--timeout=30", "add-br", name, "--", "set", "bridge", name, "datapath_type=netdev")
+	o.Vsctl("--timeout=30", "add-br", name, "--", "set", "bridge", name, "datapath_type="+o.datapath)
 }
 
 // Vsctl runs ovs-vsctl and returns its output without the last newline.
