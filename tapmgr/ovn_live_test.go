@@ -125,7 +125,8 @@ func (c *chassis) claims(p logical) int {
 		strings.Count(string(log), "Changing chassis for lport "+p.id+" ")
 }
 
-// foreignPasses reports whether g2 answers a ping of g1's guest from an address that is not its own.
+// foreignPasses reports whether g2 answers a ping of g1's guest from an address that is not its
+// own.
 func (c *chassis) foreignPasses(g *guest) bool {
 	c.Helper()
 	const other = "10.71.0.99"

@@ -46,8 +46,8 @@ func binding(v *ovstest.OVN, p logical) string {
 	return strings.Join(on, ", ")
 }
 
-// TestLiveOVNMigrate migrates a guest that answers a ping each 10 ms to another chassis. OVN has its
-// port on both meanwhile, and passes nothing of the further one before the commit announces the
+// TestLiveOVNMigrate migrates a guest that answers a ping each 10 ms to another chassis. OVN has
+// its port on both meanwhile, and passes nothing of the further one before the commit announces the
 // guest there. The guest keeps its address, and OVN its port security.
 func TestLiveOVNMigrate(t *testing.T) {
 	t.Parallel()

@@ -96,7 +96,8 @@ func TestLiveOVSManyStaleRows(t *testing.T) {
 	actions, err := h.Reconcile(h.context(60*time.Second), false)
 	took := time.Since(start)
 	t.Logf("%d rows were removed within %v", len(actions), took)
-	if err != nil || len(actions) != rows || slices.ContainsFunc(actions, func(a nic.Action) bool { return a.Error != "" }) {
+	failed := slices.ContainsFunc(actions, func(a nic.Action) bool { return a.Error != "" })
+	if err != nil || failed || len(actions) != rows {
 		t.Errorf("reconcile: %d actions, %v", len(actions), err)
 	}
 	if took > nstest.Patience(20*time.Second) {

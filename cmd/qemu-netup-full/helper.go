@@ -176,8 +176,8 @@ func (a *app) serve(args []string) error {
 	})
 }
 
-// await waits until the port of a caller's NIC on Open vSwitch forwards, whose database only root may
-// ask. Only vmnet attach calls it.
+// await waits until the port of a caller's NIC on Open vSwitch forwards, whose database only root
+// may ask. Only vmnet attach calls it.
 func (a *app) await(args []string) error {
 	f := newFlags()
 	tap := f.String("await", "", "")

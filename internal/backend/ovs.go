@@ -60,8 +60,8 @@ func (p *ovsPlace) planPlace(ctx context.Context, s *hostTap, r *nic.Record) (i 
 			"no checksums: the guest's NIC has no offloads", p.br.Name, p.br.Datapath))
 	}
 	if p.br.IsOVNs && s.spec.Prepared {
-		i.Notices = append(i.Notices, fmt.Sprintf("OVN binds the port now: requested-chassis of %s must name this host "+
-			"and the one that the guest comes from, which would fight for it (ovn-nbctl)", r.OVSIfaceID()))
+		i.Notices = append(i.Notices, fmt.Sprintf("OVN binds the port now: requested-chassis of %s must name this "+
+			"host and the one that the guest comes from, which would fight for it (ovn-nbctl)", r.OVSIfaceID()))
 	}
 	owner, err := s.m.OVSOwner(*r, 0)
 	if err != nil {

@@ -27,8 +27,8 @@ const DefaultPath = "/run/openvswitch/db.sock"
 const exchangeLimit = 10 * time.Second
 
 const (
-	// connectWait bounds how long a server's queue of connections may be full. One that accepts none
-	// is stopped.
+	// connectWait bounds how long a server's queue of connections may be full. One that accepts
+	// none is stopped.
 	connectWait = 5 * time.Second
 	// maxPause is the longest pause between two tries to connect.
 	maxPause = 64 * time.Millisecond
