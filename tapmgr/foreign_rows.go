@@ -34,11 +34,13 @@ func (m *Manager) eachForeignRow(ctx context.Context, do func(path string, ports
 	only ...nic.Action,
 ) (actions []nic.Action, err error) {
 	var errs []error
+	wanted := map[nic.Action]bool{}
+	for _, a := range only {
+		wanted[a] = true
+	}
 	for _, path := range m.host.Databases() {
 		found, err := m.host.AbandonedOVS(ctx, path)
-		found = slices.DeleteFunc(found, func(p ovs.Port) bool {
-			return len(only) > 0 && !slices.Contains(only, foreignRow(p))
-		})
+		found = slices.DeleteFunc(found, func(p ovs.Port) bool { return len(only) > 0 && !wanted[foreignRow(p)] })
 		if err == nil && len(found) > 0 {
 			err = do(path, found)
 		}
