@@ -216,15 +216,22 @@ func TestLiveOVSWait(t *testing.T) {
 	h.rowGoes("N2-net0")
 
 	launch := []string{
-		"--bridge", "br-int", "--ovsdb", h.Socket(), "--iface-id", "g2", "--wait",
+		"--wait", "--bridge", "br-int", "--ovsdb", h.Socket(), "--iface-id", "g2",
 		"--", qemuProgram, "-name", "guest=N2", "-S", "-nodefaults", "-machine", "pc,accel=tcg", "-m", "32",
 		"-display", "none",
 	}
-	go func() { ended <- h.nobodys(launch...) }()
+	two := slices.Concat(launch[:7], []string{
+		"--next-nic", "--bridge", "br-int", "--ovsdb", h.Socket(), "--iface-id", "g3",
+	}, launch[7:])
+	go func() { ended <- h.nobodys(two...) }()
 	waits("N2")
+	h.row("N2-net1", "iface-id=g3")
 	h.Vsctl("del-port", "N2-net0")
 	h.fails(<-ended, exitFailure, "wait for OVN to install the flows of N2-net0, iface-id g2")
-	h.rowGoes("N2-net0") // at once: there is no row to reconcile
+	h.gone("N2-net1")
+	if ports := h.ports(); len(ports) != 0 {
+		t.Errorf("a launch that has given up leaves ports %q", ports)
+	}
 
 	guest = h.start(h.command(h.program, launch...))
 	waits("N2")
