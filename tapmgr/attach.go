@@ -1,6 +1,7 @@
 package tapmgr
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,7 +20,7 @@ import (
 // without a change. Another one for the same NIC is an error that matches nic.ErrExist and names
 // the differences. What an interrupted attach of the same NIC has left is removed first.
 func (m *Manager) Attach(ctx context.Context, spec nic.Spec) (nic.Result, error) {
-	if err := spec.Validate(); err != nil {
+	if err := cmp.Or(spec.Validate(), spec.CheckPlace()); err != nil {
 		return nic.Result{}, err
 	}
 	requested := spec

@@ -22,7 +22,7 @@ import (
 // network twice. Only root may prepare.
 func (m *Manager) Prepare(ctx context.Context, spec nic.Spec) (nic.Result, error) {
 	spec.Prepared = true
-	if err := cmp.Or(spec.Validate(), spec.CheckLinkUp()); err != nil {
+	if err := cmp.Or(spec.Validate(), spec.CheckLinkUp(), spec.CheckPlace()); err != nil {
 		return nic.Result{}, err
 	}
 	requested := spec

@@ -7,7 +7,10 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"vmnet/internal/endpoint"
 )
@@ -20,6 +23,8 @@ type source struct {
 	next   func() (*net.UnixConn, error) // waits for the next one
 	once   bool                          // there is only one
 	remove func()                        // removes the socket's file; may be nil
+	ended  atomic.Bool                   // see Port.OtherEnded
+	left   func()                        // removes the file of a socket on which nobody listens; may be nil
 }
 
 // openSource makes a source from a copy of f, which is one of these:
@@ -91,12 +96,27 @@ func (s *source) connectIn(f *os.File, name string) error {
 		return err
 	}
 	s.opened = own.os
+	dial := func(fd int) (*net.UnixConn, error) {
+		path := fmt.Sprintf("/proc/self/fd/%d/%s", fd, name)
+		return net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
+	}
+	s.left = func() {
+		_ = own.control(func(fd int) error {
+			c, err := dial(fd)
+			if err == nil {
+				return c.Close()
+			}
+			if errors.Is(err, unix.ECONNREFUSED) {
+				err = unix.Unlinkat(fd, name, 0)
+			}
+			return err
+		})
+	}
 	s.next = func() (*net.UnixConn, error) {
 		for {
 			var c *net.UnixConn
 			err := own.control(func(fd int) (err error) {
-				path := fmt.Sprintf("/proc/self/fd/%d/%s", fd, name)
-				c, err = net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
+				c, err = dial(fd)
 				return err
 			})
 			if err == nil {
@@ -143,6 +163,9 @@ func (s *source) close() error {
 	default:
 	}
 	close(s.stop)
+	if s.left != nil && s.ended.Load() {
+		s.left()
+	}
 	err := s.opened.Close()
 	if errors.Is(err, net.ErrClosed) {
 		err = nil // the session has closed it

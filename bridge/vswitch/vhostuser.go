@@ -88,6 +88,15 @@ func (p *Port) serveFrontends() {
 	}
 }
 
+// OtherEnded says that the processes at the port's other end have ended. If they were killed, they
+// have left the file of the socket on which they listened for the switch. It is removed with the
+// port.
+func (p *Port) OtherEnded() {
+	if v := p.wire.frontends; v != nil {
+		v.ended.Store(true)
+	}
+}
+
 // gatherTime is how long after its start a switch takes no frames from a guest's ring while other
 // guests are still to come. QEMU reconnects every second.
 const gatherTime = 3 * time.Second

@@ -245,6 +245,48 @@ func TestVhostUserConnects(t *testing.T) {
 	}
 }
 
+// TestVhostUserLeftSocket: what a killed frontend has left goes with its port, and the socket of
+// one that listens stays.
+func TestVhostUserLeftSocket(t *testing.T) {
+	for _, c := range []struct{ ended, listens, stays bool }{
+		{true, false, false}, {true, true, true}, {false, false, true},
+	} {
+		l := newLAN(t, nil)
+		path := filepath.Join(t.TempDir(), "frontend")
+		dir, err := endpoint.StreamDirectory(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, err := OpenVhostUser(dir, "frontend", 1)
+		_ = dir.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := l.sw.AddPort("guest", w, vport.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		at, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		at.SetUnlinkOnClose(false)
+		if !c.listens {
+			_ = at.Close()
+		}
+		if c.ended {
+			p.OtherEnded()
+		}
+		if err := l.sw.RemovePort("guest"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Lstat(path); (err == nil) != c.stays {
+			t.Errorf("%+v: the socket's file: %v", c, err)
+		}
+		_ = at.Close()
+	}
+}
+
 // TestVhostUserConnected: a port that was given a connected frontend ends with it.
 func TestVhostUserConnected(t *testing.T) {
 	l := newLAN(t, nil)

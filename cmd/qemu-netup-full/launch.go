@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -40,11 +41,9 @@ func (a *app) launch(args []string) error {
 	if err != nil {
 		return err
 	}
-	var own []*nic.Spec
-	if !a.p.Caller.Root() {
-		if own, err = o.ownNetworks(a.p.Getenv); err != nil {
-			return err
-		}
+	own, err := a.ownNetworks(o)
+	if err != nil {
+		return err
 	}
 	if err := a.keepFor(o); err != nil {
 		return err
@@ -216,23 +215,13 @@ func (a *app) make(o *launchOptions) (made *backend.Launch, err error) {
 			}
 		}
 		m.Run = a.runner(o)
-		if made, err = m.PlanLaunch(context.Background(), specs...); err != nil {
-			return err
-		}
-		if o.wait {
-			made.AwaitForwarding()
-		}
-		// Report errors in the command line before a device is made.
-		if _, err := o.command(made, a.monitorPath(o)); err != nil {
-			return err
-		}
-		if err := made.Make(context.Background()); err != nil {
+		if made, err = a.makeNICs(m, o, specs); err != nil {
 			return err
 		}
 		if note := qemu.MachineOf(o.guest).Note(); note != "" && o.place != string(qemu.PlacePCI) {
 			a.say("note: " + note)
 		}
-		a.notes(made)
+		a.notes(o, made)
 		if o.dryRun || len(requests) == 0 {
 			return nil
 		}
@@ -260,14 +249,14 @@ func request(s nic.Spec) policy.Request {
 }
 
 // notes prints the notices of the NICs, each text once.
-func (a *app) notes(made *backend.Launch) {
-	told := map[string]bool{}
+func (a *app) notes(o *launchOptions, made *backend.Launch) {
+	all := o.notices
 	for _, n := range made.NICs {
-		for _, text := range n.Notices {
-			if !told[text] {
-				a.say("note: " + text)
-			}
-			told[text] = true
+		all = append(all, n.Notices...)
+	}
+	for i, text := range all {
+		if !slices.Contains(all[:i], text) {
+			a.say("note: " + text)
 		}
 	}
 }

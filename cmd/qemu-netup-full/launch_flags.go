@@ -2,12 +2,17 @@ package main
 
 import (
 	"cmp"
+	"context"
+	"errors"
 	"fmt"
+	"os"
+	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
 	"vmnet/internal/access/policy"
+	"vmnet/internal/backend"
 	"vmnet/internal/cli/nicflags"
 	"vmnet/internal/network/userdirs"
 	"vmnet/internal/vmm/launch"
@@ -32,6 +37,7 @@ type launchOptions struct {
 	vmm        string
 	guest      []string // QEMU's own part of argv, with the files that it reads; nil: unknown
 	unread     []string // files that QEMU will read and this process has not
+	notices    []string // of choose
 }
 
 // nicOptions has the options of one NIC.
@@ -39,6 +45,8 @@ type nicOptions struct {
 	spec    nic.Spec
 	profile string
 	queues  bool // --queues was given
+	auto    bool // as auto
+	chosen  bool // its memory is shared because choose says so
 }
 
 // maxNICs is more than any machine has room for.
@@ -110,7 +118,10 @@ func (o *launchOptions) parseNIC(args []string) error {
 		}
 		spec.Switch.By = nic.By(*by)
 	} else if f.Changed("via") {
-		return usagef("--via %s goes with --switch", *by)
+		if spec.Network == "" {
+			return usagef("--via %s goes with --switch, or with --network for a network of yours", *by)
+		}
+		spec.Switch = &nic.Switch{By: nic.By(*by)} // which ownNetworks completes
 	}
 	if !f.Changed("nic") {
 		spec.NIC = fmt.Sprintf("net%d", len(o.nics))
@@ -125,7 +136,8 @@ func ownFlags(f *pflag.FlagSet) (profile, by *string) {
 	socket := string(nic.BySocket) // which needs no privilege
 	by = &socket
 	nicflags.Choice(f, by, "via", "",
-		"on a switch: what connects QEMU to it. With vhost-user the guest shares its memory with the switch",
+		"on a switch: what connects QEMU to it. With vhost-user the guest shares its memory with the switch; "+
+			"the default on a network of yours, if QEMU's command line allows it",
 		string(nic.BySocket), string(nic.ByVhostUser))
 	return profile, by
 }
@@ -193,13 +205,15 @@ func (o *launchOptions) name(files guestFiles) error {
 	}
 	place := qemu.Place(o.place).Of(o.guest)
 	for i := range o.nics {
-		s := &o.nics[i].spec
-		s.VM = name
+		n := &o.nics[i]
+		s := &n.spec
+		s.VM, n.auto = name, s.Queues == nic.QueuesAuto
 		if s.Model = cmp.Or(s.Model, place.Model()); s.Model == "" {
 			return usagef(
 				"the machine %s takes no NIC besides those of its board (--place or --model overrides this)",
 				qemu.MachineOf(o.guest).Type)
 		}
+		o.choose(n, files)
 		switch {
 		case s.Queues != nic.QueuesAuto:
 		case s.Switch != nil && s.Switch.By != nic.ByVhostUser || !strings.HasPrefix(s.Model, "virtio-net"):
@@ -241,17 +255,124 @@ func (o *launchOptions) settle(p *policy.Policy) ([]nic.Spec, error) {
 }
 
 // ownNetworks puts the NICs that are to be on networks of the calling user on their switches, for
-// which no privilege is needed, and returns these NICs.
-func (o *launchOptions) ownNetworks(getenv func(string) string) (own []*nic.Spec, err error) {
+// which no privilege is needed, and returns these NICs. Root has no such networks.
+func (a *app) ownNetworks(o *launchOptions) (own []*nic.Spec, err error) {
 	for i := range o.nics {
 		s := &o.nics[i].spec
-		joined, err := userdirs.Join(s, getenv)
-		if err != nil {
-			return nil, err
+		joined := false
+		if !a.p.Caller.Root() {
+			if joined, err = userdirs.Join(s, a.p.Getenv); err != nil {
+				return nil, err
+			}
 		}
 		if joined {
 			own = append(own, s)
 		}
 	}
 	return own, nil
+}
+
+// choose decides what connects QEMU with the switches of the user's networks where no --via says
+// it, and tells why. A user's switch runs programs of that user only, as QEMU is, so it may have
+// the guest's memory: vhost-user, unless the command line may need that memory for itself.
+func (o *launchOptions) choose(n *nicOptions, files guestFiles) {
+	s := &n.spec
+	if s.Switch == nil || s.Switch.By != "" {
+		return
+	}
+	s.Switch.By = nic.BySocket
+	if s.CheckVhostUser() != nil {
+		return // the model, or another flag, asks for something else
+	}
+	if why := cmp.Or(plainDevice(s.DeviceOptions), o.mayShare(files)); why != nil {
+		o.tell(s.Switch.Name, why)
+		return
+	}
+	s.Switch.By, n.chosen = nic.ByVhostUser, true
+	o.notices = append(o.notices, fmt.Sprintf("network %s: by vhost-user: its switch has the guest's memory, "+
+		"and QEMU does not save or migrate the guest (--via socket avoids both)", s.Switch.Name))
+}
+
+// plainDevice returns nil if a device with these options works by vhost-user too, or why it may
+// not.
+func plainDevice(options map[string]string) error {
+	for key := range options {
+		if !slices.Contains(plainOptions, key) {
+			return fmt.Errorf("--device-opt %s may need a socket", key)
+		}
+	}
+	return nil
+}
+
+// plainOptions are the options of QEMU's device that do not depend on what serves its rings.
+var plainOptions = []string{
+	"rx_queue_size", "tx_queue_size", "romfile", "bus", "addr", "bootindex", "mrg_rxbuf", "mq", "vectors", "speed",
+	"duplex", "csum", "guest_csum", "gso", "host_tso4", "host_tso6", "guest_tso4", "guest_tso6", "host_mtu",
+}
+
+// tell notes that a NIC on a user's network is on a socket.
+func (o *launchOptions) tell(network string, why error) {
+	o.notices = append(o.notices,
+		fmt.Sprintf("network %s: by a socket, which is slower than vhost-user: %v", network, why))
+}
+
+// mayShare returns nil if the guest may share its memory, or why it had better not.
+func (o *launchOptions) mayShare(files guestFiles) error {
+	if len(o.unread) > 0 {
+		return fmt.Errorf("%s was not read, and may say where the guest's memory is", o.unread[0])
+	}
+	limits, err := os.ReadFile("/proc/self/limits")
+	if err != nil || !anySize.Match(limits) {
+		return errors.New("the size of files is limited, and so is that of shared memory (ulimit -f)")
+	}
+	return launch.MayShare(launch.VMM(o.vmm), o.argv, o.guest, files.target)
+}
+
+// anySize matches the limits of a process that may write files of any size (proc_pid_limits(5)).
+var anySize = regexp.MustCompile(`(?m)^Max file size +unlimited `)
+
+// makeNICs makes the NICs. If that fails with memory shared that nobody has asked to share, it
+// makes them without.
+func (a *app) makeNICs(m *backend.Maker, o *launchOptions, specs []nic.Spec) (*backend.Launch, error) {
+	made, err := a.makeOnce(m, o, specs)
+	if err == nil || !o.unshare(specs, err) {
+		return made, err
+	}
+	return a.makeOnce(m, o, specs)
+}
+
+// unshare puts NICs that choose has put on vhost-user on sockets instead, and reports whether there
+// were any.
+func (o *launchOptions) unshare(specs []nic.Spec, why error) (changed bool) {
+	o.notices = nil
+	for i := range o.nics {
+		n := &o.nics[i]
+		if !n.chosen {
+			continue
+		}
+		n.chosen, changed = false, true
+		sw := *specs[i].Switch
+		sw.By = nic.BySocket
+		specs[i].Switch = &sw
+		if n.auto {
+			specs[i].Queues = 1
+		}
+		o.tell(sw.Name, why)
+	}
+	return changed
+}
+
+func (a *app) makeOnce(m *backend.Maker, o *launchOptions, specs []nic.Spec) (*backend.Launch, error) {
+	made, err := m.PlanLaunch(context.Background(), specs...)
+	if err != nil {
+		return nil, err
+	}
+	if o.wait {
+		made.AwaitForwarding()
+	}
+	// Report errors in the command line before a device is made.
+	if _, err := o.command(made, a.monitorPath(o)); err != nil {
+		return nil, err
+	}
+	return made, made.Make(context.Background())
 }

@@ -64,16 +64,17 @@ With --ip the network's server gives the guest that IPv4 address; one that is no
 attach waits until the server knows the guest. An IPv6 address is known by name on a network of
 root, and the guest sets it itself.
 
-On a userspace switch (vmnet switch run), --via socket gives QEMU one end of a stream socketpair
-and the switch the other: that needs no privilege and makes no device. --via tap gives QEMU a tap
-whose kernel side the switch takes: it has queues, offloads and vhost, and needs CAP_NET_ADMIN and
-CAP_NET_RAW. With --via vhost-user the guest shares its memory with the switch, which copies frames
-from there and to there: the fastest, without privilege, for a guest that was started with shared
-memory. The switch can read and write all of that memory, so it must be of QEMU's own user or of
-root, and auto never chooses this. The port is removed when QEMU exits, however it exits. --storm
-limits the frames of the guest that are flooded, and --max-addresses the addresses that are learned.
-When the switch ends, vmnet reconcile connects a tap, or a NIC by vhost-user, to the next switch of
-that name; a NIC on a socket is disconnected until you attach it again.
+On a userspace switch (vmnet switch run), and on a network of a user who is not root, --via socket
+gives QEMU one end of a stream socketpair and the switch the other: that needs no privilege and
+makes no device. --via tap gives QEMU a tap whose kernel side the switch takes: it has queues,
+offloads and vhost, and needs CAP_NET_ADMIN and CAP_NET_RAW. With --via vhost-user the guest shares
+its memory with the switch, which copies frames from there and to there: the fastest, without
+privilege, for a guest that was started with shared memory. The switch can read and write all of
+that memory, so it must be of QEMU's own user or of root, and auto never chooses this. The port is
+removed when QEMU exits, however it exits. --storm limits the frames of the guest that are flooded,
+and --max-addresses the addresses that are learned. When the switch ends, vmnet reconcile connects a
+tap, or a NIC by vhost-user, to the next switch of that name; a NIC on a socket is disconnected
+until you attach it again.
 
 With --routed the guest has addresses of the LAN behind an uplink, without a bridge: the host routes
 each --ip to the guest's tap, and answers for it on the uplink by entries of proxy ARP and NDP. The

@@ -73,7 +73,7 @@ func (m *Maker) PlanLaunch(ctx context.Context, specs ...nic.Spec) (*Launch, err
 
 // planLaunch decides everything about one NIC and changes nothing.
 func (m *Maker) planLaunch(ctx context.Context, spec nic.Spec) (*NIC, error) {
-	if err := cmp.Or(spec.Validate(), spec.CheckLinkUp()); err != nil {
+	if err := cmp.Or(spec.Validate(), spec.CheckLinkUp(), spec.CheckPlace()); err != nil {
 		return nil, err
 	}
 	spec = spec.WithDefaults()

@@ -34,7 +34,7 @@ func BenchmarkUserNetwork(b *testing.B) {
 			what string
 			mib  int // at an MTU of 1500 bytes
 			do   func(l *userLab, mib int) (time.Duration, error)
-		}{{"sends", 4, (*userLab).send}, {"receives", 4, (*userLab).receive}} {
+		}{{"sends", 32, (*userLab).send}, {"receives", 32, (*userLab).receive}} {
 			if mtu != 1500 {
 				c.mib = 64
 			}
@@ -86,10 +86,6 @@ func newUserLab(b *testing.B, mtu int, connect func(l *userLab) error) *userLab 
 			b.Fatal(err)
 		}
 	}
-	c := testvm.Config{
-		Name: l.name, Netns: l.host.Path(), BootTimeout: 5 * time.Minute, Logf: func(string, ...any) {},
-	}
-	l.vm = testvm.StartT(b, c.OwnedBy(b, nobody))
 	if err := connect(l); err != nil {
 		b.Fatal(err)
 	}
@@ -98,6 +94,16 @@ func newUserLab(b *testing.B, mtu int, connect func(l *userLab) error) *userLab 
 	// Other DHCP clients than udhcpc take the MTU that passt announces. A network's device has it.
 	l.tell(fmt.Sprintf("ip link set eth0 mtu %d && grep -x %[1]d /sys/class/net/eth0/mtu", mtu))
 	return l
+}
+
+// start starts the guest of nobody. program is what nobody starts in QEMU's place; empty for QEMU.
+func (l *userLab) start(program string) {
+	l.Helper()
+	c := testvm.Config{
+		Name: l.name, Netns: l.host.Path(), BootTimeout: 5 * time.Minute, Logf: func(string, ...any) {},
+		Cold: program != "", QEMU: program,
+	}
+	l.vm = testvm.StartT(l, c.OwnedBy(l, nobody))
 }
 
 // nobodys prepares a program that the user nobody runs on the host.
@@ -111,17 +117,25 @@ func (l *userLab) nobodys(argv ...string) *exec.Cmd {
 	return cmd
 }
 
+// network starts the guest on a network of nobody, as a user does.
 func (l *userLab) network() error {
+	_, err := timed("go", "build", "-o", l.dir, "vmnet/cmd/qemu-netup", "vmnet/cmd/qemu-netup-full")
+	if err != nil {
+		return err
+	}
 	create := l.nobodys(l.program, "network", "create", "lab", "--nat", "--dhcp", "--ipv6=none",
 		"--mtu", fmt.Sprint(l.mtu))
 	if out, err := create.CombinedOutput(); err != nil {
 		return fmt.Errorf("create: %w: %s", err, out)
 	}
 	l.Cleanup(func() { _ = l.nobodys(l.program, "network", "delete", "lab", "--force").Run() })
-	out, err := l.nobodys(l.program, "attach", "--vm", l.name, "--network", "lab").CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("attach: %w: %s", err, out)
+	starter := filepath.Join(l.dir, "start")
+	script := fmt.Sprintf("#!/bin/sh\nexport HOME=%s/cfg XDG_RUNTIME_DIR=%[1]s/run XDG_CONFIG_HOME= XDG_STATE_HOME=\n"+
+		"exec %s/qemu-netup --network lab -- qemu-system-x86_64 \"$@\"\n", l.home, l.dir)
+	if err := os.WriteFile(starter, []byte(script), 0o755); err != nil {
+		return err
 	}
+	l.start(starter)
 	return nil
 }
 
@@ -139,6 +153,7 @@ func (l *userLab) passt() error {
 		_, err := os.Stat(socket)
 		return err == nil
 	})
+	l.start("")
 	const netdev = `{"execute": "netdev_add", "arguments":
 		{"type": "stream", "id": "n0", "server": false, "addr": {"type": "unix", "path": %q}}}`
 	return monitor(l.vm.QMP, `{"execute": "qmp_capabilities"}`,

@@ -14,8 +14,10 @@ import (
 
 // Switch says how a NIC is a port of a userspace switch (package vswitch).
 type Switch struct {
-	Name string // as vmnet switch run was given it, or its control socket's path, with a slash
-	By   By     // --via of attach; empty means ByAuto
+	// Name is as vmnet switch run was given it, or its control socket's path, with a slash. It is
+	// empty, with By, for that of a network of the caller until package userdirs has found it.
+	Name string
+	By   By // --via of attach; empty means ByAuto
 
 	// LockMAC drops frames from the guest whose source is not the NIC's own address.
 	LockMAC bool
@@ -64,8 +66,10 @@ const TypeVhostUser = "vhost-user"
 
 // validate checks what needs no switch.
 func (s *Switch) validate(spec Spec) error {
-	if _, err := control.Path(s.Name); err != nil {
-		return err
+	if !spec.onOwn() {
+		if _, err := control.Path(s.Name); err != nil {
+			return err
+		}
 	}
 	if s.By == BySocket || s.By == ByAuto {
 		if err := spec.CheckSocket(); err != nil && s.By == BySocket {

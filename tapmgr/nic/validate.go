@@ -102,9 +102,25 @@ func (s Spec) validateHost() error {
 		s.validateInbound(), s.Rates.Validate())
 }
 
+// onOwn reports whether the NIC is to be on the switch of a network of the caller, by way of By,
+// and the switch is not known yet.
+func (s Spec) onOwn() bool { return s.Network != "" && s.Switch != nil && s.Switch.Name == "" }
+
+// CheckPlace returns an error that matches ErrInvalid if the NIC's network was to be one of the
+// caller, and is not.
+func (s Spec) CheckPlace() error {
+	if s.onOwn() {
+		return step.WithStage(ErrInvalid, fmt.Errorf("by %s: the caller has no network %s, and one of root has no "+
+			"switch (without --via)", s.Switch.By, s.Network))
+	}
+	return nil
+}
+
 // places returns how many of the places in which a NIC can be are named.
 func (s Spec) places() (n int) {
-	for _, named := range []bool{s.Bridge != "", s.Network != "", s.Routed != "", s.Lower != nil, s.Switch != nil} {
+	for _, named := range []bool{
+		s.Bridge != "", s.Network != "", s.Routed != "", s.Lower != nil, s.Switch != nil && !s.onOwn(),
+	} {
 		if named {
 			n++
 		}

@@ -71,6 +71,9 @@ type Port struct {
 	// Link says that a file of vswitch.LinkFile follows the queues of a tap.
 	Link bool `json:"link,omitempty"`
 
+	// Verified is that of vswitch.Wire. Only the process that has the switch can say so.
+	Verified bool `json:"-"`
+
 	// Queues is the number of pairs of queues that a VhostUser's guest may use; 0 means one.
 	Queues int `json:"queues,omitempty"`
 

@@ -77,7 +77,7 @@ func (n *NIC) Spec() (s nic.Spec, err error) {
 	if s.IP, s.Security.Nets, err = n.ownIP(); err != nil {
 		return s, err
 	}
-	if s.Switch != nil && len(s.IP) > 0 && s.Security.IsZero() {
+	if n.sw.Name != "" && len(s.IP) > 0 && s.Security.IsZero() {
 		return s, errors.New("--ip with --switch needs --port-security (on a network of yours: --network)")
 	}
 	s.Lower, err = n.lower.spec(nil)

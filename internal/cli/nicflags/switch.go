@@ -96,8 +96,10 @@ func (n *NIC) onSwitch() (*nic.Switch, error) {
 	switch {
 	case sw.Name != "":
 		return &sw, nil
+	case sw == (nic.Switch{By: sw.By}) && sw.By != "" && n.spec.Network != "":
+		return &sw, nil // userdirs.Join adds the name
 	case sw.By != "":
-		return nil, fmt.Errorf("--via %s goes with --switch", sw.By)
+		return nil, fmt.Errorf("--via %s goes with --switch, or with --network for a network of yours", sw.By)
 	case sw != (nic.Switch{}):
 		return nil, fmt.Errorf("--lock-mac, --storm and --max-addresses go with --switch")
 	}

@@ -1,6 +1,7 @@
 package nicflags
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -36,6 +37,15 @@ func TestSwitchFlags(t *testing.T) {
 		s.Lower.Addrs[0].String() != "10.66.0.20/24" {
 		t.Errorf("%+v, %v", s, err)
 	}
+	s, err = parse("--network lab --ip 10.66.0.20 --via vhost-user")
+	if err != nil || s.Network != "lab" || s.Switch == nil || *s.Switch != (nic.Switch{By: nic.ByVhostUser}) {
+		t.Errorf("%+v, %v", s, err)
+	}
+	s.VM = "P2"
+	if err := errors.Join(s.Validate(), s.CheckPlace()); !errors.Is(err, nic.ErrInvalid) ||
+		!strings.Contains(err.Error(), "the caller has no network lab") {
+		t.Errorf("on a network that is not the caller's: %v", err)
+	}
 	if s, err := parse("--bridge br0 --via monitor"); err != nil || s.Switch != nil || s.Via != nic.ViaMonitor {
 		t.Errorf("%+v, %v", s, err)
 	}
@@ -48,6 +58,7 @@ func TestSwitchFlagsRefuse(t *testing.T) {
 		"--via monitor,libvirt":           "another word of the same kind",
 		"--bridge br0 --via socket":       "--via socket goes with --switch",
 		"--bridge br0 --lock-mac":         "go with --switch",
+		"--network lab --lock-mac":        "go with --switch",
 		"--bridge br0 --storm 5":          "go with --switch",
 		"--switch sw0 --bridge br0":       "--bridge and --switch: a NIC can have only one of them",
 		"--network lab --bridge br0":      "--bridge and --network: a NIC can have only one of them",

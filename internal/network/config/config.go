@@ -3,6 +3,7 @@
 package config
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -50,6 +51,9 @@ const (
 	minMTU     = 1280 // of IPv6 (RFC 8200)
 	leaseStart = 4    // the dynamic addresses begin after this fraction of the subnet
 )
+
+// GuestMTU returns the MTU of guests on the network, in bytes.
+func (n *Network) GuestMTU() int { return cmp.Or(n.MTU, 1500) }
 
 // MaxMTU is the largest MTU of a network, in bytes. passt(1) has the same; a tap takes one byte
 // more (MAX_MTU of drivers/net/tun.c less an Ethernet header).

@@ -85,7 +85,7 @@ func routerArgs(n *config.Network) []string {
 	}
 	return []string{
 		"--enable-ra", fmt.Sprintf("--dhcp-range=%s,ra-only,%d", n.IPv6.Addr(), n.IPv6.Bits()),
-		fmt.Sprintf("--ra-param=%s,%d,%d", n.Name, interval, lifetime),
+		fmt.Sprintf("--ra-param=%s,mtu:%d,%d,%d", n.Name, n.GuestMTU(), interval, lifetime),
 		fmt.Sprintf("--dhcp-option=option6:dns-server,[%s]", n.Server6().Addr()),
 		"--dhcp-option=option6:domain-search," + n.Domain,
 	}

@@ -43,7 +43,7 @@ func Join(s *nic.Spec, getenv func(string) string) (joined bool, err error) {
 	if _, err := os.Lstat(configs.Path(s.Network)); err != nil {
 		return false, nil
 	}
-	sw := nic.Switch{}
+	sw := nic.Switch{} // or what --via says
 	if s.Switch != nil {
 		sw = *s.Switch
 	}

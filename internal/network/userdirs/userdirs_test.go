@@ -59,6 +59,11 @@ func TestJoin(t *testing.T) {
 	if err := Settle(t.Context(), &s, env); err == nil {
 		t.Error("an empty file was read")
 	}
+	by := nic.Spec{Network: "lab", Switch: &nic.Switch{By: nic.ByVhostUser}}
+	if joined, err := Join(&by, env); !joined || err != nil ||
+		*by.Switch != (nic.Switch{Name: "lab", By: nic.ByVhostUser}) {
+		t.Errorf("%v, %v, %+v", joined, err, by.Switch)
+	}
 	if err := os.WriteFile(file, []byte("subnet: 10.66.0.0/24\nisolated: true\nmtu: 9000\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -1,7 +1,6 @@
 package usernet
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -24,7 +23,6 @@ import (
 	"vmnet/internal/network/nft"
 	"vmnet/internal/network/ruleset"
 	"vmnet/internal/network/tool"
-	"vmnet/tapmgr/nic"
 )
 
 // agentName is the name under which the program runs as an agent (argv[0]).
@@ -55,7 +53,8 @@ type spec struct {
 // report is the agent's answer. The files of the switch's port come with the first one.
 type report struct {
 	Error    string `json:"error,omitempty"`
-	IP4      bool   `json:"ip4"` // the namespace has an address on pasta's interface
+	Wide     bool   `json:"wide"` // see canBeWide
+	IP4      bool   `json:"ip4"`  // the namespace has an address on pasta's interface
 	IP6      bool   `json:"ip6"`
 	Rules    bool   `json:"rules"`    // they are as they were made
 	Serving  bool   `json:"serving"`  // dnsmasq runs, or should not
@@ -129,8 +128,10 @@ type inside struct {
 	// The agent's own namespace. It cannot be opened: /proc is of another pid namespace.
 	ns     *netns.NS
 	nl     *rtnl.Conn
-	link   int    // the network's interface; 0 before it was made
-	rules  string // as nft lists them
+	link   int            // the network's interface; 0 before it was made
+	wide   bool           // see canBeWide
+	routed []netip.Prefix // in packetTable
+	rules  string         // as nft lists them
 	table  string
 	server keeper
 	relays relays
@@ -155,8 +156,8 @@ func (a *inside) make(s *spec, sockets []*os.File) (port []*os.File, err error) 
 			return nil, err
 		}
 	}
-	if err = a.nl.Set(a.link, rtnl.MTU(cmp.Or(n.MTU, nic.EthernetMTU))); err == nil {
-		err = a.addresses(n)
+	if err = a.addresses(n); err == nil {
+		err = a.setMTU(n)
 	}
 	if err == nil {
 		err = a.rule(ctx, n)
@@ -200,7 +201,7 @@ func (a *inside) begin(n *config.Network) (port []*os.File, err error) {
 		port = append(port, follow)
 		var l *rtnl.Link
 		if l, err = a.nl.Link(n.Name); err == nil {
-			a.link = l.Index
+			a.link, a.wide = l.Index, a.canBeWide()
 			err = a.nl.Set(l.Index, rtnl.Alias(alias.Prefix+"network="+alias.Escape(n.Name)),
 				rtnl.TxQLen(burst), rtnl.Up(true))
 		}
@@ -279,7 +280,7 @@ func (a *inside) serve(ctx context.Context, n *config.Network, s *spec) error {
 
 // report says what there is, after an error or nil.
 func (a *inside) report(rules bool, err error) report {
-	r := report{Rules: true}
+	r := report{Rules: true, Wide: a.wide}
 	if err != nil {
 		r.Error = err.Error()
 		return r

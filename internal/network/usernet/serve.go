@@ -97,7 +97,7 @@ func Serve(ctx context.Context, c Config, ready func(socket string)) (err error)
 
 // plug has the agent make the network, and adds its interface to the switch.
 func (s *supervisor) plug(ctx context.Context) error {
-	files, err := s.make(ctx, s.Network)
+	files, wide, err := s.make(ctx, s.Network)
 	if err != nil {
 		return fmt.Errorf("network %s: %w", s.Network.Name, err)
 	}
@@ -107,16 +107,17 @@ func (s *supervisor) plug(ctx context.Context) error {
 		}
 	}()
 	return s.sw.AddPort(control.Port{
-		Name: Gateway, Kind: control.Tap, Device: s.Network.Name, Link: true,
+		Name: Gateway, Kind: control.Tap, Device: s.Network.Name, Link: true, Verified: wide,
 	}, files...)
 }
 
 // make has the agent make a network, with the sockets of forwards that it does not have yet. The
-// caller closes the files of the switch's port, which come the first time.
-func (s *supervisor) make(ctx context.Context, n *config.Network) (port []*os.File, err error) {
+// caller closes the files of the switch's port, which come the first time. wide says of what the
+// port is capable.
+func (s *supervisor) make(ctx context.Context, n *config.Network) (port []*os.File, wide bool, err error) {
 	forwards, err := forwardsOf(n)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	var sockets []*os.File
 	defer func() { fdpass.CloseAll(sockets) }()
@@ -128,18 +129,18 @@ func (s *supervisor) make(ctx context.Context, n *config.Network) (port []*os.Fi
 		}
 		l, err := listenOn(f.Key)
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		sockets = append(sockets, l)
 	}
-	_, port, err = s.agent.ask(ctx, order{Make: &spec{
+	r, port, err := s.agent.ask(ctx, order{Make: &spec{
 		Name: n.Name, Text: string(n.Format()), State: s.State, Resolv: s.Resolv,
 		Names: namesDir(s.State, n.Name), Forwards: forwards,
 	}}, sockets...)
 	if err == nil {
 		s.keys = keys
 	}
-	return port, err
+	return port, r.Wide, err
 }
 
 // run serves clients of the switch and of the network until one of its parts ends.
@@ -291,12 +292,12 @@ func (s *supervisor) carryOut(ctx context.Context, n *config.Network) error {
 	if err := Check(n); err != nil {
 		return err
 	}
-	_, err := s.make(ctx, n)
+	_, _, err := s.make(ctx, n)
 	if err == nil {
 		err = s.startWay(ctx, n, true)
 	}
 	if err != nil && before != nil {
-		_, backErr := s.make(ctx, before)
+		_, _, backErr := s.make(ctx, before)
 		return errors.Join(err, backErr, s.startWay(ctx, before, true))
 	}
 	if err == nil {

@@ -7,6 +7,7 @@
 //	client.go    asks the process that runs a network
 //	serve.go     that process, the supervisor: switch, agent, pasta
 //	agent.go     its child in the namespaces: interface, rules, dnsmasq
+//	wide.go      long segments of TCP for guests with a small MTU
 //	pasta.go     the way out
 //	relay.go     forwards from the host's ports
 //

@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -46,10 +47,25 @@ func Find(vmm VMM, argv []string, target func(program string) string) ([]string,
 	return f.own(at), nil
 }
 
+// MayShare returns nil if the QEMU of a command line works as well with its guest's memory shared
+// with a switch of its user, or why it may not. guest is QEMU's own part, with the files that it
+// reads expanded; nil if unknown.
+func MayShare(vmm VMM, argv, guest []string, target func(program string) string) error {
+	f := finder{vmm: vmm, argv: argv, target: target}
+	switch at, err := f.find(); {
+	case err != nil || at < 0 || guest == nil:
+		return errors.New("what starts QEMU is not known to pass its arguments on as they are")
+	case f.apart != "":
+		return fmt.Errorf("QEMU behind %s may be apart from the switch", f.apart)
+	}
+	return qemu.MayShare(guest)
+}
+
 type finder struct {
 	vmm    VMM
 	argv   []string
 	target func(program string) string
+	apart  string // the wrapper that find has passed and that keeps QEMU apart; empty for none
 }
 
 // told reports whether the command line itself says where the NICs go.
@@ -76,6 +92,9 @@ func (f *finder) find() (at int, err error) {
 		next, err := w.skip(f.argv[at:])
 		if err != nil {
 			return 0, err
+		}
+		if w.apart {
+			f.apart = filepath.Base(f.argv[at])
 		}
 		at += next
 	}

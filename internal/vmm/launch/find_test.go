@@ -136,3 +136,33 @@ func FuzzFind(f *testing.F) {
 		}
 	})
 }
+
+// TestMayShare: QEMU behind a program that may give it other files or another user shares nothing
+// by itself.
+func TestMayShare(t *testing.T) {
+	for line, want := range map[string]string{ // empty: it may
+		"qemu-system-x86_64 -m 1G":                          "",
+		"nice -n 5 env A=b taskset -c 0 qemu-system-x86_64": "",
+		"timeout 5 strace -f qemu-system-x86_64 {vmnet}":    "",
+		"nice chroot / qemu-system-x86_64":                  "QEMU behind chroot",
+		"unshare -r nice qemu-system-x86_64":                "QEMU behind unshare",
+		"prlimit --fsize=1 qemu-system-x86_64":              "QEMU behind prlimit",
+		"runuser -u x qemu-system-x86_64":                   "QEMU behind runuser",
+		"systemd-run --scope -p X=y qemu-system-x86_64":     "QEMU behind systemd-run",
+		"sh -c qemu-system-x86_64 sh {vmnet}":               "what starts QEMU is not known",
+		"qemu-system-x86_64 -mem-path /x":                   "-mem-path makes",
+		"/opt/strange -M q35 -device x -nographic":          "",
+		"/opt/strange --config VMNET_JSON":                  "what starts QEMU is not known",
+	} {
+		argv := strings.Fields(line)
+		guest, err := launch.Find(launch.VMMAuto, argv, nil)
+		if err != nil {
+			t.Errorf("%s: %v", line, err)
+			continue
+		}
+		err = launch.MayShare(launch.VMMAuto, argv, guest, nil)
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v, want %q", line, err, want)
+		}
+	}
+}

@@ -21,6 +21,7 @@ type wrapper struct {
 	after    string // the program follows this word, whatever stands before it
 	closes   string // why it is not a wrapper: it does not pass the files on
 	shell    bool   // not a wrapper: it runs a program in its own language
+	apart    bool   // it may give the program other files, limits, memory or another user
 }
 
 // wrappers are the known ones, by name. Others need a placeholder.
@@ -34,7 +35,7 @@ var wrappers = map[string]wrapper{
 		assigns: true,
 	},
 	"stdbuf": {short: "i:o:e:", long: "input= output= error="},
-	"chroot": {long: "groups= userspec= skip-chdir", operands: 1},
+	"chroot": {long: "groups= userspec= skip-chdir", operands: 1, apart: true},
 	"timeout": {
 		short: "fk:ps:v", long: "foreground kill-after= preserve-status signal= verbose", operands: 1,
 	},
@@ -52,23 +53,27 @@ var wrappers = map[string]wrapper{
 		long:     "exclusive shared nonblock nb unlock close no-fork timeout= wait= conflict-exit-code= verbose",
 		operands: 1,
 	},
-	"runuser": {short: "u:g:G:m", long: "user= group= supp-group= preserve-environment", needs: "u"},
+	"runuser": {short: "u:g:G:m", long: "user= group= supp-group= preserve-environment", needs: "u", apart: true},
 	"prlimit": {
+		apart: true,
 		short: "c::d::e::f::i::l::m::n::q::r::s::t::u::v::x::y::",
 		long: "core=? data=? nice=? fsize=? sigpending=? memlock=? rss=? nofile=? msgqueue=? rtprio=? stack=? cpu=? nproc=? as=? locks=? rttime=? " +
 			"noheadings raw verbose output=",
 	},
 	"setpriv": {
+		apart: true,
 		short: "d",
 		long: "no-new-privs nnp ambient-caps= inh-caps= bounding-set= ruid= euid= rgid= egid= reuid= regid= clear-groups keep-groups " +
 			"init-groups groups= securebits= pdeathsig= selinux-label= apparmor-profile= reset-env",
 	},
 	"unshare": {
+		apart: true,
 		short: "muipnUCTfrcR:w:S:G:l:",
 		long: "mount=? uts=? ipc=? net=? pid=? user=? cgroup=? time=? fork map-root-user map-current-user map-auto map-user= map-group= map-users= " +
 			"map-groups= kill-child=? mount-proc=? propagation= setgroups= keep-caps root= wd= setuid= setgid= monotonic= boottime=",
 	},
 	"nsenter": {
+		apart: true,
 		short: "at:m::u::i::n::p::U::C::T::r::w::W:S:G:FZ",
 		long:  "all target= mount=? uts=? ipc=? net=? pid=? user=? cgroup=? time=? root=? wd=? wdns= setuid= setgid= preserve-credentials no-fork follow-context",
 	},
@@ -76,13 +81,14 @@ var wrappers = map[string]wrapper{
 	"linux32": {short: "BFILRSTXZ3v"},
 	// others
 	"numactl": {
+		apart: true,
 		short: "alhi:b:p:P:C:N:m:w:",
 		long:  "all localalloc balancing interleave= preferred= preferred-many= physcpubind= cpunodebind= cpubind= membind= weighted-interleave=",
 	},
 	"ip":     {short: "n:", long: "netns=", words: "netns exec", operands: 1},
 	"cgexec": {short: "g:", long: "sticky"},
 	"systemd-run": {
-		short: "qdGu:p:E:M:H:", needs: "scope",
+		short: "qdGu:p:E:M:H:", needs: "scope", apart: true,
 		long: "scope user system quiet same-dir collect no-ask-password slice-inherit unit= slice= property= description= uid= gid= nice= setenv= working-directory= expand-environment=",
 	},
 	"strace": {

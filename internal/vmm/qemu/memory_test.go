@@ -49,3 +49,33 @@ func TestSurelyKVM(t *testing.T) {
 		}
 	}
 }
+
+func TestMayShare(t *testing.T) {
+	for line, want := range map[string]string{ // empty: it may
+		"qemu-system-x86_64 -m 512":                                               "",
+		"qemu-system-x86_64 -M q35 -m 1G -drive file=/images/xenial.img":          "",
+		"qemu-kvm -machine pc-q35-rhel9.4.0,accel=kvm":                            "",
+		"qemu-system-x86_64 -M ubuntu-q35":                                        "",
+		"qemu-system-x86_64 -M microvm":                                           "",
+		"qemu-system-aarch64 -M virt-7.2":                                         "",
+		"qemu-system-s390x":                                                       "",
+		"qemu-system-ppc64":                                                       "",
+		"qemu-system-x86_64 -M isapc":                                             "it is not known",
+		"qemu-system-aarch64 -M raspi3b":                                          "it is not known",
+		"qemu-system-x86_64 -mem-path /x":                                         "-mem-path makes memory",
+		"qemu-system-x86_64 -m 1G,maxmem=4G":                                      "-m 1G,maxmem=4G has room",
+		"qemu-system-x86_64 -m 1G,slots=2":                                        "has room for memory",
+		"qemu-system-x86_64 -incoming tcp:0:1":                                    "with -incoming",
+		"qemu-system-x86_64 --loadvm x":                                           "with -loadvm",
+		"qemu-system-x86_64 -M q35,memory-encryption=sev0":                        "encrypted",
+		"qemu-system-x86_64 -M q35,confidential-guest-support=tdx":                "encrypted",
+		"qemu-system-x86_64 -global virtio-net-pci.iommu_platform=on":             "IOMMU",
+		"qemu-system-x86_64 -M pc,accel=xen":                                      "Xen",
+		"qemu-system-x86_64 -object memory-backend-file,id=m,size=1G,mem-path=/x": "is private",
+	} {
+		err := MayShare(strings.Fields(line))
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v, want %q", line, err, want)
+		}
+	}
+}

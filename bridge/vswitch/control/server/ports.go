@@ -107,6 +107,9 @@ func openTap(p *control.Port, files []*os.File) (*vswitch.Wire, error) {
 		queues--
 	}
 	w, err := vswitch.OpenTap(files[:queues]...)
+	if err == nil && p.Verified {
+		w.Verified()
+	}
 	if err == nil && p.Link {
 		if err = w.Follow(files[queues]); err != nil {
 			return nil, errors.Join(err, w.Close())
@@ -192,6 +195,7 @@ func (s *ports) plug(p control.Port, w *vswitch.Wire, h *holder) error {
 	}
 	s.waiting.Go(func() {
 		if h.wait() {
+			in.OtherEnded()
 			s.release(e)
 		}
 	})
