@@ -58,6 +58,9 @@ func (w *Way) Median() time.Duration {
 	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
 }
 
+// Shortest returns the shortest turn so far.
+func (w *Way) Shortest() time.Duration { return slices.Min(w.took) }
+
 // Mean returns the mean of all turns so far.
 func (w *Way) Mean() time.Duration {
 	var sum time.Duration
