@@ -36,7 +36,8 @@ func (c *Conn) MigrationStatus(ctx context.Context) (string, error) {
 }
 
 // arrivalEvery is the pause between two looks at a guest that has not arrived. QEMU sends the event
-// RESUME when it starts the guest, and none if it leaves it paused.
+// RESUME when it starts the guest, and none if it leaves it paused. Nobody asks after RESUME: a
+// guest that has just begun to run may keep QEMU from answering, and is without network meanwhile.
 const arrivalEvery = 250 * time.Millisecond
 
 // AwaitArrival waits until a guest has arrived in this QEMU, which was started with -incoming, and
@@ -63,7 +64,12 @@ func (c *Conn) AwaitArrival(ctx context.Context) (RunState, error) {
 			return state, fmt.Errorf("the guest has not arrived: %w", context.Cause(ctx))
 		case <-c.Done():
 			return state, c.Err()
-		case <-events.C:
+		case _, open := <-events.C:
+			if open {
+				return StateRunning, nil
+			}
+			<-c.Done()
+			return state, c.Err()
 		case <-tick.C:
 		}
 	}

@@ -61,6 +61,29 @@ func TestAwaitArrival(t *testing.T) {
 	}
 }
 
+// TestAwaitArrivalByItsEvent: QEMU is asked nothing between the event of the arrival and the
+// return.
+func TestAwaitArrivalByItsEvent(t *testing.T) {
+	c := fakeConn(t, func(s *session) {
+		asked := 0
+		for r, ok := s.Next(); ok; r, ok = s.Next() {
+			if r.Execute == "query-status" {
+				asked++
+			}
+			if asked > 1 {
+				continue // a busy QEMU
+			}
+			s.Say(r.Returns(`{"status": "inmigrate"}`))
+			if r.Execute == "query-migrate" {
+				s.Say(`{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "RESUME"}`)
+			}
+		}
+	})
+	if state, err := c.AwaitArrival(t.Context()); state != StateRunning || err != nil {
+		t.Errorf("%s, %v", state, err)
+	}
+}
+
 // TestAwaitArrivalEnds: the wait ends with its context, and with QEMU.
 func TestAwaitArrivalEnds(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
