@@ -26,28 +26,32 @@ import (
 	"vmnet/testvm"
 )
 
-// TestLiveMigrate migrates a guest that answers a ping each 10 ms to another bridge of its LAN, and
-// in a VLAN to another switch. Its NIC has port security on both sides. The target was prepared and
-// aborted before. It tells how long the guest did not answer.
-func TestLiveMigrate(t *testing.T) {
-	guarded := func(s nic.Spec) nic.Spec {
-		s = prepared(s)
-		s.Security.Checks, s.IP = portsec.All, []netip.Addr{netip.MustParseAddr(guestAddr)}
-		return s
-	}
-	t.Run("bridges", func(t *testing.T) {
-		t.Parallel()
-		h := newHost(t)
+// A move is how a guest migrates on a host: near is where its neighbours are, from and to make its
+// NICs.
+type move struct {
+	near     *netns.NS
+	from, to func(*guest) nic.Spec
+}
+
+// guarded is a NIC with port security.
+func guarded(s nic.Spec) nic.Spec {
+	s = prepared(s)
+	s.Security.Checks, s.IP = portsec.All, []netip.Addr{netip.MustParseAddr(guestAddr)}
+	return s
+}
+
+// moves are migrations with port security on both sides: to another bridge of a LAN, and in a VLAN
+// to another switch.
+var moves = map[string]func(h *host) move{
+	"bridges": func(h *host) move {
 		h.twoBridges()
-		h.migrates(h.ns, func(g *guest) nic.Spec { return guarded(g.spec("net0")) }, func(g *guest) nic.Spec {
+		return move{h.ns, func(g *guest) nic.Spec { return guarded(g.spec("net0")) }, func(g *guest) nic.Spec {
 			s := guarded(g.spec("net0"))
 			s.Bridge = "br1"
 			return s
-		})
-	})
-	t.Run("VLAN of switches", func(t *testing.T) {
-		t.Parallel()
-		h := newHost(t)
+		}}
+	},
+	"VLAN of switches": func(h *host) move {
 		a, b := h.runSwitch(), h.runSwitch()
 		h.Switches = []string{a.path, b.path}
 		h.cable()
@@ -55,7 +59,7 @@ func TestLiveMigrate(t *testing.T) {
 		for name, s := range map[string]*userSwitch{"c0": a, "c1": b} {
 			files, err := endpoint.PacketFiles(h.ns, name)
 			if err != nil {
-				t.Fatal(err)
+				h.Fatal(err)
 			}
 			s.addPort(control.Port{
 				Name: name, Kind: control.Packet, Device: name, Config: vport.Config{Settings: trunk},
@@ -69,8 +73,20 @@ func TestLiveMigrate(t *testing.T) {
 				return spec
 			}
 		}
-		h.migrates(a.nearIn(vlan), inVLAN(a), inVLAN(b))
-	})
+		return move{a.nearIn(vlan), inVLAN(a), inVLAN(b)}
+	},
+}
+
+// TestLiveMigrate migrates a guest that answers a ping each 10 ms. The target was prepared and
+// aborted before. It tells how long the guest did not answer.
+func TestLiveMigrate(t *testing.T) {
+	for name, make := range moves {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newHost(t)
+			h.migrates(make(h))
+		})
+	}
 }
 
 const vlan = 20
@@ -99,17 +115,17 @@ func (s *userSwitch) nearIn(vlan int) *netns.NS {
 	return ns
 }
 
-// migrates migrates a guest, that near pings, from a NIC to one that was prepared.
-func (h *host) migrates(near *netns.NS, from, to func(*guest) nic.Spec) {
+// migrates migrates a guest to a NIC that was prepared.
+func (h *host) migrates(m move) {
 	h.Helper()
-	source := h.leaving(from)
+	source := h.leaving(m.from)
 	g := h.target()
-	h.prepare(to(g))
+	h.prepare(m.to(g))
 	if err := h.abort(g); err != nil {
 		h.Fatal(err)
 	}
-	h.prepare(to(g))
-	p := h.migrated(near, guestAddr, source, g)
+	h.prepare(m.to(g))
+	p := h.migrated(m.near, guestAddr, source, g)
 	h.Logf("the guest did not answer for %.0f ms", p.gap())
 	if got := h.states(g); got != "forwarding" {
 		h.Errorf("it is %s", got)
@@ -141,13 +157,26 @@ func (h *host) leaving(from func(*guest) nic.Spec) *guest {
 }
 
 // migrated migrates a guest, that near pings at addr, from source to g, where a commit waits for
-// it.
+// it. It tells when the commit's steps were done.
 func (h *host) migrated(near *netns.NS, addr string, source, g *guest) *pinger {
+	h.Helper()
+	p, done := h.stampedMigration(near, addr, source, g)
+	for name, at := range done {
+		h.Logf("%s: done %v after the record", name, at.Sub(done["record"]).Round(10*time.Microsecond))
+	}
+	var told struct{ Downtime int }
+	h.ask(source, "query-migrate", map[string]any{}, &told)
+	h.Logf("QEMU had the guest paused for %d ms of the %.0f ms without an answer", told.Downtime, p.gap())
+	return p
+}
+
+// stampedMigration is migrated, which also returns when the commit's steps were done.
+func (h *host) stampedMigration(near *netns.NS, addr string, source, g *guest) (*pinger, stamps) {
 	h.Helper()
 	p := h.pinging(near, addr)
 	p.answered(1)
-	committed := make(chan error, 1)
-	h.Run = h.stamped
+	committed, done := make(chan error, 1), stamps{}
+	h.Run = done.run
 	defer func() { h.Run = nil }()
 	uri := "unix:" + filepath.Join(h.TempDir(), "migration")
 	h.execute(g, "migrate-incoming", map[string]any{"uri": uri})
@@ -164,18 +193,16 @@ func (h *host) migrated(near *netns.NS, addr string, source, g *guest) *pinger {
 		return runState(h, g) == qmp.StateRunning
 	})
 	p.answered(p.sent.Load() + 20)
-	var told struct{ Downtime int }
-	h.ask(source, "query-migrate", map[string]any{}, &told)
-	h.Logf("QEMU had the guest paused for %d ms of the %.0f ms without an answer", told.Downtime, p.gap())
-	return p
+	return p, done
 }
 
-// stamped runs steps, and tells when each of them was done.
-func (h *host) stamped(ctx context.Context, list []step.Step) error {
-	begin := time.Now()
-	return step.Run(ctx, list, func(ctx context.Context, s step.Step, do func(context.Context) error) error {
+// stamps are when steps were done, by their names.
+type stamps map[string]time.Time
+
+func (s stamps) run(ctx context.Context, list []step.Step) error {
+	return step.Run(ctx, list, func(ctx context.Context, one step.Step, do func(context.Context) error) error {
 		err := do(ctx)
-		h.Logf("%s: done %v after the first step began", s.Name, time.Since(begin).Round(10*time.Microsecond))
+		s[one.Name] = time.Now()
 		return err
 	})
 }
@@ -219,43 +246,6 @@ func TestLiveCommitWaits(t *testing.T) {
 	if got := h.check(); len(got) > 0 {
 		t.Errorf("check finds %+v", got)
 	}
-}
-
-// BenchmarkMigration migrates guests between two bridges: to NICs that are prepared, and, in turns,
-// to NICs that are up all the time, of which QEMU alone announces the guest.
-func BenchmarkMigration(b *testing.B) {
-	const rounds = 7
-	gaps := map[bool][]float64{}
-	h := newHost(b)
-	h.twoBridges()
-	for i := range 2 * rounds {
-		isPrepared := i%2 == 0
-		source := h.leaving(func(g *guest) nic.Spec { return g.prepared("net0") })
-		g := h.target()
-		spec := g.prepared("net0")
-		spec.Bridge, spec.Prepared = "br1", isPrepared
-		if isPrepared {
-			h.prepare(spec)
-		} else {
-			h.attach(spec)
-		}
-		p := h.migrated(h.ns, guestAddr, source, g)
-		p.stop() // the next one would take its answers for its own
-		gaps[isPrepared] = append(gaps[isPrepared], p.gap())
-		for _, ended := range []*guest{source, g} {
-			if err := ended.Kill(); err != nil {
-				b.Fatal(err)
-			}
-			h.gone(mustName(ended))
-		}
-	}
-	for isPrepared, what := range map[bool]string{true: "prepared", false: "up"} {
-		slices.Sort(gaps[isPrepared])
-		b.Logf("%s: %v ms", what, gaps[isPrepared])
-		b.ReportMetric(gaps[isPrepared][rounds/2], "ms-"+what)
-		b.ReportMetric(gaps[isPrepared][rounds-1], "ms-longest-"+what)
-	}
-	b.ReportMetric(0, "ns/op")
 }
 
 // gap is the longest time in milliseconds between two answers, by when they were asked for.
