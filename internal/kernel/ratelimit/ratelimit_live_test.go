@@ -126,7 +126,7 @@ func newMacvtap(t *testing.T) *port {
 }
 
 // newEnd returns an end with a copy of a file, that does not block.
-func newEnd(t *testing.T, f *os.File, vnet int, mac net.HardwareAddr) end {
+func newEnd(t testing.TB, f *os.File, vnet int, mac net.HardwareAddr) end {
 	t.Helper()
 	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err == nil {
