@@ -66,7 +66,7 @@ func TestLiveHelper(t *testing.T) {
 		change func(string) error
 		want   Check
 	}{
-		{"none", os.Remove, Check{"helper", Warn, "only root", "make install"}},
+		{"none", os.Remove, Check{"helper", Warn, "NICs on userspace switches only", "make install"}},
 		{"found", mode(0o755), Check{"helper", OK, helperPath, ""}},
 		{"safe", mode(0o755), Check{"helper owner", OK, "no other user", ""}},
 		{"without privilege", mode(0o755), Check{

@@ -1,3 +1,5 @@
+//go:build labbench
+
 package ratelimit
 
 import (
@@ -10,8 +12,8 @@ import (
 	"vmnet/testvm/lab"
 )
 
-// TestLabTCP: by cables, macvtaps and ipvtaps a TCP stream has the rate that was asked for, and not
-// more. It tells how much, how many segments were sent again, and the same of the commands of
+// TestLabTCP is a benchmark, which make test leaves out. By cables, macvtaps and ipvtaps a TCP stream has the rate that was asked for, and not
+// more. It prints how much, how many segments were sent again, and the same of the commands of
 // libvirt and Incus.
 func TestLabTCP(t *testing.T) {
 	lab.Inside(t)
