@@ -65,7 +65,7 @@ func TestParseLaunchRefuses(t *testing.T) {
 		{"--vm a --bridge br0 -- x -m 1G", "x is not known as QEMU"},
 		{"--vm a --bridge br0 --vmm kvm -- x", "want auto or qemu or env"},
 		{"--vm a --bridge br0 -- sudo qemu-system-x86_64", "closes all files that it inherits"},
-		{"--vm a --bridge br0 -- qemu-system-microblaze -M x", "has no bus for a NIC"},
+		{"--vm a --bridge br0 -- qemu-system-microblaze -M x", "takes no NIC besides those of its board"},
 	} {
 		line, want := row[0], row[1]
 		_, err := parsed(strings.Fields(line))

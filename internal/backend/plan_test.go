@@ -354,7 +354,7 @@ func TestMayHaveTap(t *testing.T) {
 		"no VLAN": {
 			rtnl.Link{MTU: 1500, Bridge: &rtnl.Bridge{VLANFiltering: true}},
 			brport.Settings{},
-			"name one with --vlan N",
+			"name one with --vlan",
 		},
 		"in a VLAN": {rtnl.Link{MTU: 1500, Bridge: &rtnl.Bridge{VLANFiltering: true}}, brport.Settings{VLAN: 7}, ""},
 	} {

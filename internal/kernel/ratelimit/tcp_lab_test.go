@@ -12,9 +12,9 @@ import (
 	"vmnet/testvm/lab"
 )
 
-// TestLabTCP is a benchmark, which make test leaves out. By cables, macvtaps and ipvtaps a TCP stream has the rate that was asked for, and not
-// more. It prints how much, how many segments were sent again, and the same of the commands of
-// libvirt and Incus.
+// TestLabTCP is a benchmark, which make test leaves out. By cables, macvtaps and ipvtaps a TCP
+// stream has the rate that was asked for, and not more. It prints how much, how many segments were
+// sent again, and the same of the commands of libvirt and Incus.
 func TestLabTCP(t *testing.T) {
 	lab.Inside(t)
 	for _, line := range []struct {
