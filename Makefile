@@ -221,7 +221,7 @@ packages-test: ## the packages built, read back and installed (3 minutes at firs
 # What test leaves out as well, since a browser is large: the map's drawing and page.
 browser-test: ## the map's drawing and page in Chromium (a minute at first; root, network)
 	sh testvm/setup.sh --packages chromium
-	VMNET_REQUIRE=browser $(GO) test -v -run InABrowser -timeout 10m ./internal/netmap
+	VMNET_REQUIRE=browser $(GO) test -v -tags browser -run InABrowser -timeout 10m ./internal/netmap
 
 uninstall: ## remove the installed files
 	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' sh internal/install/install.sh uninstall
