@@ -97,7 +97,10 @@ func TestLiveOVNMigrate(t *testing.T) {
 	if ports := one.Vsctl("list-ports", "br-int"); strings.Contains(ports, tap) {
 		t.Errorf("the row of the source is left: %q", ports)
 	}
-	if one.claims(g1) != 1 || two.claims(g1) != 2 { // as a further chassis, and as the only one
+	// The target claims it as a further chassis, and as the only one. ovn-controller may log a
+	// claim again until the database confirms it. Hosts that fight for a port both claim it twice a
+	// second.
+	if n := two.claims(g1); one.claims(g1) != 1 || n < 2 || n > 4 {
 		t.Errorf("hosts claimed the guest's port %d and %d times", one.claims(g1), two.claims(g1))
 	}
 	two.wants("migrated", two.sh(g, "ip -4 -o addr show scope global | grep -o 'inet [0-9.]*'", ""), "inet "+g1.ip)
