@@ -128,7 +128,7 @@ test-lab: export CGO_ENABLED = 0
 test-lab:
 	$(call gotestsum,--format testname --packages ./testvm/lab -- -vet=off -timeout 40m -run '^TestLabHost$$')
 
-lab: setup ## the tests TestLab* on a full kernel in a virtual machine (7 minutes; root)
+lab: setup ## the tests TestLab* on a full kernel in a virtual machine (8 minutes; root)
 	$(GO) test -timeout 30m -v -run '^TestLabHost$$' ./testvm/lab
 
 unit: ## the tests that need neither devices nor guests nor root, with the race detector (3 minutes)
