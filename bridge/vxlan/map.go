@@ -3,6 +3,7 @@ package vxlan
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -121,7 +122,7 @@ func (m Map) Normal() Map { return MapOf(m.ByVLAN()) }
 
 // MapOf returns the map with the VNI of each VLAN, sorted and merged.
 func MapOf(vnis map[int]int) (m Map) {
-	for _, vlan := range sortedKeys(vnis) {
+	for _, vlan := range slices.Sorted(maps.Keys(vnis)) {
 		if n := len(m); n > 0 && m[n-1].Last == vlan-1 && m[n-1].LastVNI() == vnis[vlan]-1 {
 			m[n-1].Last++
 			continue
@@ -161,13 +162,4 @@ func (m Map) String() string {
 		items = append(items, one.String())
 	}
 	return strings.Join(items, ",")
-}
-
-func sortedKeys(m map[int]int) []int {
-	var keys []int
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
 }

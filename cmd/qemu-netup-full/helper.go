@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -191,10 +190,7 @@ func (a *app) await(args []string) error {
 	if err := errors.Join(a.p.Confine(cap.NET_ADMIN), privilege.CloseInherited()); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(context.Background(), backend.ForwardWait,
-		fmt.Errorf("it does not forward after %v", backend.ForwardWait))
-	defer cancel()
-	return a.manager(func(m *backend.Maker) error { return m.AwaitOwn(ctx, *tap) })
+	return a.manager(func(m *backend.Maker) error { return m.AwaitOwn(context.Background(), *tap) })
 }
 
 // interfaceArg returns the only argument that QEMU gives its scripts, and drops the privileges that

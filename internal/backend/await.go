@@ -50,6 +50,13 @@ func (m *Maker) AwaitForwarding(ctx context.Context, n nic.NIC) error {
 	}
 }
 
+// awaitInTime is AwaitForwarding for at most ForwardWait.
+func (m *Maker) awaitInTime(ctx context.Context, n nic.NIC) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, ForwardWait, fmt.Errorf("it does not forward after %v", ForwardWait))
+	defer cancel()
+	return m.AwaitForwarding(ctx, n)
+}
+
 // awaitFlows waits until OVN has installed the flows of a port of Open vSwitch.
 func (m *Maker) awaitFlows(ctx context.Context, n nic.NIC) error {
 	err := m.UseOVS(ctx, n.OVSDB, func(c *ovs.Conn) error { return c.AwaitInstalled(ctx, n.Interface) })
@@ -78,8 +85,8 @@ func (m *Maker) askToAwait(ctx context.Context, tap string) error {
 	return fmt.Errorf("%s: %w", m.HelperPath, err)
 }
 
-// AwaitOwn is AwaitForwarding for the tap of that name on Open vSwitch, if it was made for the user
-// for whom this process works.
+// AwaitOwn is AwaitForwarding, for at most ForwardWait, for the tap of that name on Open vSwitch,
+// if it was made for the user for whom this process works.
 func (m *Maker) AwaitOwn(ctx context.Context, tap string) error {
 	l, err := m.NL.Link(tap)
 	var r nic.Record
@@ -89,7 +96,7 @@ func (m *Maker) AwaitOwn(ctx context.Context, tap string) error {
 	if r.Type != nic.TypeOVS || m.Owner != 0 && r.Owner != m.Owner {
 		return fmt.Errorf("%.20q is no NIC of user %d on Open vSwitch (vmnet list)", tap, m.Owner)
 	}
-	return m.AwaitForwarding(ctx, nic.NIC{Interface: l.Name, Type: r.Type, OVSDB: r.OVSDB, IfaceID: r.OVSIfaceID()})
+	return m.awaitInTime(ctx, nic.NIC{Interface: l.Name, Type: r.Type, OVSDB: r.OVSDB, IfaceID: r.OVSIfaceID()})
 }
 
 // AwaitForwarding has Make wait until the NICs forward, one after the other, or leave nothing
@@ -104,12 +111,7 @@ func (l *Launch) AwaitForwarding() {
 			Name:  "await " + h.Spec.NIC,
 			Text:  fmt.Sprintf("wait until %s forwards, at most %v", n.Interface, ForwardWait),
 			Stage: nic.ErrLink,
-			Do: func(ctx context.Context) error {
-				ctx, cancel := context.WithTimeoutCause(ctx, ForwardWait,
-					fmt.Errorf("it does not forward after %v", ForwardWait))
-				defer cancel()
-				return l.m.AwaitForwarding(ctx, n)
-			},
+			Do:    func(ctx context.Context) error { return l.m.awaitInTime(ctx, n) },
 		})
 	}
 }

@@ -2,6 +2,7 @@ package evpn
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -22,7 +23,7 @@ func (a Answer) OfAll(vnis []int) Segments {
 // cure; empty if nothing does.
 func (s Segments) Trouble() (text, cure string) {
 	var unknown, lonely []int
-	for _, vni := range s.vnis() {
+	for _, vni := range slices.Sorted(maps.Keys(s)) {
 		one := s[vni]
 		switch text, cure := one.Trouble(vni); {
 		case text == "":
@@ -63,14 +64,6 @@ func (s Segments) String() string {
 	}
 	return fmt.Sprintf("announces %d of %d VNIs, %d MACs, %d remote hosts, %d of %d neighbors connected", known, len(s),
 		macs, len(hosts), up, peers)
-}
-
-func (s Segments) vnis() (all []int) {
-	for vni := range s {
-		all = append(all, vni)
-	}
-	slices.Sort(all)
-	return all
 }
 
 // vniList names VNIs, at most a few of them.

@@ -188,13 +188,7 @@ func (v *vxlanDevice) floodStep(list []rtnl.Flood, add bool) step.Step {
 		return nil
 	}
 	s := v.on(name+dst.String(), text, func(l *rtnl.Link) error { return each(l, do) })
-	s.Undo = func(context.Context) error {
-		l, err := v.c.Link(v.name())
-		if err == nil {
-			err = each(l, undo)
-		}
-		return rtnl.IgnoreNotExist(err)
-	}
+	s.Undo = v.undoOn(func(l *rtnl.Link) error { return rtnl.IgnoreNotExist(each(l, undo)) })
 	return s
 }
 

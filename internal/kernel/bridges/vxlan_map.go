@@ -4,7 +4,6 @@ import (
 	"context"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 
 	"vmnet/bridge/brport"
@@ -99,10 +98,10 @@ func (v *vxlanDevice) unmapStep(gone Mapped) step.Step {
 	tunnels := maps.Clone(gone.VLANs)
 	maps.DeleteFunc(tunnels, func(_, vni int) bool { return vni == 0 })
 	var text []string
-	if vlans := slices.Sorted(maps.Keys(gone.VLANs)); len(vlans) > 0 {
+	if vlans := slices.Collect(maps.Keys(gone.VLANs)); len(vlans) > 0 {
 		text = append(text, "bridge vlan del dev "+v.name()+" vid "+rangesText(vlans))
 	}
-	if vnis := slices.Sorted(maps.Keys(gone.VNIs)); len(vnis) > 0 {
+	if vnis := slices.Collect(maps.Keys(gone.VNIs)); len(vnis) > 0 {
 		text = append(text, "bridge vni delete dev "+v.name()+" vni "+rangesText(vnis))
 	}
 	s := v.on("unmap", strings.Join(text, "; "), func(l *rtnl.Link) error { return v.deleteMap(l, gone) })
@@ -241,24 +240,14 @@ func vniText(list []rtnl.Flood) string {
 	for _, f := range list {
 		vnis = append(vnis, f.VNI)
 	}
-	slices.Sort(vnis)
 	return rangesText(vnis)
 }
 
-// rangesText returns sorted numbers as ranges: 10,20-29.
-func rangesText(sorted []int) string {
-	var items []string
-	for i := 0; i < len(sorted); {
-		last := i
-		for last+1 < len(sorted) && sorted[last+1] == sorted[last]+1 {
-			last++
-		}
-		item := strconv.Itoa(sorted[i])
-		if last > i {
-			item += "-" + strconv.Itoa(sorted[last])
-		}
-		items = append(items, item)
-		i = last + 1
+// rangesText returns numbers, VLANs or VNIs, as ranges: 10,20-29.
+func rangesText(numbers []int) string {
+	var ranges []brport.VLANRange
+	for _, n := range numbers {
+		ranges = append(ranges, brport.VLANRange{First: n, Last: n})
 	}
-	return strings.Join(items, ",")
+	return brport.FormatVLANs(ranges)
 }
