@@ -17,6 +17,7 @@ import (
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/leaktest"
 	"vmnet/internal/nstest"
+	"vmnet/internal/sandbox"
 	"vmnet/libvirt/libvirttest"
 	"vmnet/testvm/lab"
 )
@@ -28,6 +29,7 @@ func TestMain(m *testing.M) {
 	}
 	if _, ok := commands[filepath.Base(os.Args[0])]; !ok {
 		leaktest.Enclose()
+		_ = os.Setenv(sandboxEnv, string(sandbox.Strict)) // a missing system call shows where it is made
 	}
 	testscript.Main(leakChecked{m}, commands)
 }
@@ -119,6 +121,7 @@ func runScripts(t *testing.T, dir string, setup func(*testscript.Env)) {
 		Setup: func(env *testscript.Env) error {
 			env.Values[guestsKey{}] = guests{}
 			env.Setenv("GORACE", "atexit_sleep_ms=0") // otherwise each vmnet sleeps a second under -race
+			env.Setenv(sandboxEnv, string(sandbox.Strict))
 			setup(env)
 			return nil
 		},

@@ -149,9 +149,21 @@ func (r *running) ports() map[string]control.Port {
 	return all
 }
 
-// powerless checks that no thread has a capability or can gain one.
+// powerless checks that no thread has a capability or can gain one, and that all are in the
+// sandbox.
 func (r *running) powerless(uid int) {
 	r.t.Helper()
+	nstest.Eventually(r.t, patience, "the switch is in its sandbox", func() bool {
+		var info control.Info
+		err := r.ask(func(ctx context.Context, c *control.Client) (err error) {
+			info, err = c.Info(ctx)
+			return err
+		})
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		return slices.Contains(info.Sandbox, "seccomp")
+	})
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", r.cmd.Process.Pid))
 	if err != nil || len(tasks) == 0 {
 		r.t.Fatalf("%v, %v", tasks, err)
@@ -164,7 +176,7 @@ func (r *running) powerless(uid int) {
 		for _, want := range []string{
 			fmt.Sprintf("Uid:\t%[1]d\t%[1]d\t%[1]d\t%[1]d\n", uid), "NoNewPrivs:\t1\n",
 			"CapInh:\t0000000000000000\n", "CapPrm:\t0000000000000000\n", "CapEff:\t0000000000000000\n",
-			"CapAmb:\t0000000000000000\n",
+			"CapAmb:\t0000000000000000\n", "Seccomp:\t2\n",
 		} {
 			if !strings.Contains(string(status), want) {
 				r.t.Errorf("%s has no line %q:\n%s", task, want, status)

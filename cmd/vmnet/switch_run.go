@@ -20,6 +20,7 @@ import (
 	"vmnet/internal/cli/fdroom"
 	"vmnet/internal/cli/nicflags"
 	"vmnet/internal/kernel/netns"
+	"vmnet/internal/sandbox"
 )
 
 // runVerb is the command line of switch run.
@@ -30,6 +31,7 @@ type runVerb struct {
 	addresses int
 	user      string
 	filter    bool
+	sandbox   sandbox.Mode
 }
 
 func (a *app) switchRunCommand() *cobra.Command {
@@ -63,10 +65,15 @@ only, and not the host's own stack.
 	f.StringVar(&o.user, "user", "",
 		"the `USER` or UID:GID that it runs as once its ports are open (default the caller)")
 	f.BoolVar(&o.filter, "vlan-filtering", false, "separate VLANs from the start, and not only once a port has a VLAN")
+	sandboxFlag(cmd, &o.sandbox)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		o.name = args[0]
 		if o.addresses < 1 || o.addresses > 1<<21 {
 			return usagef("--addresses %d: want 1 to %d", o.addresses, 1<<21)
+		}
+		var err error
+		if o.sandbox, err = sandboxMode(cmd, o.sandbox); err != nil {
+			return err
 		}
 		return a.runSwitch(cmd.Context(), &o)
 	})
@@ -99,6 +106,7 @@ func (a *app) runSwitch(ctx context.Context, o *runVerb) error {
 		l, err = listenAs(place, to)
 	}
 	if err == nil {
+		s.Confined(a.confine(o, l.Path()))
 		err = a.serveSwitch(ctx, o.name, s, l, opened)
 	}
 	err = errors.Join(err, sw.Close())

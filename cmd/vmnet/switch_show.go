@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -115,6 +116,7 @@ func (a *app) printSwitch(s shownSwitch) error {
 				s.FDB.Evicted, s.FDB.Refused),
 		},
 		{"VLANs", vlansText(s.VLANFiltering)},
+		{"sandbox", cmp.Or(strings.Join(s.Sandbox, ", "), "off")},
 		{"ports", strconv.Itoa(len(s.Plugged))},
 	})
 	if err != nil || len(s.Plugged) == 0 {

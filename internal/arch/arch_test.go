@@ -68,6 +68,7 @@ var layers = [][]string{
 		"internal/cli/version", "internal/access/privilege", "internal/libvirthook/hookfile", "bridge/vswitch/offload",
 		"internal/rundir", "internal/alias", "internal/cli/fdroom", "bridge/brport", "macvtap/vtap",
 		"internal/kernel/sockopt", "internal/strictyaml", "internal/routed/gateway", "internal/filelock",
+		"internal/sandbox",
 		"internal/framefilter", "bridge/portsec", "bridge/portrate",
 		"bridge/vxlan", "internal/ovsdb", "internal/vhostuser/guestmem",
 	},

@@ -163,6 +163,9 @@ type Info struct {
 	Ageing  int       `json:"ageing"` // seconds
 
 	VLANFiltering bool `json:"vlan_filtering"` // the switch filters VLANs
+
+	// Sandbox has what confines the process besides its user, such as "seccomp"; none is "off".
+	Sandbox []string `json:"sandbox,omitempty"`
 }
 
 // FDBStats counts what happened to addresses of the FDB since the switch began (vswitch.FDBStats).

@@ -49,6 +49,9 @@ func New(sw *vswitch.Switch, info control.Info) *Server {
 	}
 }
 
+// Confined says what confines the process, for Info. Call it before Serve.
+func (s *Server) Confined(by []string) { s.info.Sandbox = by }
+
 // AddPort adds a port of this process itself, as Client.AddPort does.
 func (s *Server) AddPort(p control.Port, files ...*os.File) error {
 	if least, most := filesOf(&p); len(files) < least || len(files) > most {
