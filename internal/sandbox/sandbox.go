@@ -82,6 +82,9 @@ func restrictFiles(c Config) (abi int, err error) {
 	return abi, landlock.V7.BestEffort().Restrict(
 		landlock.PathAccess(llsys.AccessFSReadDir, c.LockDirs...).IgnoreIfMissing(),
 		landlock.PathAccess(remove, c.RemoveDirs...).IgnoreIfMissing(),
+		// A pidfd's process is read there. A file by which a process could be changed or read needs
+		// the right to trace it, which Landlock denies for processes outside.
+		landlock.PathAccess(llsys.AccessFSReadFile, "/proc").IgnoreIfMissing(),
 	)
 }
 

@@ -58,7 +58,7 @@ var (
 			_, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_EXEC, unix.MAP_PRIVATE|unix.MAP_ANON)
 			return err
 		},
-		"signal its parent":  func(string) error { return unix.Kill(os.Getppid(), 0) },
+		"signal its parent":  func(string) error { return unix.Kill(parent, 0) },
 		"make an IP socket":  func(string) error { return socket(unix.AF_INET, unix.SOCK_DGRAM) },
 		"make a raw socket":  func(string) error { return socket(unix.AF_PACKET, unix.SOCK_RAW) },
 		"enter a namespace":  func(string) error { return unix.Unshare(unix.CLONE_FS) },
@@ -70,6 +70,9 @@ var (
 	deniedFiles = map[string]func(dir string) error{
 		"read a file":            func(string) error { _, err := os.ReadFile("/etc/passwd"); return err },
 		"open another directory": func(dir string) error { return closed(os.Open(filepath.Join(dir, "others"))) },
+		"read the memory of its parent": func(string) error {
+			return closed(os.Open(fmt.Sprintf("/proc/%d/mem", parent)))
+		},
 		"remove another file":    func(dir string) error { return os.Remove(filepath.Join(dir, "others/f")) },
 		"read a file in its own": func(dir string) error { _, err := os.ReadFile(filepath.Join(dir, "mine/f")); return err },
 	}
@@ -92,8 +95,21 @@ var (
 			return c.Close()
 		},
 		"make threads": threads,
+		"read a pidfd's process": func(string) error {
+			fd, err := unix.PidfdOpen(os.Getpid(), 0)
+			if err != nil {
+				return err
+			}
+			info, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd))
+			if err == nil && !strings.Contains(string(info), "Pid:") {
+				err = fmt.Errorf("no pidfd: %q", info)
+			}
+			return err
+		},
 	}
 )
+
+var parent = os.Getppid()
 
 func socket(domain, kind int) error {
 	fd, err := unix.Socket(domain, kind, 0)
