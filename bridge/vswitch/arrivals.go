@@ -47,9 +47,11 @@ const (
 	slotHead     = 32 + unix.SizeofSockaddrLinklayer
 )
 
-// openArrivals makes the ring of a packet socket. Frames that the socket has received before are
-// lost (packet_set_ring in net/packet/af_packet.c).
+// openArrivals makes the ring of a packet socket, also of one that another switch has handed over.
+// Frames that the socket has received before are lost (packet_set_ring in net/packet/af_packet.c).
 func openArrivals(fd int) (*arrivals, error) {
+	none := unix.TpacketReq{} // removes a ring, which would keep its version
+	_ = unix.SetsockoptTpacketReq(fd, unix.SOL_PACKET, unix.PACKET_RX_RING, &none)
 	for _, o := range []struct {
 		name       string
 		opt, value int

@@ -1,6 +1,7 @@
 package vswitch
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -40,7 +41,10 @@ func LinkFile(nameOrPath string) (*os.File, error) {
 // Follow makes the wire follow its device. link is a file from LinkFile for the device's netns. The
 // port's MTU is then the device's, even if that changes or the device moves to another netns.
 // Follow copies the file. Call it before AddPort.
-func (w *Wire) Follow(link *os.File) error {
+func (w *Wire) Follow(link *os.File) error { return w.FollowOn(link, Rest{}) }
+
+// FollowOn is Follow for a port that another switch has handed over with that rest.
+func (w *Wire) FollowOn(link *os.File, r Rest) error {
 	if w.device == "" || w.link != nil {
 		return errors.New("follow the device: the wire has none, or already follows it")
 	}
@@ -48,11 +52,24 @@ func (w *Wire) Follow(link *os.File) error {
 	if err != nil {
 		return fmt.Errorf("follow %s: %w", w.device, err)
 	}
-	if w.link, err = rtnl.Follow(own.os, w.device); err != nil {
+	if r.Link == nil {
+		w.link, err = rtnl.Follow(own.os, w.device)
+	} else {
+		w.link, err = followOn(own.os, r.Link)
+	}
+	if err != nil {
 		return err
 	}
 	w.mtu = w.link.State().MTU
 	return nil
+}
+
+func followOn(f *os.File, text []byte) (*rtnl.Follower, error) {
+	var at rtnl.Followed
+	if err := json.Unmarshal(text, &at); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return rtnl.FollowOn(f, at)
 }
 
 // Link returns the state of its device. ok is false if the wire does not follow a device, or

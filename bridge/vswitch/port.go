@@ -70,7 +70,7 @@ func newPort(sw *Switch, name string, index int, w *Wire, cfg vport.Config) *Por
 		p.link.Store(&s)
 		p.down.Store(isDown(s))
 	}
-	if w.frontends != nil || w.stream != nil && !w.stream.once {
+	if w.frontends != nil || w.stream != nil && w.stream.in == nil {
 		p.down.Store(true) // until a guest's driver is ready, or somebody is connected
 	}
 	p.limit()

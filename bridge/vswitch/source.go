@@ -25,6 +25,8 @@ type source struct {
 	remove func()                        // removes the socket's file; may be nil
 	ended  atomic.Bool                   // see Port.OtherEnded
 	left   func()                        // removes the file of a socket on which nobody listens; may be nil
+
+	handedOver atomic.Bool // the sockets' files stay: see Switch.HandOver
 }
 
 // openSource makes a source from a copy of f, which is one of these:
@@ -163,14 +165,14 @@ func (s *source) close() error {
 	default:
 	}
 	close(s.stop)
-	if s.left != nil && s.ended.Load() {
+	if s.left != nil && s.ended.Load() && !s.handedOver.Load() {
 		s.left()
 	}
 	err := s.opened.Close()
 	if errors.Is(err, net.ErrClosed) {
 		err = nil // the session has closed it
 	}
-	if s.remove != nil {
+	if s.remove != nil && !s.handedOver.Load() {
 		s.remove()
 	}
 	return err

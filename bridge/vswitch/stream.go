@@ -122,6 +122,11 @@ func (q *streamQueue) connect() error {
 	if err != nil {
 		return err
 	}
+	return q.connectTo(conn)
+}
+
+// connectTo makes conn the current connection.
+func (q *streamQueue) connectTo(conn *net.UnixConn) error {
 	in, err := polledConn(conn)
 	if err != nil {
 		return err

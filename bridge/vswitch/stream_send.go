@@ -29,6 +29,7 @@ type streamSender struct {
 	at       int  // what was written of it
 	writing  bool // a goroutine writes the backlog
 	closed   bool
+	kept     bool // the backlog is kept when it is closed: see Switch.HandOver
 	writer   sync.WaitGroup
 	writable *awaiting
 
@@ -145,11 +146,15 @@ func (t *streamSender) write() {
 			t.mu.Unlock()
 			continue
 		}
+		t.writing = false
+		if t.closed && t.kept {
+			t.mu.Unlock()
+			return
+		}
 		t.backlog, t.at = t.backlog[:0], 0
 		if cap(t.backlog) > keptBacklog {
 			t.backlog = nil
 		}
-		t.writing = false
 		t.mu.Unlock()
 		return
 	}

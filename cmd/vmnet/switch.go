@@ -28,7 +28,7 @@ the port's files and passes them to the switch. See vmnet-switch(8).`,
 	cmd.AddCommand(
 		a.switchRunCommand(), a.switchListCommand(), a.switchShowCommand(), a.switchFDBCommand(),
 		a.switchAddPortCommand(), a.switchRemovePortCommand(), a.switchStatsCommand(), a.switchCaptureCommand(),
-		a.switchStopCommand(),
+		a.switchUpgradeCommand(), a.switchStopCommand(),
 	)
 	return cmd
 }

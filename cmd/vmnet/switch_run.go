@@ -93,12 +93,7 @@ func (a *app) runSwitch(ctx context.Context, o *runVerb) error {
 		return err
 	}
 	roomForOthers()
-	sw := vswitch.New(vswitch.Config{
-		Ageing: o.ageing, Addresses: o.addresses, VLANFiltering: o.filter,
-		Notice: func(text string) {
-			a.note("switch " + o.name + ": " + text)
-		},
-	})
+	sw := vswitch.New(a.switchConfig(o))
 	s := server.New(sw, control.Info{Name: o.name, Version: versionText(), Ageing: int(o.ageing.Seconds())})
 	opened, err := a.plugIn(ctx, s, o.ports)
 	var l *server.Listener
@@ -106,14 +101,30 @@ func (a *app) runSwitch(ctx context.Context, o *runVerb) error {
 		l, err = listenAs(place, to)
 	}
 	if err == nil {
-		s.Confined(a.confine(o, l.Path()))
-		err = a.serveSwitch(ctx, o.name, s, l, opened)
+		err = a.serveSwitch(ctx, o, s, l, opened)
 	}
-	err = errors.Join(err, sw.Close())
-	if l != nil {
-		err = errors.Join(err, l.Close())
-	} else {
+	if l == nil {
 		place.Forget()
+	}
+	return errors.Join(err, closeSwitch(sw, s, l))
+}
+
+func (a *app) switchConfig(o *runVerb) vswitch.Config {
+	return vswitch.Config{
+		Ageing: o.ageing, Addresses: o.addresses, VLANFiltering: o.filter,
+		Notice: func(text string) { a.note("switch " + o.name + ": " + text) },
+	}
+}
+
+// closeSwitch closes all that serveSwitch has left. l may be nil.
+func closeSwitch(sw *vswitch.Switch, s *server.Server, l *server.Listener) error {
+	err := sw.Close()
+	switch {
+	case l == nil:
+	case s.HandedTo() != 0:
+		err = errors.Join(err, l.Abandon())
+	default:
+		err = errors.Join(err, l.Close())
 	}
 	s.Close()
 	return err
@@ -188,11 +199,14 @@ func listenAs(place *server.Place, to privilege.Caller) (*server.Listener, error
 	return place.Listen()
 }
 
-func (a *app) serveSwitch(ctx context.Context, name string, s *server.Server, l *server.Listener,
+// serveSwitch confines the process, and serves the switch until it ends or is handed over.
+func (a *app) serveSwitch(ctx context.Context, o *runVerb, s *server.Server, l *server.Listener,
 	opened []openPort,
 ) error {
-	status := fmt.Sprintf("switch %s: runs with %s, socket %s", name, count(len(opened), "port"), l.Path())
-	if err := a.printRunning(name, l.Path(), status, opened); err != nil {
+	s.Confined(a.confine(o, l.Path()))
+	s.HandsOver(l)
+	status := fmt.Sprintf("switch %s: runs with %s, socket %s", o.name, count(s.Info().Ports, "port"), l.Path())
+	if err := a.printRunning(o.name, l.Path(), status, opened); err != nil {
 		return err
 	}
 	a.tellAlone(s.Ports(), s.Info().VLANFiltering)
@@ -201,16 +215,20 @@ func (a *app) serveSwitch(ctx context.Context, name string, s *server.Server, l 
 		a.note(err.Error())
 	}
 	err := s.Serve(ctx, l)
-	if err := notify("STOPPING=1"); err != nil {
+	state, text, told := "ended", "ended", "STOPPING=1"
+	if pid := s.HandedTo(); pid != 0 {
+		state, text, told = "handed-over", fmt.Sprintf("handed over to process %d", pid), fmt.Sprintf("MAINPID=%d", pid)
+	}
+	if err := notify(told); err != nil {
 		a.note(err.Error())
 	}
-	return errors.Join(err, a.result(switchRuns{Switch: name, State: "ended"}, "switch %s: ended", name))
+	return errors.Join(err, a.result(switchRuns{Switch: o.name, State: state}, "switch %s: %s", o.name, text))
 }
 
 // switchRuns is what run prints when it listens and when it ends.
 type switchRuns struct {
 	Switch string        `json:"switch"`
-	State  string        `json:"state"` // "running", "ended"
+	State  string        `json:"state"` // "running", "ended", "handed-over"
 	Socket string        `json:"socket,omitempty"`
 	Ports  []pluggedPort `json:"ports,omitempty"`
 }
@@ -234,6 +252,6 @@ const fewFiles = 2048
 func (a *app) tellLimit() {
 	if limit, err := fdroom.Limit(); err == nil && limit < fewFiles {
 		a.note(fmt.Sprintf("the switch may open %d files, which is enough for about %d ports (raise ulimit -Hn)",
-			limit, max(0, int(limit)-100)/6))
+			limit, max(0, int(limit)-100)/12))
 	}
 }

@@ -58,6 +58,12 @@ func TestLiveVhostUserGuest(t *testing.T) {
 		t.Errorf("%+v, %+v", p, p.Stats)
 	}
 
+	sw.upgrade() // QEMU connects again
+	if r, err := vm.Guest.PingWith(ctx, traffic.Ping{Addr: "10.7.0.1", Count: 3, Timeout: time.Minute}); err != nil ||
+		r.Received < r.Sent {
+		t.Errorf("after an upgrade: %+v, %v", r, err)
+	}
+
 	sw.kill()
 	waits := make(chan error, 1)
 	go func() {

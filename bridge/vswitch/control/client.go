@@ -26,8 +26,10 @@ var ErrNotRunning = errors.New("no such switch runs")
 // reply, the Client is unusable.
 type Client struct {
 	conn *net.UnixConn
+	path string
 	pid  int
 	uid  int
+	gid  int
 
 	mu     sync.Mutex
 	broken error
@@ -90,9 +92,9 @@ func dial(ctx context.Context, path string) (*Client, error) {
 	case err != nil:
 		return nil, err
 	}
-	c := &Client{conn: conn.(*net.UnixConn)}
+	c := &Client{conn: conn.(*net.UnixConn), path: path}
 	peer, err := fdpass.PeerOf(c.conn)
-	c.pid, c.uid = int(peer.Pid), int(peer.Uid)
+	c.pid, c.uid, c.gid = int(peer.Pid), int(peer.Uid), int(peer.Gid)
 	if self := os.Geteuid(); err == nil && self != 0 && c.uid != self && c.uid != 0 {
 		err = fmt.Errorf("process %d of user %d listens on %s: want your own process or root's", c.pid, c.uid, path)
 	}
@@ -109,6 +111,12 @@ func (c *Client) Close() error { return c.conn.Close() }
 // Peer returns the process that listens and its user, as the kernel reports them. Info returns what
 // the switch reports.
 func (c *Client) Peer() (pid, uid int) { return c.pid, c.uid }
+
+// Group returns the group of the process that listens, as the kernel reports it.
+func (c *Client) Group() int { return c.gid }
+
+// Path returns the path of the switch's socket.
+func (c *Client) Path() string { return c.path }
 
 // Info asks for the state of the switch as a whole.
 func (c *Client) Info(ctx context.Context) (Info, error) {

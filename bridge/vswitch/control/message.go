@@ -1,6 +1,7 @@
 package control
 
 import (
+	"encoding/json"
 	"errors"
 	"io/fs"
 
@@ -23,6 +24,8 @@ const (
 	DoRemoveStatic = "remove-static"
 	DoCapture      = "capture"
 	DoStop         = "stop"
+	DoHandOver     = "hand-over"
+	DoTaken        = "taken"
 )
 
 // MaxMessage is the limit of a message in bytes.
@@ -51,6 +54,27 @@ type Reply struct {
 	Info  *Info          `json:"info,omitempty"`
 	Ports list[Port]     `json:"ports,omitempty"`
 	FDB   list[FDBEntry] `json:"fdb,omitempty"`
+
+	Handed *Handed `json:"handed,omitempty"` // hand-over; comes with files
+}
+
+// Handed is a part of a switch that is handed over. The switch's listening socket comes first,
+// with standard output and standard error, where the switch goes on to report. Then each port comes
+// with the files that AddPort takes for it. Before it comes its Rest, if it has one, with two files
+// at most: one of the bytes that were read and those that wait, and the connection.
+type Handed struct {
+	Port *Port       `json:"port,omitempty"`
+	Rest *HandedRest `json:"rest,omitempty"`
+}
+
+// HandedRest says what is in the file of a port's vswitch.Rest.
+type HandedRest struct {
+	Name    string `json:"name"`    // of the port
+	Read    int    `json:"read"`    // bytes of the file
+	Backlog int    `json:"backlog"` // bytes after these
+	Skip    int    `json:"skip"`
+
+	Link json.RawMessage `json:"link,omitempty"`
 }
 
 // A Refusal is an error that the server sends: its text, and the kind of error that it matches.

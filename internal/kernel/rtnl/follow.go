@@ -105,6 +105,39 @@ func (w *Follower) begin(name string) (err error) {
 	return w.file.SetReadDeadline(time.Time{})
 }
 
+// Followed is what a Follower knows of its link, by which another one can go on with the same file.
+type Followed struct {
+	State LinkState `json:"state"`
+	NSID  int       `json:"nsid"`            // of the link's netns
+	Moved bool      `json:"moved,omitempty"` // to a netns whose id is not known yet
+}
+
+// Followed returns what it knows. Call it when Next has returned for the last time.
+func (w *Follower) Followed() Followed { return Followed{w.state, w.nsid, w.moved} }
+
+// FollowOn takes ownership of a file that another Follower has used, and goes on after that one's
+// last event.
+func FollowOn(f *os.File, at Followed) (*Follower, error) {
+	w := &Follower{
+		file: f, buffer: make([]byte, maxMessage), oob: make([]byte, 64),
+		state: at.State, nsid: at.NSID, moved: at.Moved,
+	}
+	var err error
+	if len(w.state.Name) >= unix.IFNAMSIZ {
+		err = fmt.Errorf("the name %.40q is too long", w.state.Name)
+	}
+	if err == nil {
+		w.conn, err = f.SyscallConn()
+	}
+	if err == nil {
+		err = w.filter()
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("follow %.40s: %w", at.State.Name, err), f.Close())
+	}
+	return w, nil
+}
+
 // State returns the state of the link when Follow or Next returned.
 func (w *Follower) State() LinkState { return w.state }
 

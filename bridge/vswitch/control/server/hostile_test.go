@@ -361,12 +361,12 @@ func FuzzPerform(f *testing.F) {
 		if withFile {
 			files = []*os.File{near}
 		}
-		err := s.perform(message, files, func(a control.Reply) error {
+		err := s.performFor(&call{files: files, send: func(a control.Reply, _ ...*os.File) error {
 			if b, err := json.Marshal(a); err != nil || len(b) > control.MaxMessage-16 {
 				t.Errorf("%d bytes, %v", len(b), err)
 			}
 			return nil
-		})
+		}}, message)
 		if err != nil {
 			if b, err := json.Marshal(control.Reply{Error: control.Refuse(err)}); err != nil ||
 				len(b) > control.MaxMessage {

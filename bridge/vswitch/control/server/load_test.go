@@ -95,13 +95,13 @@ func TestManyPorts(t *testing.T) {
 		t.Fatalf("%d ports, %v", len(all), err)
 	}
 	pieces := 0
-	err = s.perform([]byte(`{"do":"ports"}`), nil, func(a control.Reply) error {
+	err = s.performFor(&call{send: func(a control.Reply, _ ...*os.File) error {
 		pieces++
 		if b, err := json.Marshal(a); err != nil || len(b) > control.MaxMessage-16 {
 			t.Errorf("%d bytes, %v", len(b), err)
 		}
 		return nil
-	})
+	}}, []byte(`{"do":"ports"}`))
 	if err != nil || pieces < 5 {
 		t.Errorf("%d messages, %v", pieces, err)
 	}

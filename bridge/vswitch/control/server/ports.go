@@ -17,6 +17,7 @@ import (
 	"vmnet/bridge/vswitch/control"
 	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/endpoint"
+	"vmnet/internal/kernel/fdpass"
 )
 
 // ports has a switch's ports, with what the switch itself does not know of them.
@@ -32,7 +33,8 @@ type ports struct {
 type entry struct {
 	control.Port
 	in     *vswitch.Port
-	holder *holder // may be nil
+	holder *holder    // may be nil
+	files  []*os.File // copies of those with which it was added, to hand it over
 }
 
 // filesOf returns the least and the most files that a port takes.
@@ -64,13 +66,13 @@ func holderFiles(p *control.Port) int {
 	return 2
 }
 
-// open makes the wire of a port. It copies the files.
-func open(p *control.Port, files []*os.File) (*vswitch.Wire, error) {
+// open makes the wire of a port, which rest is left of. It copies the files.
+func open(p *control.Port, files []*os.File, rest vswitch.Rest) (*vswitch.Wire, error) {
 	var w *vswitch.Wire
 	var err error
 	switch p.Kind {
 	case control.Tap:
-		w, err = openTap(p, files)
+		w, err = openTap(p, files, rest)
 	case control.Packet:
 		w, err = vswitch.OpenPacketFiles(files)
 	case control.Stream:
@@ -101,7 +103,7 @@ func open(p *control.Port, files []*os.File) (*vswitch.Wire, error) {
 	return w, nil
 }
 
-func openTap(p *control.Port, files []*os.File) (*vswitch.Wire, error) {
+func openTap(p *control.Port, files []*os.File, rest vswitch.Rest) (*vswitch.Wire, error) {
 	queues := len(files)
 	if p.Link {
 		queues--
@@ -111,7 +113,7 @@ func openTap(p *control.Port, files []*os.File) (*vswitch.Wire, error) {
 		w.Verified()
 	}
 	if err == nil && p.Link {
-		if err = w.Follow(files[queues]); err != nil {
+		if err = w.FollowOn(files[queues], rest); err != nil {
 			return nil, errors.Join(err, w.Close())
 		}
 	}
@@ -144,22 +146,61 @@ func (s *ports) add(p control.Port, files []*os.File) error {
 	if err := checkPort(p); err != nil {
 		return err
 	}
-	var h *holder
+	return s.addResumed(p, files, vswitch.Rest{})
+}
+
+// addResumed is add for a port that another switch has handed over with that rest.
+func (s *ports) addResumed(p control.Port, files []*os.File, rest vswitch.Rest) error {
+	e := &entry{Port: p}
+	var err error
 	if p.Holder != 0 {
-		var err error
-		if h, err = openHolder(&p, files); err != nil {
+		if e.holder, err = openHolder(&p, files); err != nil {
 			return err
 		}
-		files = files[holderFiles(&p):]
 	}
-	w, err := open(&p, files)
-	if err != nil {
-		if h != nil {
-			err = errors.Join(err, h.close())
+	var w *vswitch.Wire
+	if w, err = openResumed(&p, files, rest); err == nil {
+		if e.files, err = copies(files); err != nil {
+			err = errors.Join(err, w.Close())
 		}
-		return err
 	}
-	return s.plug(p, w, h)
+	if err != nil {
+		return errors.Join(err, e.close())
+	}
+	return s.plug(e, w)
+}
+
+func openResumed(p *control.Port, files []*os.File, rest vswitch.Rest) (*vswitch.Wire, error) {
+	w, err := open(p, files[holderFiles(p):], rest)
+	if err == nil {
+		if err = w.Resume(rest); err != nil {
+			return nil, errors.Join(err, w.Close())
+		}
+	}
+	return w, err
+}
+
+// close closes what an entry has besides its port.
+func (e *entry) close() (err error) {
+	if e.holder != nil {
+		err = e.holder.close()
+	}
+	fdpass.CloseAll(e.files)
+	return err
+}
+
+// copies copies files, or none.
+func copies(files []*os.File) ([]*os.File, error) {
+	var all []*os.File
+	for _, f := range files {
+		fd, err := fdpass.DuplicateFD(f)
+		if err != nil {
+			fdpass.CloseAll(all)
+			return nil, err
+		}
+		all = append(all, os.NewFile(uintptr(fd), f.Name()))
+	}
+	return all, nil
 }
 
 // maxPort limits a port's settings as JSON, in bytes. It is enough for a trunk of a few hundred
@@ -177,32 +218,37 @@ func checkPort(p control.Port) error {
 	return err
 }
 
-// plug adds a port. It takes ownership of the wire and the holder.
-func (s *ports) plug(p control.Port, w *vswitch.Wire, h *holder) error {
+// plug adds a port. It takes ownership of the wire and the entry.
+func (s *ports) plug(e *entry, w *vswitch.Wire) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	in, err := s.addPort(p, w)
+	if err := s.plugIn(e, w); err != nil {
+		return errors.Join(err, e.close())
+	}
+	if h := e.holder; h != nil {
+		s.waiting.Go(func() {
+			if h.wait() {
+				s.release(e, nil)
+			}
+		})
+	}
+	return nil
+}
+
+// plugIn adds the entry's port to the switch. It takes ownership of the wire.
+func (s *ports) plugIn(e *entry, w *vswitch.Wire) error {
+	in, err := s.addPort(e.Port, w)
 	if err != nil {
-		if h != nil {
-			err = errors.Join(err, h.close())
-		}
 		return err
 	}
-	e := &entry{Port: p, in: in, holder: h}
-	s.byName[p.Name] = e
-	if h == nil {
-		return nil
+	e.in = in
+	s.byName[e.Name] = e
+	if e.holder != nil {
+		s.waiting.Go(func() {
+			<-in.Ended()
+			s.release(e, in)
+		})
 	}
-	s.waiting.Go(func() {
-		if h.wait() {
-			in.OtherEnded()
-			s.release(e)
-		}
-	})
-	s.waiting.Go(func() {
-		<-in.Ended()
-		s.release(e)
-	})
 	return nil
 }
 
@@ -216,13 +262,18 @@ func (s *ports) addPort(p control.Port, w *vswitch.Wire) (*vswitch.Port, error) 
 	return s.sw.AddPort(p.Name, w, p.Config)
 }
 
-// release removes a port whose holder or wire has ended, unless it is already removed.
-func (s *ports) release(e *entry) {
+// release removes a port whose holder has ended or, if in is not nil, whose wire has, unless it is
+// removed already, or has been handed over and taken back.
+func (s *ports) release(e *entry, in *vswitch.Port) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.byName[e.Name] == e {
-		_ = s.unplug(e) // the files are closed even if an error is returned
+	if s.byName[e.Name] != e || in != nil && in != e.in {
+		return
 	}
+	if in == nil {
+		e.in.OtherEnded()
+	}
+	_ = s.unplug(e) // the files are closed even if an error is returned
 }
 
 // remove removes a port for a client.
@@ -238,11 +289,7 @@ func (s *ports) remove(name string) error {
 
 func (s *ports) unplug(e *entry) error {
 	delete(s.byName, e.Name)
-	err := s.sw.RemovePort(e.Name)
-	if e.holder != nil {
-		err = errors.Join(err, e.holder.close())
-	}
-	return err
+	return errors.Join(s.sw.RemovePort(e.Name), e.close())
 }
 
 // set changes the settings of a port for a client, unless that would make a loop.
@@ -303,25 +350,24 @@ func (s *ports) list() []control.Port {
 	return all
 }
 
-// close drops all ports and closes their holders. The switch is already closed.
-func (s *ports) close() {
+// drop drops all ports and closes their holders. The switch is already closed.
+func (s *ports) drop() {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	for name, e := range s.byName {
 		delete(s.byName, name)
-		if e.holder != nil {
-			_ = e.holder.close()
-		}
+		_ = e.close()
 	}
-	s.mu.Unlock()
-	s.waiting.Wait()
 }
 
 // Addresses. While s.mu is held, a port's index cannot pass to another port.
 
 // fdb lists the FDB. It does not hold the lock while it reads the table, so that an entry may be
 // reported with the name of a port that has just taken another one's index.
-func (s *ports) fdb() []control.FDBEntry {
-	names, filters := s.byIndex(), s.sw.FiltersVLANs()
+func (s *ports) fdb() []control.FDBEntry { return s.entries(s.byIndex()) }
+
+func (s *ports) entries(names map[int]string) []control.FDBEntry {
+	filters := s.sw.FiltersVLANs()
 	var all []control.FDBEntry
 	for _, e := range s.sw.FDB().Dump() {
 		if name, ok := names[e.Port]; ok {
@@ -338,6 +384,11 @@ func (s *ports) fdb() []control.FDBEntry {
 func (s *ports) byIndex() map[int]string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.names()
+}
+
+// names is byIndex for a caller that holds the lock.
+func (s *ports) names() map[int]string {
 	names := map[int]string{}
 	for name, e := range s.byName {
 		names[e.in.PortIndex()] = name

@@ -33,10 +33,14 @@ type Server struct {
 	stopped  chan struct{} // closed when a client has stopped the switch
 	stopOnce sync.Once
 
-	mu       sync.Mutex // guards sessions and closed
+	mu       sync.Mutex // guards sessions, closed and paused
 	sessions map[*session]struct{}
 	closed   bool
-	serving  sync.WaitGroup
+	paused   chan struct{} // closed when the switch accepts clients again; nil while it does
+
+	handsOver *Listener // may be handed over, or nil
+	handedTo  int
+	serving   sync.WaitGroup
 }
 
 // New makes a server for a switch without ports. All ports must be added through the server.
@@ -87,7 +91,9 @@ func (s *Server) Serve(ctx context.Context, l *Listener) error {
 		conn, err := l.ln.AcceptUnix()
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			return nil
+			if !s.awaitResume(ctx.Done()) {
+				return nil
+			}
 		case errors.Is(err, net.ErrClosed):
 			return fmt.Errorf("accept: %w", err)
 		case err != nil: // no fd left
@@ -102,6 +108,7 @@ func (s *Server) Serve(ctx context.Context, l *Listener) error {
 // Close ends the current requests and closes the connections. Call it after the switch was closed.
 func (s *Server) Close() {
 	s.stop()
+	s.ports.drop() // before a client that has stopped the switch hears that it has ended
 	s.mu.Lock()
 	s.closed = true
 	for c := range s.sessions {
@@ -109,7 +116,7 @@ func (s *Server) Close() {
 	}
 	s.mu.Unlock()
 	s.serving.Wait()
-	s.ports.close()
+	s.ports.waiting.Wait()
 }
 
 // A session is one client's connection.
@@ -189,10 +196,7 @@ func (s *Server) converse(c *session) {
 			return
 		}
 		c.busy.Store(true)
-		err = s.perform(b, files, func(a control.Reply) error {
-			a.More = true
-			return c.send(a)
-		})
+		err = s.perform(c, b, files)
 		fdpass.CloseAll(files)
 		last, stop := control.Reply{}, errors.Is(err, errStop)
 		if err != nil && !stop {
@@ -221,13 +225,13 @@ func (c *session) left() bool {
 	return err != nil || hup
 }
 
-func (c *session) send(a control.Reply) error {
+func (c *session) send(a control.Reply, files ...*os.File) error {
 	b, err := json.Marshal(a)
 	if err == nil {
 		err = c.conn.SetWriteDeadline(time.Now().Add(sendTimeout))
 	}
 	if err == nil {
-		err = fdpass.SendOver(c.conn, b)
+		err = fdpass.SendOver(c.conn, b, files...)
 	}
 	return err
 }

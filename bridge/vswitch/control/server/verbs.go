@@ -18,7 +18,9 @@ import (
 type call struct {
 	control.Request
 	files []*os.File
-	send  func(control.Reply) error // sends a message before the last one, which has the error
+	// send sends a message before the last one, which has the error.
+	send    func(control.Reply, ...*os.File) error
+	session *session // may be nil in tests
 }
 
 // A verb handles one kind of request.
@@ -43,6 +45,10 @@ func verbOf(name string) (verb, bool) {
 		control.DoRemoveStatic: {do: func(s *Server, c *call) error { return s.ports.removeStatic(*c.Entry) }},
 		control.DoCapture:      {do: (*Server).capture, files: func(*control.Request) (int, int) { return 1, 1 }},
 		control.DoStop:         {do: func(*Server, *call) error { return errStop }},
+		control.DoHandOver:     {do: (*Server).handOver},
+		control.DoTaken: {do: func(*Server, *call) error {
+			return fmt.Errorf("%w request: nothing is handed over", brport.ErrInvalid)
+		}},
 	}[name]
 	return v, ok
 }
@@ -78,8 +84,15 @@ func parseRequest(b []byte) (*control.Request, error) {
 // errStop makes the server reply before it stops the switch. It is not a failure.
 var errStop = errors.New("stop")
 
-// perform handles the request in a message.
-func (s *Server) perform(b []byte, files []*os.File, send func(control.Reply) error) error {
+// perform handles the request in a session's message.
+func (s *Server) perform(c *session, b []byte, files []*os.File) error {
+	return s.performFor(&call{files: files, session: c, send: func(a control.Reply, files ...*os.File) error {
+		a.More = true
+		return c.send(a, files...)
+	}}, b)
+}
+
+func (s *Server) performFor(c *call, b []byte) error {
 	r, err := parseRequest(b)
 	if err != nil {
 		return err
@@ -89,10 +102,11 @@ func (s *Server) perform(b []byte, files []*os.File, send func(control.Reply) er
 	if v.files != nil {
 		least, most = v.files(r)
 	}
-	if n := len(files); n < least || n > most {
+	if n := len(c.files); n < least || n > most {
 		return fmt.Errorf("%w request: %d files: want %d to %d", brport.ErrInvalid, n, least, most)
 	}
-	return v.do(s, &call{Request: *r, files: files, send: send})
+	c.Request = *r
+	return v.do(s, c)
 }
 
 func (s *Server) capture(c *call) error { return s.ports.sw.Capture(c.files[0], *c.Capture) }

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/nstest"
+	"vmnet/testvm/traffic"
+)
+
+// upgrade replaces the switch's process, and waits until the old one has ended. The test ends the
+// new one, which is not its child, by its socket.
+func (r *running) upgrade() {
+	r.t.Helper()
+	out, err := exec.Command("vmnet", "switch", "upgrade", r.socket, "-o", "json").Output()
+	if err != nil {
+		r.t.Fatalf("%v: %s", err, out)
+	}
+	var got switchUpgraded
+	if err := json.Unmarshal(out, &got); err != nil || got.PID == r.cmd.Process.Pid {
+		r.t.Errorf("%s: %v", out, err)
+	}
+	r.says("handed over to process")
+	// Not by cmd.Wait, which closes the pipe on which the new process goes on to report. That
+	// process is adopted by the test's, so that it can be waited for as well.
+	if state, err := r.cmd.Process.Wait(); err == nil && !state.Success() {
+		r.t.Errorf("the old process ended with %v", state)
+	}
+	r.t.Cleanup(func() {
+		_ = r.ask(func(ctx context.Context, c *control.Client) error { return c.Stop(ctx) })
+	})
+	if r.cmd.Process, err = os.FindProcess(got.PID); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// stop stops the switch by its socket.
+func (r *running) stop() {
+	r.t.Helper()
+	if err := r.ask(func(ctx context.Context, c *control.Client) error { return c.Stop(ctx) }); err != nil {
+		r.t.Error(err)
+	}
+}
+
+// TestLiveSwitchUpgrade replaces the process of a switch while pings and a TCP connection pass its
+// taps, and a packet port.
+func TestLiveSwitchUpgrade(t *testing.T) {
+	forNobody(t)
+	ns := nstest.New(t)
+	ipIn(t, ns.Path(), "link", "add", "up0", "type", "veth", "peer", "name", "lan0")
+	ipIn(t, ns.Path(), "link", "set", "up0", "up")
+	r := runSwitch(t, ns, nil, "--user", "nobody", "--tap", "a,vlan=3", "--tap", "b,queues=2,vlan=3", "--packet",
+		"up0,vlan=3")
+	a, b, lan := seat(t, ns, "a", "10.7.0.1"), seat(t, ns, "b", "10.7.0.2"), seat(t, ns, "lan0", "10.7.0.3")
+	awaitAnswer(t, a, "10.7.0.2")
+	awaitAnswer(t, a, "10.7.0.3")
+
+	const interval = 5 * time.Millisecond
+	var pings traffic.PingResult
+	ended := make(chan error, 2)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	go func() {
+		ended <- a.Do(func() (err error) {
+			pings, err = traffic.SendPing(ctx, traffic.Ping{Addr: "10.7.0.3", Count: 400, Timeout: interval})
+			return err
+		})
+	}()
+	go func() {
+		var s *traffic.Server
+		err := b.Do(func() (err error) { s, err = traffic.ServeTCP("10.7.0.2:0"); return err })
+		if err == nil {
+			defer s.Close()
+			err = lan.Do(func() error { _, err := traffic.SendTCP(ctx, s.Addr, 400<<20); return err })
+		}
+		ended <- err
+	}()
+	for range 3 {
+		r.upgrade()
+		r.powerless(nobody)
+	}
+	for range 2 {
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+	t.Logf("three upgrades: %d of %d pings without an answer within %v", pings.Sent-pings.Received, pings.Sent,
+		interval)
+	awaitAnswer(t, b, "10.7.0.3")
+	if p := r.ports()["a"]; p.Config.VLAN != 3 || p.Kind != control.Tap || p.Device != "a" {
+		t.Errorf("%+v", p)
+	}
+	r.stop()
+	awaitGone(t, a, "a")
+	awaitGone(t, b, "b")
+}
+
+// TestLiveSwitchUpgradeFails has the upgrade fail in the new process. The old one goes on.
+func TestLiveSwitchUpgradeFails(t *testing.T) {
+	forNobody(t)
+	ns := nstest.New(t)
+	r := runSwitch(t, ns, nil, "--tap", "a", "--tap", "b", "--tap", "c,queues=30")
+	a, b := seat(t, ns, "a", "10.7.0.1"), seat(t, ns, "b", "10.7.0.2")
+	_ = b
+	upgrade := []string{"vmnet", "switch", "upgrade", r.socket}
+	for want, argv := range map[string][]string{
+		"permission denied": append([]string{"setpriv", "--reuid", "12345", "--clear-groups"}, upgrade...),
+		"no room for files": append([]string{"prlimit", "--nofile=40:40"}, upgrade...),
+	} {
+		out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), want) {
+			t.Errorf("%v: %v, %s: want %q", argv, err, out, want)
+		}
+		awaitAnswer(t, a, "10.7.0.2")
+	}
+	if out, err := exec.Command("vmnet", "switch", "upgrade", r.socket+"x").CombinedOutput(); err == nil ||
+		!strings.Contains(string(out), "no such switch runs") {
+		t.Errorf("no switch: %v, %s", err, out)
+	}
+	r.end()
+}
