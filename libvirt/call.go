@@ -21,9 +21,10 @@ type procedure struct {
 
 // Results of procedures.
 var (
-	aString = func(d *decoder) { d.bytes() }
-	aNumber = func(d *decoder) { d.int32() }
-	aDomain = func(d *decoder) { d.domain() }
+	aString    = func(d *decoder) { d.bytes() }
+	aNumber    = func(d *decoder) { d.int32() }
+	twoNumbers = func(d *decoder) { d.int32(); d.int32() }
+	aDomain    = func(d *decoder) { d.domain() }
 )
 
 // call is a call that go-libvirt makes. It stays pending until the reply has arrived, even if no

@@ -58,6 +58,7 @@ var (
 	domainLookupByUUID      = procedure{remoteProgram, 24, "DOMAIN_LOOKUP_BY_UUID", aDomain}
 	domainGetXMLDesc        = procedure{remoteProgram, 14, "DOMAIN_GET_XML_DESC", aString}
 	domainIsPersistent      = procedure{remoteProgram, 151, "DOMAIN_IS_PERSISTENT", aNumber}
+	domainGetState          = procedure{remoteProgram, 212, "DOMAIN_GET_STATE", twoNumbers}
 	domainAttachDeviceFlags = procedure{remoteProgram, 160, "DOMAIN_ATTACH_DEVICE_FLAGS", nil}
 	domainUpdateDeviceFlags = procedure{remoteProgram, 174, "DOMAIN_UPDATE_DEVICE_FLAGS", nil}
 	domainDetachDeviceAlias = procedure{remoteProgram, 392, "DOMAIN_DETACH_DEVICE_ALIAS", nil}
@@ -118,6 +119,33 @@ func (c *Conn) IsPersistent(ctx context.Context, dom Domain) (bool, error) {
 		return c.lib.DomainIsPersistent(dom.to())
 	})
 	return persistent == 1, err
+}
+
+// State is a domain's state: virDomainState, and why it is paused.
+type State struct {
+	is     golibvirt.DomainState
+	paused golibvirt.DomainPausedReason // if it is
+}
+
+// IsIncoming reports whether the domain's guest is still to come from another host. The domain that
+// a guest is about to leave is in the same state while the last of the guest's data is sent.
+func (s State) IsIncoming() bool {
+	return s.is == golibvirt.DomainPaused &&
+		(s.paused == golibvirt.DomainPausedMigration || s.paused == golibvirt.DomainPausedStartingUp)
+}
+
+// IsOff reports whether the domain does not run.
+func (s State) IsOff() bool {
+	return s.is == golibvirt.DomainShutoff || s.is == golibvirt.DomainCrashed
+}
+
+// State returns the domain's state. libvirt answers while the domain migrates, too.
+func (c *Conn) State(ctx context.Context, dom Domain) (State, error) {
+	p := &call{procedure: domainGetState, text: []string{dom.Name}}
+	return ask(ctx, c, p, func() (State, error) {
+		is, reason, err := c.lib.DomainGetState(dom.to(), 0)
+		return State{golibvirt.DomainState(is), golibvirt.DomainPausedReason(reason)}, err
+	})
 }
 
 // AttachDevice adds a device. A running guest may not have noticed it when AttachDevice returns.

@@ -52,9 +52,9 @@ func FuzzDecode(f *testing.F) {
 // procedures are all procedures that the client calls.
 var procedures = []procedure{
 	authList, authAskPolkit, connectOpen, connectClose, connectListAllDomains, domainLookupByName, domainLookupByUUID,
-	domainGetXMLDesc, domainIsPersistent, domainAttachDeviceFlags, domainUpdateDeviceFlags, domainDetachDeviceAlias,
-	domainSetMetadata,
-	domainGetMetadata, domainMonitorCommand, domainMonitorCommandWithFiles, connectDomainEventCallbackRegisterAny,
+	domainGetXMLDesc, domainIsPersistent, domainGetState, domainAttachDeviceFlags, domainUpdateDeviceFlags,
+	domainDetachDeviceAlias, domainSetMetadata, domainGetMetadata, domainMonitorCommand,
+	domainMonitorCommandWithFiles, connectDomainEventCallbackRegisterAny,
 	connectDomainEventCallbackDeregisterAny, connectDomainMonitorEventRegister, connectDomainMonitorEventDeregister,
 }
 

@@ -151,6 +151,7 @@ func FuzzReplies(f *testing.F) {
 			func(ctx context.Context) error { _, err := c.XML(ctx, guest, 0); return err },
 			func(ctx context.Context) error { _, err := c.LookupByName(ctx, "x"); return err },
 			func(ctx context.Context) error { _, err := c.IsPersistent(ctx, guest); return err },
+			func(ctx context.Context) error { _, err := c.State(ctx, guest); return err },
 			func(ctx context.Context) error { return c.AttachDevice(ctx, guest, "x", 0) },
 			func(ctx context.Context) error { _, err := c.MonitorCommand(ctx, guest, "x"); return err },
 		}

@@ -121,6 +121,9 @@ func (l *live) lookup(t *testing.T) {
 	if persistent, err := c.IsPersistent(ctx, dom); err != nil || !persistent {
 		t.Errorf("persistent %v, %v", persistent, err)
 	}
+	if state, err := c.State(ctx, dom); err != nil || !state.IsOff() || state.IsIncoming() {
+		t.Errorf("state %+v, %v", state, err)
+	}
 	text, err := c.XML(ctx, dom, XMLInactive)
 	if err != nil {
 		t.Fatal(err)

@@ -80,7 +80,7 @@ func (f *fake) answer(m message, offers authType, callbacks *int32) {
 		f.reply(m, func(e *encoder) { e.uint32(1); e.uint32(uint32(offers)) })
 	case is(authAskPolkit, domainIsPersistent):
 		f.reply(m, func(e *encoder) { e.int32(1) })
-	case is(connectListAllDomains):
+	case is(connectListAllDomains), is(domainGetState):
 		f.reply(m, func(e *encoder) { e.uint32(0); e.uint32(0) })
 	case is(domainLookupByName, domainLookupByUUID):
 		f.reply(m, func(e *encoder) { e.domain(guest) })
@@ -208,6 +208,10 @@ func steps(t *testing.T) []step {
 			_, err := c.IsPersistent(ctx, guest)
 			return err
 		}},
+		{"state", func(ctx context.Context, c *Conn) error {
+			_, err := c.State(ctx, guest)
+			return err
+		}},
 		{"attach", func(ctx context.Context, c *Conn) error {
 			return c.AttachDevice(ctx, guest, "<x1/>", AffectLive|AffectConfig)
 		}},
@@ -279,6 +283,11 @@ func TestNumbers(t *testing.T) {
 		{AffectLive, 1, golibvirt.DomainAffectLive},
 		{AffectConfig, 2, golibvirt.DomainAffectConfig},
 		{metadataElement, 2, golibvirt.DomainMetadataElement},
+		{golibvirt.DomainPaused, 3, 3},
+		{golibvirt.DomainShutoff, 5, 5},
+		{golibvirt.DomainCrashed, 6, 6},
+		{golibvirt.DomainPausedMigration, 2, 2},
+		{golibvirt.DomainPausedStartingUp, 11, 11},
 		{authNone, 0, 0},
 		{authSASL, 1, 1},
 		{authPolkit, 2, 2},

@@ -92,9 +92,8 @@ func wayOf(spec nic.Spec, isLibvirts, hasHelper bool) (nic.Via, error) {
 func mayNotPrepare(spec nic.Spec, isLibvirts bool) error {
 	if isLibvirts {
 		return step.WithStage(nic.ErrInvalid,
-			fmt.Errorf(
-				"guest %s is libvirt's, which migrates its guests itself: vmnet's hook makes their NICs (vmnet hook install)",
-				spec.VM))
+			fmt.Errorf("guest %s is libvirt's: its hook prepares the NICs that the domain declares, and commits them "+
+				"(vmnet hook install; then virsh migrate)", spec.VM))
 	}
 	return step.WithStage(nic.ErrLink, errors.New("to prepare a NIC takes root, as the commit does"))
 }

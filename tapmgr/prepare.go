@@ -43,11 +43,8 @@ func (m *Manager) Prepare(ctx context.Context, spec nic.Spec) (nic.Result, error
 func (m *Manager) Commit(ctx context.Context, t nic.Target, nicID string, wait bool) ([]nic.ChangeResult, error) {
 	var done []nic.ChangeResult
 	err := m.withPrepared(ctx, t, nicID, func(g *guest.Guest, all []inventory.Device) error {
-		if len(all) == 0 && nicID != "" {
-			return fmt.Errorf("NIC %s: %w (vmnet prepare makes it)", nicID, fs.ErrNotExist)
-		}
 		if len(all) == 0 {
-			return fmt.Errorf("no NIC of it is there: %w (vmnet prepare makes one)", fs.ErrNotExist)
+			return nothingToCommit(g, nicID)
 		}
 		var early []*change.Plan
 		if slices.ContainsFunc(all, isUncommitted) {
@@ -56,6 +53,9 @@ func (m *Manager) Commit(ctx context.Context, t nic.Target, nicID string, wait b
 			}
 			if err := m.awaitGuest(ctx, g, wait); err != nil {
 				return err
+			}
+			if early != nil && g.Domain != nil {
+				m.lookAgain(ctx, all, early)
 			}
 		}
 		var errs []error
@@ -84,15 +84,53 @@ func (m *Manager) Commit(ctx context.Context, t nic.Target, nicID string, wait b
 	return done, err
 }
 
+// CommitArrived commits the NICs that libvirt's hook has prepared for a guest of that name, or for
+// any if vm is empty, of guests that have arrived.
+func (m *Manager) CommitArrived(ctx context.Context, vm string) (done []nic.ChangeResult, err error) {
+	all, err := m.host.ByName(ctx, vm)
+	errs := []error{err}
+	tried := map[int]bool{0: true} // by process; 0 means that no process holds the NIC
+	for _, dev := range all {
+		pid := dev.VMMPID()
+		if !isUncommitted(dev) || tried[pid] || dev.IsUntrusted() {
+			continue
+		}
+		tried[pid] = true
+		some, err := m.Commit(ctx, nic.Target{VM: dev.Want.VM, PID: pid}, "", false)
+		done = append(done, some...)
+		if !errors.Is(err, guest.ErrNotArrived) {
+			errs = append(errs, err)
+		}
+	}
+	return done, errors.Join(errs...)
+}
+
+func nothingToCommit(g *guest.Guest, nicID string) error {
+	maker := "vmnet prepare"
+	if g.Domain != nil {
+		maker = "vmnet attach"
+	}
+	if nicID != "" {
+		return fmt.Errorf("NIC %s: %w (%s makes it)", nicID, fs.ErrNotExist, maker)
+	}
+	return fmt.Errorf("no NIC of it is there: %w (%s makes one)", fs.ErrNotExist, maker)
+}
+
 func (m *Manager) awaitGuest(ctx context.Context, g *guest.Guest, wait bool) error {
 	err := g.IsHere(ctx, false)
 	if wait && errors.Is(err, guest.ErrNotArrived) {
 		m.progress("waiting until the guest has arrived")
 		err = g.IsHere(ctx, true)
 	}
+	giveUp := "vmnet abort gives it up"
+	if g.Domain != nil {
+		giveUp = "virsh domjobabort, where it comes from, gives it up"
+	}
 	switch {
+	case errors.Is(err, guest.ErrNotArrived) && wait:
+		err = fmt.Errorf("%w (%s)", err, giveUp)
 	case errors.Is(err, guest.ErrNotArrived):
-		err = fmt.Errorf("%w (--wait waits for it; vmnet abort gives it up)", err)
+		err = fmt.Errorf("%w (--wait waits for it; %s)", err, giveUp)
 	case err != nil:
 		err = step.WithStage(nic.ErrHandover, err)
 	}
@@ -112,6 +150,22 @@ func (m *Manager) planEarly(ctx context.Context, g *guest.Guest, all []inventory
 		}
 	}
 	return plans
+}
+
+// lookAgain reads the NICs again of a domain whose lock was given up meanwhile. The plan for one
+// that has changed is dropped.
+func (m *Manager) lookAgain(ctx context.Context, all []inventory.Device, early []*change.Plan) {
+	for i, dev := range all {
+		now, err := m.host.Refresh(ctx, dev)
+		if err != nil { // which its commit meets
+			early[i] = nil
+			continue
+		}
+		if !dev.HasLink() || now.Alias != dev.Alias {
+			early[i] = nil
+		}
+		all[i] = now
+	}
 }
 
 // planCommit plans to raise one NIC, whose guest is locked.
@@ -189,7 +243,9 @@ func (m *Manager) answeringStep(res *nic.ChangeResult) step.Step {
 // waits for the guest's migration, the machine is reset, which is needed to remove a device from
 // it, and QEMU goes on to wait; the error matches qmp.ErrArriving if the guest is just arriving. A
 // guest that is there is asked as by Detach. It is success if there is no such NIC. One that is not
-// prepared, or not any more, is refused if it is named, and otherwise left alone.
+// prepared, or not any more, is refused if it is named, and otherwise left alone. While libvirt
+// brings a guest of its own, the error matches guest.ErrNotArrived: libvirt can give up the whole
+// migration only.
 func (m *Manager) Abort(ctx context.Context, t nic.Target, nicID string) (removed []nic.NIC, notices []string,
 	err error,
 ) {
@@ -222,6 +278,12 @@ func (m *Manager) Abort(ctx context.Context, t nic.Target, nicID string) (remove
 
 // abort removes one NIC, whose guest is locked.
 func (m *Manager) abort(ctx context.Context, g *guest.Guest, t nic.Target, dev inventory.Device) ([]string, error) {
+	if g.Domain != nil {
+		if err := g.IsHere(ctx, false); errors.Is(err, guest.ErrNotArrived) {
+			return nil, fmt.Errorf(
+				"%w: libvirt takes its NICs back with it (virsh domjobabort %s, where it comes from)", err, t.VM)
+		}
+	}
 	idle, dead, err := g.Idle(ctx)
 	if err != nil {
 		return nil, step.WithStage(nic.ErrHandover, err)
@@ -232,20 +294,18 @@ func (m *Manager) abort(ctx context.Context, g *guest.Guest, t nic.Target, dev i
 }
 
 // Arrived returns an error that matches guest.ErrNotArrived if the guest is still to come from
-// another QEMU. Only Prepare should give it NICs.
+// another QEMU. Only Prepare, or libvirt's hook, should give it NICs.
 func (m *Manager) Arrived(ctx context.Context, t nic.Target) error {
 	g, err := m.open(ctx, t, "")
 	if err != nil {
 		return err
 	}
 	defer g.Close()
-	if g.Monitor == nil { // libvirt's hook makes its NICs
-		return nil
+	err = g.IsHere(ctx, false)
+	if err != nil && g.Domain == nil {
+		err = fmt.Errorf("%w (vmnet prepare gives it NICs that are down until then)", err)
 	}
-	if err := g.IsHere(ctx, false); err != nil {
-		return fmt.Errorf("%w (vmnet prepare gives it NICs that are down until then)", err)
-	}
-	return nil
+	return err
 }
 
 // withPrepared calls do with the guest, locked, and those of its NICs that a commit or abort

@@ -58,6 +58,9 @@ func (g *Guest) Announce(ctx context.Context, nicID string) error {
 // state of the link is in the NIC's interface, its place and port in what the domain declares.
 func (d *Domain) changeSteps(ctx context.Context, device string, from, to nic.Record) (list []step.Step, err error) {
 	unfinished := from.Phase == nic.PhaseChanging
+	if raises, err := onlyRaises(from, to); err != nil || raises && !unfinished {
+		return nil, err
+	}
 	declare, err := d.redeclare(ctx, to)
 	if err != nil {
 		return nil, err
@@ -85,6 +88,20 @@ func (d *Domain) changeSteps(ctx context.Context, device string, from, to nic.Re
 			return x.XML()
 		})
 	return append(list, config), err
+}
+
+// onlyRaises reports whether a change is the commit of a NIC, of which libvirt knows nothing.
+func onlyRaises(from, to nic.Record) (bool, error) {
+	if !from.Prepared || to.Prepared {
+		return false, nil
+	}
+	from.Prepared = false
+	was, err := from.AsPlugged().Encode()
+	if err != nil {
+		return false, err
+	}
+	is, err := to.AsPlugged().Encode()
+	return was == is, err
 }
 
 // updateStep updates the NIC's interface in one definition. text returns its XML for a record.

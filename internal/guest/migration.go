@@ -20,7 +20,7 @@ var ErrNotArrived = errors.New("the guest has not arrived by its migration")
 // for that.
 func (g *Guest) IsHere(ctx context.Context, wait bool) error {
 	if g.Monitor == nil {
-		return fmt.Errorf("%w: libvirt migrates its guests itself", nic.ErrInvalid)
+		return g.Domain.isHere(ctx, wait)
 	}
 	ask := g.Monitor.conn.RunState
 	if wait {

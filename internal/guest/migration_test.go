@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"vmnet/internal/backend"
 	"vmnet/internal/nstest"
 	"vmnet/internal/vmm/qmptest"
+	"vmnet/libvirt/libvirttest/fakelibvirt"
 	"vmnet/qmp"
 	"vmnet/tapmgr/nic"
 )
@@ -111,8 +113,19 @@ func TestWaitForAGuest(t *testing.T) {
 		t.Error("refused: the guest is idle")
 	}
 
-	g, _ := newDomain(t).open()
-	if err := g.IsHere(within(t), true); !errors.Is(err, nic.ErrInvalid) {
+	f := newDomain(t)
+	g, _ := f.open()
+	f.Behave(fakelibvirt.Behaviour{Incoming: true})
+	for _, wait := range []bool{false, true} { // without the caller's patience
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		err := g.IsHere(ctx, wait)
+		cancel()
+		if !errors.Is(err, ErrNotArrived) {
+			t.Errorf("of libvirt, on its way: %v", err)
+		}
+	}
+	f.Arrive()
+	if err := g.IsHere(within(t), true); err != nil {
 		t.Errorf("of libvirt: %v", err)
 	}
 	if idle, dead, err := g.Idle(within(t)); idle != g || dead || err != nil {

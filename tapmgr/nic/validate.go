@@ -43,9 +43,9 @@ func (s Spec) validatePrepared() error {
 	case s.Switch != nil && (s.Switch.By == BySocket || s.Switch.By == ByVhostUser):
 		return fmt.Errorf("a socket to a switch cannot be prepared: it has no device that could be down " +
 			"(vmnet prepare --via tap)")
-	case s.Via != "" || s.Persistent:
-		return fmt.Errorf("a NIC of a libvirt guest cannot be prepared: libvirt migrates its guests itself, " +
-			"and vmnet's hook makes their NICs (vmnet hook install)")
+	case s.Via == ViaMonitor || s.Persistent:
+		return fmt.Errorf("libvirt migrates its guests itself: its hook prepares the NICs that their domains " +
+			"declare (vmnet hook install)")
 	case s.MAC == nil:
 		return fmt.Errorf("a prepared NIC needs the address that the guest has where it comes from: --mac " +
 			"(vmnet list shows it there)")

@@ -34,6 +34,8 @@ type Behaviour struct {
 	Transient bool
 	// Off says that the domain does not run.
 	Off bool
+	// Incoming says that its guest is still to come from another host: see Arrive.
+	Incoming bool
 	// UUID, if it is not zero, is the domain's in place of the one that QEMU says.
 	UUID domainxml.UUID
 }

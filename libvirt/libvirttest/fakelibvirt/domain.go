@@ -42,6 +42,7 @@ var procedures = map[procedureID]procedure{
 	{remoteProgram, 23}:  {"DOMAIN_LOOKUP_BY_NAME", (*Daemon).lookup},
 	{remoteProgram, 14}:  {"DOMAIN_GET_XML_DESC", (*Daemon).xml},
 	{remoteProgram, 151}: {"DOMAIN_IS_PERSISTENT", (*Daemon).isPersistent},
+	{remoteProgram, 212}: {"DOMAIN_GET_STATE", (*Daemon).state},
 	{remoteProgram, 160}: {"DOMAIN_ATTACH_DEVICE_FLAGS", (*Daemon).attach},
 	{remoteProgram, 174}: {"DOMAIN_UPDATE_DEVICE_FLAGS", (*Daemon).update},
 	{remoteProgram, 392}: {"DOMAIN_DETACH_DEVICE_ALIAS", (*Daemon).detach},
