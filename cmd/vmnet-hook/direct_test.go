@@ -81,7 +81,7 @@ func TestQuiet(t *testing.T) {
 // runs.
 func TestMalformed(t *testing.T) {
 	path := build(t)
-	refuses := map[string]bool{"prepare": true, "start": true, "started": true}
+	refuses := map[string]bool{"migrate": true, "prepare": true, "start": true, "started": true}
 	other := `<domain><name>other</name><uuid>00112233-4455-6677-8899-aabbccddeeff</uuid><metadata>` +
 		metadata() + `</metadata></domain>`
 	for _, xml := range []string{"<domain>urn:vmnet:nics:1", "urn:vmnet:nics:1\x00\x1b[2J", other} {

@@ -159,7 +159,8 @@ func (h *host) links() []string {
 	var names []string
 	for _, l := range all {
 		n := l.Attrs().Name
-		if !slices.Contains([]string{"lo", "br0", "br-int", "ovs-netdev"}, n) && !strings.HasPrefix(n, "eth") {
+		own := []string{"lo", "br0", "br-int", "ovs-netdev", "c0", "c1"}
+		if !slices.Contains(own, n) && !strings.HasPrefix(n, "eth") {
 			names = append(names, n)
 		}
 	}

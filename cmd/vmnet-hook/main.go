@@ -54,6 +54,9 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return 0
 	}
 	h := &handler{stderr: stderr}
+	if len(args) == 3 && args[1] == committing {
+		return h.commit(args[0], args[2])
+	}
 	h.args, h.isChild = childArgs(args)
 	time.AfterFunc(limit+grace, func() { os.Exit(h.end(fmt.Errorf("gave up after %v", limit+grace))) })
 	return h.end(h.call(stdin))
@@ -84,9 +87,12 @@ func (h *handler) call(stdin io.Reader) (err error) {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), limit, fmt.Errorf("not done after %v", limit))
 	defer cancel()
 	return backend.In("", func(m *backend.Maker) error {
-		notes, err := c.Run(ctx, m)
-		for _, note := range notes {
+		done, err := c.Run(ctx, m)
+		for _, note := range done.Notes {
 			h.say("note: " + note)
+		}
+		if err == nil && done.Awaits {
+			err = commitAfter(c)
 		}
 		return err
 	})

@@ -32,8 +32,8 @@ On a chassis of OVN the port is bound at once. Before that, requested-chassis of
 must name both hosts, or they fight for it: see docs/ovn.md. --wait waits for OVN's flows.
 
 The target of a migration is prepared before the guest's data comes. qemu-netup --prepared is the
-same for NICs that QEMU has from its start. libvirt migrates its guests itself, and vmnet's hook
-makes their NICs.`
+same for NICs that QEMU has from its start. Of a libvirt guest, vmnet's hook prepares the NICs that
+its domain declares when virsh migrate brings it, and has them committed (vmnet-hook(8)).`
 
 const prepareExamples = `  vmnet prepare --vm P2 --bridge br0 --mac 52:54:00:aa:bb:01
   vmnet prepare --vm P2 --macvtap eth0 --mac 52:54:00:aa:bb:01 --device-opt bus=pci.0 --device-opt addr=10`
@@ -121,7 +121,8 @@ that is committed stays as it is.
 
 While QEMU waits for the guest, commit refuses; with --wait it waits. It has the guest's monitor
 then, so the program that migrates the guest needs a monitor of its own: give QEMU two -qmp sockets.
-A guest that has arrived and is paused can be committed before it is continued.`
+A guest that has arrived and is paused can be committed before it is continued. For a libvirt guest,
+a process of vmnet's hook does this; commit asks libvirt, and uses no monitor.`
 
 func (a *app) commitCommand() *cobra.Command {
 	var o preparedOptions
@@ -196,6 +197,9 @@ const abortLong = `Remove the prepared NICs of a guest that does not come after 
 its address. A guest that has come is asked to release them, as by vmnet detach. A QEMU that waits
 for its guest has nobody to ask: its machine is reset, which releases them, and it goes on to wait.
 So cancel the migration where the guest is first: while the guest's data arrives, abort refuses.
+
+While libvirt brings a guest, abort refuses: virsh domjobabort on the host that it comes from gives
+the migration up, and the NICs end with it.
 
 It is success if no prepared NIC is there. A NIC that was committed is refused if --nic names it.`
 

@@ -45,7 +45,7 @@ func (m *Maker) adopts(ctx context.Context, spec nic.Spec) (*adoption, error) {
 		adopted := &adoptedMacvtap{*lower}
 		h.host, a.found = adopted, adopted
 	} else {
-		adopted := &adoptedTap{newPlacedTap(hostTap{m: m, spec: spec, files: &h.Files})}
+		adopted := &adoptedTap{newPlacedTap(hostTap{m: m, spec: spec, files: &h.Files, staysDown: spec.Prepared})}
 		h.host, a.found = adopted, adopted
 	}
 	return a, explainPrepare(spec, m.planPrepare(ctx, h))

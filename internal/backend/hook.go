@@ -19,9 +19,9 @@ import (
 
 // Prepare makes the interface of a NIC for a guest that libvirt is about to start: a persistent tap
 // on its bridge, or a macvtap in the Maker's netns. Its alias says so, and Reconcile leaves it
-// alone for a while. QueuesAuto must have been decided. An interface that a former start of the
-// same guest has left and that nobody holds is replaced; for any other of that id the error matches
-// nic.ErrExist. Nothing is left on an error.
+// alone for a while. If spec is Prepared, the interface stays down. QueuesAuto must have been
+// decided. An interface that a former start of the same guest has left and that nobody holds is
+// replaced; for any other of that id the error matches nic.ErrExist. Nothing is left on an error.
 func (m *Maker) Prepare(ctx context.Context, spec nic.Spec) (nic.Result, error) {
 	if err := spec.Validate(); err != nil {
 		return nic.Result{}, err
@@ -163,6 +163,12 @@ func (m *Maker) Started(ctx context.Context, vm string, pid int) ([]nic.Action, 
 			r.Do(dev, "the guest has started with it", func() error { return m.MarkPlugged(ctx, dev) })
 		}
 	})
+}
+
+// Awaits reports whether a guest has NICs that stay down until a commit.
+func (m *Maker) Awaits(ctx context.Context, vm string) (bool, error) {
+	all, err := m.ByName(ctx, vm)
+	return slices.ContainsFunc(all, func(dev inventory.Device) bool { return dev.Want.Prepared }), err
 }
 
 // Release removes what was handed over by name to a guest that has ended, as libvirt says: no

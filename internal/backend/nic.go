@@ -161,7 +161,7 @@ func (m *Maker) interfaceFor(h *NIC) hostInterface {
 	case spec.Via == nic.ViaLibvirt && spec.Lower != nil:
 		return &namedMacvtap{macvtapInterface: lower}
 	case spec.Via == nic.ViaLibvirt:
-		tap.staysDown = spec.LinkDown
+		tap.staysDown = spec.LinkDown || spec.Prepared
 		return &namedTap{newPlacedTap(tap)}
 	case spec.Switch != nil && m.switchEndpoint(spec) == nic.BySocket:
 		return &switchSocket{m: m, spec: spec, files: &h.Files, lifeline: &h.lifeline}

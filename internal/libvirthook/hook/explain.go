@@ -86,6 +86,9 @@ func texts(op string, nics []declared.NIC) []string {
 			does = append(does, fmt.Sprintf("make nothing for %s: no interface has <alias name='%s'/>",
 				n.ID, domainxml.Alias(n.ID)))
 		case n.Absent():
+		case op == "migrate" && waits(n):
+			does = append(does, fmt.Sprintf(
+				"keep %s down until the guest has arrived; then raise it, and announce the guest", d.tap()))
 		case n.Adopted() && op == "prepare":
 			does = append(does, fmt.Sprintf("make sure that libvirt can make %s", d.tap()))
 		case n.Adopted() && op == "start":

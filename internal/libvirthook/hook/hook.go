@@ -1,6 +1,7 @@
 // Package hook implements libvirt's hook for QEMU guests: it makes the devices of a guest's
 // declared NICs before libvirt opens them by name, sets the ports of the taps that libvirt makes,
-// and removes what is left when the guest has ended.
+// and removes what is left when the guest has ended. The devices of a guest that arrives from
+// another host stay down until a commit.
 //
 // Libvirt calls the hook with the guest's name, an operation, and the guest's XML on standard input
 // (docs/hooks.rst and src/util/virhook.c of libvirt). It holds the guest's lock meanwhile, and
@@ -65,18 +66,25 @@ func (c Call) Concerns() bool {
 // end a running guest.
 func (c Call) MustSucceed() bool { return c.operation().failure != goesOn }
 
-// Run performs the operation in the Maker's netns. The notes are for the log: libvirt does not need
-// them.
-func (c Call) Run(ctx context.Context, m *backend.Maker) (notes []string, err error) {
+// Outcome is what came of a call.
+type Outcome struct {
+	Notes []string // for the log: libvirt does not need them
+	// Awaits reports that NICs of the guest need a commit once it has arrived. At migrate, they are
+	// yet to be made.
+	Awaits bool
+}
+
+// Run performs the operation in the Maker's netns.
+func (c Call) Run(ctx context.Context, m *backend.Maker) (Outcome, error) {
 	op := c.operation()
 	if op.do == nil {
-		return nil, nil
+		return Outcome{}, nil
 	}
-	w := &work{Call: c, m: m}
+	w := &work{Call: c, m: m, arrivals: ofSystem}
 	if err := op.do(w, ctx); err != nil {
-		return w.notes, fmt.Errorf("%s %s: %w", c.Op, c.Guest, err)
+		return w.Outcome, fmt.Errorf("%s %s: %w", c.Op, c.Guest, err)
 	}
-	return w.notes, nil
+	return w.Outcome, nil
 }
 
 // operation is a hook operation of libvirt.
@@ -88,6 +96,7 @@ type operation struct {
 
 // The effects of a failure.
 const (
+	staysAway = "the guest stays where it is"
 	isRefused = "the guest does not start"
 	isLogged  = "libvirt logs it, nothing else"
 	goesOn    = "it is logged, and the guest continues"
@@ -98,7 +107,7 @@ const (
 // kill a running guest for a failure of reconnect. Libvirt replaces the XML by the output of
 // migrate and restore; without output the XML stays as it is.
 var operations = []operation{
-	{"migrate", "begin", nil, ""},
+	{"migrate", "begin", (*work).expect, staysAway},
 	{"restore", "begin", nil, ""},
 	{"prepare", "begin", (*work).prepare, isRefused},
 	{"start", "begin", (*work).start, isRefused},
@@ -123,9 +132,10 @@ func (c Call) operation() operation {
 // work is one call in progress.
 type work struct {
 	Call
-	m     *backend.Maker
-	def   *domainxml.Definition
-	notes []string
+	Outcome
+	m        *backend.Maker
+	def      *domainxml.Definition
+	arrivals arrivals
 }
 
 // nics reads the declared NICs of a starting guest.
@@ -166,13 +176,13 @@ const undoWait = 3 * time.Second
 // prepare makes the devices that libvirt is about to open by name: all of them or none. For a
 // device that libvirt makes itself, it removes what is in the way.
 func (w *work) prepare(ctx context.Context) error {
-	nics, err := w.nics()
+	nics, err := w.waiting()
 	if err != nil {
 		return err
 	}
 	for _, n := range nics {
 		if n.Absent() {
-			w.notes = append(w.notes,
+			w.Notes = append(w.Notes,
 				fmt.Sprintf(
 					"guest %s, nic %s: declared, but no interface has <alias name='%s'/>: nothing is made for it "+
 						"(vmnet detach --persistent removes it)",
@@ -197,7 +207,7 @@ func (w *work) prepare(ctx context.Context) error {
 func (w *work) tell(n declared.NIC, do func() (nic.Result, error)) error {
 	res, err := do()
 	for _, note := range res.Notices {
-		w.notes = append(w.notes, fmt.Sprintf("guest %s, nic %s: %s", w.Guest, n.ID, note))
+		w.Notes = append(w.Notes, fmt.Sprintf("guest %s, nic %s: %s", w.Guest, n.ID, note))
 	}
 	return err
 }
@@ -216,7 +226,7 @@ func (w *work) undo(ctx context.Context) error {
 // command line, and the taps with it, before it calls this hook). A libvirt that makes them later
 // leaves them to started.
 func (w *work) start(ctx context.Context) error {
-	nics, err := w.nics()
+	nics, err := w.waiting()
 	if err != nil {
 		return err
 	}
@@ -245,7 +255,7 @@ func (w *work) adopt(ctx context.Context, nics []declared.NIC, pass func(error) 
 // started sets the ports that are not set yet of the taps that libvirt made, and finishes the work
 // of prepare.
 func (w *work) started(ctx context.Context) error {
-	nics, err := w.nics()
+	nics, err := w.waiting()
 	if err != nil {
 		return err
 	}
@@ -263,7 +273,10 @@ func (w *work) started(ctx context.Context) error {
 			}
 		}
 	}
-	return w.finish(ctx, nics, pids)
+	if err := w.finish(ctx, nics, pids); err != nil {
+		return err
+	}
+	return w.arrive(ctx)
 }
 
 // reconnect does the same as started for a guest that has run for a while, and may have gained and
@@ -292,7 +305,7 @@ func (w *work) finish(ctx context.Context, nics []declared.NIC, pids []int) erro
 	for _, pid := range pids {
 		actions, err := w.m.Started(ctx, w.Guest, pid)
 		if err = errors.Join(err, failures(actions)); err != nil {
-			w.notes = append(w.notes,
+			w.Notes = append(w.Notes,
 				fmt.Sprintf("guest %s, process %d: %v (vmnet reconcile tries again)", w.Guest, pid, err))
 		}
 	}
@@ -351,7 +364,10 @@ func (w *work) release(ctx context.Context) error {
 	actions, err := w.m.Release(ctx, w.Guest)
 	errs := []error{err, failures(actions)}
 	var specs []nic.Spec
-	nics, _ := w.nics() // vmnet reconcile and vmnet watch remove what is left
+	nics, parseErr := w.nics() // vmnet reconcile and vmnet watch remove what is left
+	if parseErr == nil {
+		errs = append(errs, w.arrivals.forget(w.def.UUID))
+	}
 	for _, n := range nics {
 		specs = append(specs, n.Spec)
 	}

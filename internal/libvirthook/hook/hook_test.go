@@ -4,10 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"testing"
 	"testing/iotest"
 
+	"vmnet/internal/inventory"
 	"vmnet/internal/leaktest"
 	"vmnet/libvirt/domainxml"
 )
@@ -57,7 +59,7 @@ func TestConcerns(t *testing.T) {
 		{"reconnect", "begin", metadata, true, false},
 		{"stopped", "end", metadata, false, true},
 		{"release", "end", alias, true, true},
-		{"migrate", "begin", metadata, false, true},
+		{"migrate", "begin", metadata, true, true},
 		{"restore", "begin", metadata, false, true},
 		{"attach", "begin", metadata, false, true},
 		{"", "", metadata, false, false},
@@ -70,8 +72,8 @@ func TestConcerns(t *testing.T) {
 		if test.concerns || test.xml != metadata {
 			continue
 		}
-		if notes, err := c.Run(t.Context(), nil); err != nil || notes != nil {
-			t.Errorf("%s %s: %v, %v", test.op, test.subOp, notes, err)
+		if done, err := c.Run(t.Context(), nil); err != nil || done.Notes != nil || done.Awaits {
+			t.Errorf("%s %s: %+v, %v", test.op, test.subOp, done, err)
 		}
 	}
 }
@@ -99,6 +101,9 @@ func TestExplain(t *testing.T) {
 		}
 	}
 	want := map[string]string{
+		"migrate begin": "keep web-0 down until the guest has arrived; then raise it, and announce the guest" +
+			"|keep the tap for 52:54:00:00:00:02 down until the guest has arrived; then raise it, and announce the guest" +
+			"|keep the macvtap for 52:54:00:00:00:03 down until the guest has arrived; then raise it, and announce the guest",
 		"prepare begin": "make macvtap web-0 on eth0, mode bridge, for 52:54:00:00:00:01|make sure that libvirt can make the tap for 52:54:00:00:00:02" +
 			"|make sure that libvirt can make the macvtap for 52:54:00:00:00:03",
 		"start begin": "put the tap for 52:54:00:00:00:02, which libvirt has made, on bridge br0, port vlan:7" +
@@ -113,4 +118,52 @@ func TestExplain(t *testing.T) {
 	if fmt.Sprint(does) != fmt.Sprint(want) || len(e.Operations) != len(operations) {
 		t.Errorf("%v, want\n%v", does, want)
 	}
+}
+
+// TestArrivals: a guest arrives from when libvirt says so, until it is forgotten or too much time
+// has passed, and never by a note that cannot be read.
+func TestArrivals(t *testing.T) {
+	a := arrivals(t.TempDir() + "/arriving")
+	uuid, err := domainxml.ParseUUID("00112233-4455-6677-8899-aabbccddeeff")
+	if err != nil {
+		t.Fatal(err)
+	}
+	has := func(what string, want bool) {
+		t.Helper()
+		if got, err := a.has(uuid); got != want || err != nil {
+			t.Errorf("%s: %v, %v", what, got, err)
+		}
+	}
+	has("nothing was said", false)
+	if err := a.forget(uuid); err != nil {
+		t.Error(err)
+	}
+	for range 2 {
+		if err := a.expect(uuid); err != nil {
+			t.Fatal(err)
+		}
+		has("expected", true)
+	}
+	if got, err := a.has(domainxml.UUID{}); got || err != nil {
+		t.Errorf("another guest: %v, %v", got, err)
+	}
+	now := inventory.SinceBoot()
+	for since, want := range map[int64]bool{
+		now - int64(arrivingFor.Seconds()) + 30: true, now - int64(arrivingFor.Seconds()): false, now + 1000: false,
+	} {
+		if err := os.WriteFile(a.file(uuid), []byte(fmt.Sprintln(since)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		has(fmt.Sprintf("%d s ago", now-since), want)
+	}
+	if err := os.WriteFile(a.file(uuid), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := a.has(uuid); got || err == nil {
+		t.Errorf("an empty note: %v, %v", got, err)
+	}
+	if err := a.forget(uuid); err != nil {
+		t.Error(err)
+	}
+	has("forgotten", false)
 }
