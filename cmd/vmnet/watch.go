@@ -106,6 +106,7 @@ func (a *app) watch(ctx context.Context, o *watchVerb, networks *network.Manager
 		return err
 	}
 	if !o.noLibvirt {
+		cfg.Commit = verbs.CommitArrived
 		cfg.Dial, cfg.DialMonitor = dialer(a.libvirt, true), dialer(a.libvirt, false)
 		cfg.MayBeAbsent = a.libvirt == ""
 	}

@@ -104,6 +104,7 @@ func (w *watcher) serve(ctx context.Context, conn *libvirt.Conn) error {
 	w.bridges.all()
 	w.left = newLeavings()
 	w.removeLeft(ctx, everybody) // of guests that ended while vmnet watch did not run
+	w.arrived(ctx, everybody)
 	w.ready()
 	for lost := uint64(0); ; {
 		select {
@@ -128,6 +129,7 @@ func (w *watcher) serve(ctx context.Context, conn *libvirt.Conn) error {
 				return err
 			}
 			w.left.later(everybody, time.Now())
+			w.arrived(ctx, everybody)
 		}
 	}
 }
@@ -154,10 +156,31 @@ func (w *watcher) domainEvent(ctx context.Context, conn *libvirt.Conn, e libvirt
 		w.ended(ctx, e.Domain)
 	case e.Kind == libvirt.DeviceRemoved && domainxml.AliasNIC(e.Device) != "":
 		w.ended(ctx, e.Domain)
+	case e.Kind == libvirt.Lifecycle && e.Change == libvirt.Resumed:
+		w.arrived(ctx, e.Domain.Name)
 	case e.Kind == libvirt.Lifecycle && e.Change == libvirt.Started,
 		e.Kind == libvirt.DeviceAdded,
 		e.Kind == libvirt.MetadataChange && e.URI == declared.Namespace:
 		w.readDomain(ctx, conn, e.Domain)
+	}
+}
+
+// arrived commits the NICs of a guest that may have arrived from another host. The hook's own
+// process does so, too, unless something has ended it.
+func (w *watcher) arrived(ctx context.Context, guest string) {
+	if w.Commit == nil {
+		return
+	}
+	commitCtx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	done, err := w.Commit(commitCtx, guest)
+	for _, res := range done {
+		if n := res.NIC; res.Changed {
+			w.report(Report{Text: "committed: its guest has arrived", Guest: n.VM, NIC: n.ID, Interface: n.Interface})
+		}
+	}
+	if err != nil && ctx.Err() == nil {
+		w.report(Report{Text: "not committed", Guest: guest, Err: err})
 	}
 }
 

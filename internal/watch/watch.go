@@ -44,6 +44,10 @@ type Config struct {
 	// a NIC whose multicast groups are mirrored.
 	DialMonitor func(ctx context.Context) (*libvirt.Conn, error)
 
+	// Commit commits the NICs that libvirt's hook has prepared for a guest, or for all if vm is
+	// empty, if it has arrived; nil: nobody does.
+	Commit func(ctx context.Context, vm string) ([]nic.ChangeResult, error)
+
 	// Networks are mended when they differ from their files; nil: none is watched. Changes of NS
 	// cause that.
 	Networks *network.Manager
