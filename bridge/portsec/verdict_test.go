@@ -22,3 +22,18 @@ func TestTable(t *testing.T) {
 		}
 	}
 }
+
+// TestKnown: the verdicts on random frames are those that follow from how they were built.
+func TestKnown(t *testing.T) {
+	random, checker := portsectest.NewRandom(7), portsec.NewChecker(portsectest.Config())
+	var seen [portsec.Reasons]int
+	for range 50_000 {
+		c := random.Known()
+		got := checker.Verdict(c.Frame)
+		if got != c.Want {
+			t.Fatalf("%s: %x: %s, want %s", c.Name, c.Frame, got, c.Want)
+		}
+		seen[got]++
+	}
+	t.Log(seen)
+}

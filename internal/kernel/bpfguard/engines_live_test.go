@@ -210,6 +210,34 @@ func compareRandom(t *testing.T, frames int) {
 	t.Log(seen)
 }
 
+func TestLiveKnownFrames(t *testing.T) {
+	nstest.RequireRoot(t)
+	compareKnown(t, 20_000)
+}
+
+func TestLabKnownFrames(t *testing.T) {
+	lab.Inside(t)
+	compareKnown(t, 10_000)
+}
+
+// compareKnown runs the program for random frames whose verdicts follow from how they were built.
+// TestKnown of package portsec does so with the switch's engine.
+func compareKnown(t *testing.T, frames int) {
+	t.Helper()
+	random, e := portsectest.NewRandom(8), newEngine(t, portsectest.Config())
+	for n := 0; n < frames; {
+		c := random.Known()
+		if !runs(c.Frame) {
+			continue
+		}
+		n++
+		if got := e.verdict(c.Frame, c.Want); got != c.Want {
+			t.Fatalf("%s: %x: %s, want %s", c.Name, c.Frame, got, c.Want)
+		}
+	}
+	e.finish()
+}
+
 // TestLiveForbidden: without privilege for BPF, the error names the cure.
 func TestLiveForbidden(t *testing.T) {
 	nstest.RequireRoot(t)
