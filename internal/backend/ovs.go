@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"vmnet/internal/inventory"
+	"vmnet/internal/kernel/ratelimit"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/ovs"
 	"vmnet/internal/vmm/qemu"
@@ -124,14 +125,26 @@ func (p *ovsPlace) put(s *hostTap, w making) []step.Step {
 			})
 		},
 	}
+	list := append([]step.Step{port}, s.ratesAgain(w)...)
 	if s.staysDown {
-		return []step.Step{port}
+		return list
 	}
-	return []step.Step{port, {
+	return append(list, step.Step{
 		Name: "up",
 		Text: fmt.Sprintf("RTM_SETLINK %s: up", s.name),
 		Do:   func(context.Context) error { return s.m.NL.Set(s.link.Index, rtnl.Up(true)) },
-	}}
+	})
+}
+
+// ratesAgain sets the rates of a tap that has just become a port: Open vSwitch removes the root
+// qdisc of a new port that it has no QoS row for (iface_configure_qos in vswitchd/bridge.c).
+func (s *hostTap) ratesAgain(w making) []step.Step {
+	w.record = nic.Record{Rates: w.record.Rates}
+	list := s.policing(w)
+	for i := range list {
+		list[i].Name += " again"
+	}
+	return list
 }
 
 // uuidOf returns the UUID of the guest whose VMM is process pid; empty for none.
@@ -159,6 +172,9 @@ func (m *Maker) putOnOVS(ctx context.Context, dev *inventory.Device) error {
 		b, err := c.Bridge(ctx, dev.Want.Source)
 		if err == nil {
 			err = c.Add(ctx, b, cfg)
+		}
+		if err == nil && !dev.Want.Rates.IsZero() { // see ratesAgain
+			err = ratelimit.Set(m.NL, dev.Link, dev.Want.Rates)
 		}
 		return err
 	})
