@@ -3,6 +3,7 @@
 package libvirttest
 
 import (
+	"context"
 	_ "embed"
 	"fmt"
 	"os"
@@ -159,7 +160,9 @@ func (d *Daemon) Await() {
 		}
 	}()
 	nstest.Eventually(d.tb, startup, "libvirtd answers", func() bool {
-		_, err := d.Try("version")
+		ctx, cancel := context.WithTimeout(context.Background(), startup)
+		defer cancel()
+		_, err := d.try(ctx, "version")
 		answers = err == nil
 		return answers
 	})
@@ -178,8 +181,10 @@ func (d *Daemon) Log() string {
 }
 
 // Try runs virsh against it and returns the output.
-func (d *Daemon) Try(args ...string) (string, error) {
-	out, err := exec.Command("virsh", append([]string{"-q", "-c", d.URI()}, args...)...).CombinedOutput()
+func (d *Daemon) Try(args ...string) (string, error) { return d.try(context.Background(), args...) }
+
+func (d *Daemon) try(ctx context.Context, args ...string) (string, error) {
+	out, err := exec.CommandContext(ctx, "virsh", append([]string{"-q", "-c", d.URI()}, args...)...).CombinedOutput()
 	return strings.TrimSpace(string(out)), err
 }
 
