@@ -204,21 +204,50 @@ func TestLibvirtGuestThatDoesNotArrive(t *testing.T) {
 	})
 }
 
-// TestLibvirtCommitFaultAtEachStep: whatever step of a commit fails, the NIC is prepared as before.
-func TestLibvirtCommitFaultAtEachStep(t *testing.T) {
-	h, g, device := incomingDomain(t)
-	g.Arrive()
-	var names []string
-	h.Run = func(_ context.Context, steps []step.Step) error {
+// stepsOfCommit returns the names of a commit's steps.
+func (g *fakeDomain) stepsOfCommit() (names []string) {
+	g.h.Helper()
+	g.h.Run = func(_ context.Context, steps []step.Step) error {
 		for _, s := range steps {
 			names = append(names, s.Name)
 		}
 		return nil
 	}
+	defer func() { g.h.Run = nil }()
 	if done, err := g.tryCommit(false); err != nil || len(done) != 1 || len(names) == 0 {
-		t.Fatalf("steps %q: %+v, %v", names, done, err)
+		g.h.Fatalf("steps %q: %+v, %v", names, done, err)
 	}
-	h.faultAtEach(names, func() { g.isPrepared("broken", device) }, func() error {
+	return names
+}
+
+// TestLibvirtCommitKilledAtEachStep: a commit that is killed is completed by reconcile, and by the
+// same commit.
+func TestLibvirtCommitKilledAtEachStep(t *testing.T) {
+	h, g, device := incomingDomain(t)
+	g.Arrive()
+	for i, name := range g.stepsOfCommit() {
+		o := order{Spec: g.spec("net0"), Libvirt: g.Socket, Commit: true, KillAt: name, After: true}
+		if out, err := h.command(o).CombinedOutput(); err == nil || !strings.Contains(err.Error(), "killed") {
+			t.Fatalf("the commit that is to be killed at %s: %v: %s", name, err, out)
+		}
+		if list, err := h.List(g.Name); name != "verify" && (err != nil || list[0].State != nic.Changing) {
+			t.Errorf("killed after %s: %+v, %v", name, list, err)
+		}
+		if i%2 == 0 {
+			h.settled()
+		} else if _, err := g.tryCommit(true); err != nil {
+			t.Errorf("killed after %s: %v", name, err)
+		}
+		g.is("killed after "+name, device, "forwarding", true)
+		g.rewrite(device, func(r *nic.Record) { r.Prepared = true }, rtnl.Up(false))
+	}
+}
+
+// TestLibvirtCommitFaultAtEachStep: whatever step of a commit fails, the NIC is prepared as before.
+func TestLibvirtCommitFaultAtEachStep(t *testing.T) {
+	h, g, device := incomingDomain(t)
+	g.Arrive()
+	h.faultAtEach(g.stepsOfCommit(), func() { g.isPrepared("broken", device) }, func() error {
 		_, err := g.tryCommit(false)
 		return err
 	})

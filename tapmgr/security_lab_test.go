@@ -17,7 +17,7 @@ import (
 )
 
 // TestLabSecurityOfIPVtaps: the guest of an ipvtap sends from the addresses by which the kernel
-// delivers, and from no others.
+// delivers, and from no others. Its rates are in force, and what may come in to it.
 func TestLabSecurityOfIPVtaps(t *testing.T) {
 	lab.Inside(t)
 	h := newHost(t)
@@ -25,8 +25,9 @@ func TestLabSecurityOfIPVtaps(t *testing.T) {
 	g := h.empty()
 	spec := g.lowerSpec("net0", nic.Lower{Addrs: []netip.Prefix{netip.MustParsePrefix("10.8.0.4/24")}})
 	spec.Lower.Kind = vtap.IPVtap
-	spec.Security.Checks = portsec.All
+	spec.Security.Checks, spec.Rates = portsec.All, someRates
 	h.attach(spec)
+	h.limits("attached", g, someRates)
 	far := h.hearFar()
 	mac := h.link("eth0").MAC
 	ping := func(from byte) []byte { // an empty packet of ICMP, which nobody answers
@@ -52,13 +53,22 @@ func TestLabSecurityOfIPVtaps(t *testing.T) {
 			break
 		}
 	}
+	if _, err := h.set(g, func(s *nic.Spec) { s.AllowIn = rulesOf(t, "icmp,from=10.8.0.2") }); err != nil {
+		t.Fatal(err)
+	}
+	asks := func(from byte) []byte {
+		return slices.Concat(mac, []byte{2, 0, 0, 0, 0, 1, 8, 0, 0x45, 0, 0, 36, 0, 0, 0, 0, 64, 1, 0, 0},
+			[]byte{10, 8, 0, from, 10, 8, 0, 4, 8, 0, 0, 0, 0, 1, 0, 1}, make([]byte, 8))
+	}
+	h.refused(g.name, far, asks(3), true)
+	h.refused(g.name, far, asks(2), false)
 	if got := h.check(); len(got) != 0 {
 		t.Errorf("check: %+v", got)
 	}
 }
 
-// TestLabSecurityOfOVS: on a bridge of Open vSwitch that forwards in the kernel, what a guest forges
-// does not come out, what nobody has asked for does not reach it, and its rates are in force.
+// TestLabSecurityOfOVS: on a bridge of Open vSwitch that forwards in the kernel, what a guest
+// forges does not come out, what nobody has asked for does not reach it, and its rates are in force.
 func TestLabSecurityOfOVS(t *testing.T) {
 	lab.Inside(t)
 	h := newHost(t)
