@@ -116,6 +116,13 @@ func (m Machine) hookProgram(ctx context.Context, name, program string) []Check 
 		return fail(name, AppArmorCure(program), "AppArmor's profile %s lets libvirt execute nothing there: %s",
 			profile, program)
 	}
+	if real, err := filepath.EvalSymlinks(m.at(program)); err == nil {
+		beside := filepath.Join(filepath.Dir(real), "vmnet")
+		if _, err := os.Stat(beside); err != nil {
+			return warn(name, "install vmnet beside it", "%v: no guest whose NICs are declared can migrate to this host",
+				err)
+		}
+	}
 	return ok(name, "%s", program)
 }
 

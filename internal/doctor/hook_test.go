@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"context"
+	"maps"
 	"os"
 	"path/filepath"
 	"testing"
@@ -86,6 +87,12 @@ func TestLiveHook(t *testing.T) {
 			Check{"libvirt hook", OK, local, ""},
 		},
 		{
+			"no vmnet beside it",
+			map[string]string{daemon: "", program + "*": script},
+			program,
+			Check{"libvirt hook", Warn, "can migrate to this host", "install vmnet"},
+		},
+		{
 			"confined, allowed",
 			map[string]string{
 				daemon: "", local + "*": script, profiles: "libvirtd (enforce)\n",
@@ -96,7 +103,11 @@ func TestLiveHook(t *testing.T) {
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			m := made(t, c.files)
+			files := maps.Clone(c.files)
+			if files != nil && c.name != "no vmnet beside it" {
+				files["/usr/bin/vmnet*"], files["/usr/local/bin/vmnet*"] = "", ""
+			}
+			m := made(t, files)
 			if c.target != "" {
 				if err := os.MkdirAll(m.at(hookfile.Dir), 0o755); err != nil {
 					t.Fatal(err)
