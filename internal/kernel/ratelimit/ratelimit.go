@@ -11,6 +11,7 @@
 package ratelimit
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -110,12 +111,27 @@ func Check(mtu int, cfg portrate.Config) error {
 
 // Set makes the limits of the guest behind a link those of cfg, whatever they were. c is a socket
 // in the link's netns. What is so already stays as it is. If a qdisc or a filter of others is in
-// the way, nothing is changed, and the error matches clsact.ErrForeign.
+// the way, nothing is changed, and the error matches clsact.ErrForeign. What was set is read back.
 func Set(c *rtnl.Conn, l *rtnl.Link, cfg portrate.Config) error {
-	if err := set(c, l, cfg); err != nil {
+	err := set(c, l, cfg)
+	if err == nil {
+		err = verify(c, l, cfg)
+	}
+	if err != nil {
 		return fmt.Errorf("rates of %s: %w", l.Name, err)
 	}
 	return nil
+}
+
+// verify returns an error unless the limits are those of cfg: Open vSwitch removes the tbf of a new
+// port, for example.
+func verify(c *rtnl.Conn, l *rtnl.Link, cfg portrate.Config) error {
+	s, err := Read(c, l)
+	if err == nil && !s.Is(cfg) {
+		err = fmt.Errorf("somebody has changed them meanwhile: they are %s, and were set to %s", s,
+			cmp.Or(cfg.String(), portrate.None))
+	}
+	return err
 }
 
 func set(c *rtnl.Conn, l *rtnl.Link, cfg portrate.Config) error {
