@@ -116,5 +116,8 @@ func (m *Manager) changed(ctx context.Context, dev *inventory.Device, res nic.Ch
 	for _, f := range v.Compare() {
 		res.Differences = append(res.Differences, f.Difference(&now))
 	}
+	if text, cure := v.OffMap(); text != "" {
+		res.Notices = append(res.Notices, fmt.Sprintf("%s (%s)", text, cure))
+	}
 	return res, nil
 }

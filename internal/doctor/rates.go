@@ -7,6 +7,7 @@ import (
 
 	"vmnet/bridge/portrate"
 	"vmnet/internal/inventory"
+	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/ethtool"
 	"vmnet/internal/kernel/ratelimit"
 	"vmnet/internal/kernel/rtnl"
@@ -86,7 +87,7 @@ func queued(r nic.Record) portrate.Limit {
 }
 
 // ways returns the devices by which a NIC's frames leave the host: its parent device or uplink, or
-// those ports of its bridge that are physical devices, bonds or VLANs.
+// those ports of its bridge that lead out of it.
 func (m Machine) ways(h *inventory.Host, home *rtnl.Link) (names []string) {
 	if home.Bridge == nil {
 		return []string{home.Name}
@@ -96,7 +97,7 @@ func (m Machine) ways(h *inventory.Host, home *rtnl.Link) (names []string) {
 		return nil
 	}
 	for _, l := range ports {
-		if l.Kind == "" || l.Kind == "bond" || l.Kind == "vlan" {
+		if bridges.LeadsOut(l) {
 			names = append(names, l.Name)
 		}
 	}

@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"vmnet/bridge"
 	"vmnet/internal/evpn"
+	"vmnet/internal/inventory"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/tapmgr/nic"
 )
 
 // segments checks the VXLAN devices of the bridges: whether something adds their remote hosts, and
@@ -24,6 +28,33 @@ func (m Machine) segments(ctx context.Context) (checks []Check) {
 	for _, b := range all {
 		if b.VXLAN != nil {
 			checks = append(checks, segment(b.Name, *b.VXLAN, frr)...)
+		}
+	}
+	if slices.ContainsFunc(all, func(b bridge.Info) bool { return b.VXLAN != nil && b.VXLAN.Map != nil }) {
+		checks = append(checks, m.offMap(ctx)...)
+	}
+	return checks
+}
+
+// offMap names the NICs with VLANs that are in no segment of their bridge's VXLAN device.
+func (m Machine) offMap(ctx context.Context) (checks []Check) {
+	nl, err := rtnl.Open(m.NS)
+	if err != nil {
+		return fail("segments", "", "%v", err)
+	}
+	defer nl.Close()
+	h := &inventory.Host{NS: m.NS, NL: nl}
+	nics, err := h.Devices(ctx)
+	if err != nil {
+		return fail("segments", "", "%v", err)
+	}
+	for _, dev := range nics {
+		if dev.Want.Type != nic.TypeTap || !dev.HasLink() || dev.IsUnconfirmed() {
+			continue
+		}
+		v, _ := h.View(&dev) // vmnet check says what could not be read
+		if text, cure := v.OffMap(); text != "" {
+			checks = append(checks, warn("segment of "+dev.Title(), cure, "%s", text)...)
 		}
 	}
 	return checks

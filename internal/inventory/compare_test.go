@@ -8,6 +8,7 @@ import (
 	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/bridge/vswitch/vport"
+	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/stablemac"
 	"vmnet/tapmgr/nic"
@@ -214,6 +215,11 @@ func (v *View) filters(pvid int) {
 	v.Home.Bridge.VLANFiltering, v.Home.Bridge.DefaultPVID = true, pvid
 }
 
+// leaveMap has two VLANs of the view's port in no segment.
+func (v *View) leaveMap() {
+	v.offMap = bridges.Unmapped{Device: "vx-br0", VLANs: []brport.VLANRange{{First: 30, Last: 31}}}
+}
+
 // TestAdvice: a NIC that is as recorded may still not work as its guest expects.
 func TestAdvice(t *testing.T) {
 	for _, test := range []struct {
@@ -227,6 +233,15 @@ func TestAdvice(t *testing.T) {
 		{tapView, func(v *View) { v.MTU, v.Home.MTU, v.Want.MTU = 1400, 1400, 1400 }, ""},
 		{macvtapView, func(v *View) { v.Home.Carrier = false }, "eth0 has no carrier"},
 		{switchView, func(v *View) { v.MTU = 1400 }, ""},
+		{tapView, func(v *View) { v.offMap.Device = "vx-br0" }, ""},
+		{
+			tapView, (*View).leaveMap,
+			"VLAN 30-31 is not in the map of vx-br0: its frames reach no other host (map it by vmnet bridge create br0 ",
+		},
+		{
+			tapView, func(v *View) { v.leaveMap(); v.Home.Alias = "vmnet network=br0" },
+			"(add it to the map in the file of network br0, then vmnet network apply br0)",
+		},
 	} {
 		v := test.of()
 		test.spoil(v)

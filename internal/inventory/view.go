@@ -14,6 +14,7 @@ import (
 	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/ratelimit"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/network/roster"
 	"vmnet/internal/ovs"
 	"vmnet/internal/switches"
 	"vmnet/tapmgr/nic"
@@ -34,6 +35,7 @@ type View struct {
 	unseen  bool                   // the caller may not see what the kernel checks or lets in
 	inbound *bpfguard.InboundState // what the kernel lets in; nil if that is not known
 	rates   *ratelimit.State       // what the kernel limits; nil if that was not read
+	offMap  bridges.Unmapped       // which VLANs of its port reach no other host
 }
 
 // View reads what a NIC is compared by. It returns the View also with an error, which is about what
@@ -52,7 +54,9 @@ func (h *Host) View(dev *Device) (*View, error) {
 		found, err := bridges.ReadPort(h.NL, v.Home, dev.Link)
 		if err == nil {
 			v.port = &found
-		} else {
+			v.offMap, err = bridges.ReadUnmapped(h.NL, v.Home, found)
+		}
+		if err != nil {
 			errs = append(errs, fmt.Errorf("its port was not compared: %w", err))
 		}
 	}
@@ -203,7 +207,25 @@ func (v *View) Advice() []string {
 				"parent device %s has no carrier: nothing passes it until its cable, or what stands for that, is connected",
 				v.Home.Name))
 	}
+	if text, cure := v.OffMap(); text != "" {
+		list = append(list, fmt.Sprintf("%s (%s)", text, cure))
+	}
 	return list
+}
+
+// OffMap says which VLANs of the NIC are in no segment of its bridge's VXLAN device, and what to do
+// about it; it returns empty strings if all are, or if the bridge has no such device.
+func (v *View) OffMap() (text, cure string) {
+	if len(v.offMap.VLANs) == 0 {
+		return "", ""
+	}
+	cure = fmt.Sprintf("map it by vmnet bridge create %s --vxlan-map, or use --vlan with one that is mapped",
+		v.Home.Name)
+	if name := roster.NetworkOf(v.Home); name != "" {
+		cure = fmt.Sprintf("add it to the map in the file of network %s, then vmnet network apply %[1]s", name)
+	}
+	return fmt.Sprintf("VLAN %s is not in the map of %s: its frames reach no other host",
+		brport.FormatVLANs(v.offMap.VLANs), v.offMap.Device), cure
 }
 
 // OVSPort is what Open vSwitch says of a NIC that belongs on one of its bridges.

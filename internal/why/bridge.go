@@ -196,8 +196,12 @@ func (w *walker) leaveBridge(br *rtnl.Link) {
 	uplinks := w.uplinks(br)
 	switch {
 	case len(uplinks) > 0:
-		if w.leavesBy(br, uplinks[0], true); !w.stopped {
-			w.uplink(uplinks[0])
+		out := uplinks[0]
+		if i := slices.IndexFunc(uplinks, w.carries); i >= 0 {
+			out = uplinks[i]
+		}
+		if w.leavesBy(br, out, true); !w.stopped {
+			w.uplink(out)
 		}
 	case host != nil && w.Frame.Kind == DHCP:
 		w.stop("bridge "+br.Name, "vmnet network create NAME --nat --dhcp, then vmnet set --vm "+w.NIC.VM+" --nic "+
@@ -238,6 +242,27 @@ func (w *walker) uplinks(br *rtnl.Link) (found []*rtnl.Link) {
 	return veths
 }
 
+// carries reports whether the frame's VLAN leaves by a port.
+func (w *walker) carries(l *rtnl.Link) bool {
+	if !w.knowsVLANs() {
+		return true
+	}
+	v, isMember := w.member(l.Index, w.vlan())
+	return isMember && (v.Tunnel != 0 || l.VXLAN == nil || !l.VXLAN.VNIFilter)
+}
+
+// mapped stops a frame whose VLAN is in no segment of a VXLAN device with a map.
+func (w *walker) mapped(br, l *rtnl.Link) {
+	if l.VXLAN == nil || !l.VXLAN.VNIFilter || w.carries(l) {
+		return
+	}
+	cure := "vmnet bridge create " + br.Name + " --vxlan-map, with that VLAN"
+	if w.Network != nil {
+		cure = "that VLAN in the map of network " + w.Network.Name + ", then vmnet network apply " + w.Network.Name
+	}
+	w.stop("port "+l.Name, cure, "VLAN %d is not in its map: its frames reach no other host", w.vlan())
+}
+
 // leavesBy reports whether the bridge sends the frame out of a port.
 func (w *walker) leavesBy(br, l *rtnl.Link, isFlooded bool) {
 	p := l.Port
@@ -255,6 +280,9 @@ func (w *walker) leavesBy(br, l *rtnl.Link, isFlooded bool) {
 		return
 	}
 	if w.forwards(br, l); w.stopped {
+		return
+	}
+	if w.mapped(br, l); w.stopped {
 		return
 	}
 	known := w.Peer != nil && w.learned(w.Peer, l.Index)

@@ -185,6 +185,14 @@ var bridgeFaults = []fault{
 		"port eth1", "not a member of VLAN 10", "bridge vlan add dev eth1 vid 10",
 	},
 	{
+		"VLAN in no segment", func(f *Facts) { f.onMap(30) },
+		"port eth1", "VLAN 30 is not in its map: its frames reach no other host", "vmnet bridge create br1 --vxlan-map",
+	},
+	{
+		"VLAN of the device, without a VNI", func(f *Facts) { f.onMap(11) },
+		"port eth1", "VLAN 11 is not in its map", "vmnet bridge create br1 --vxlan-map",
+	},
+	{
 		"answers in another VLAN", func(f *Facts) {
 			f.toP3()
 			f.filterVLANs()

@@ -159,6 +159,19 @@ func (f *Facts) onBr1() {
 	f.FDB, f.Back = nil, Route{netip.MustParseAddr("192.0.2.40"), indexEth0}
 }
 
+// onMap has the guest in a VLAN of br1, whose only way out is a device with a segment for VLAN 10.
+// The device's port is in VLAN 11 as well, which it maps to none.
+func (f *Facts) onMap(vlan int) {
+	f.onBr1()
+	f.link("br1").Bridge.VLANFiltering = true
+	vx := f.link("eth1")
+	vx.Kind, vx.VXLAN = "vxlan", &rtnl.VXLAN{External: true, VNIFilter: true}
+	f.VLANs = map[int][]rtnl.VLANs{
+		indexTap3: {{First: vlan, Last: vlan, PVID: true, Untagged: true}},
+		indexEth1: {{First: 10, Last: 10, Tunnel: 10010}, {First: 11, Last: 11}},
+	}
+}
+
 // lab makes br0 the bridge of a network with NAT and a server.
 func (f *Facts) lab() {
 	f.Network = &config.Network{
@@ -183,6 +196,15 @@ func TestNoFault(t *testing.T) {
 		"to P3 with VLANs": func(f *Facts) { f.toP3(); f.filterVLANs() },
 		"to the host":      (*Facts).toHost,
 		"uplink":           (*Facts).onBr1,
+		"uplink, mapped":   func(f *Facts) { f.onMap(10) },
+		"uplink of a VLAN that is not mapped": func(f *Facts) {
+			f.onMap(30)
+			f.Links = append(f.Links, &rtnl.Link{
+				Index: indexServer, Name: "eth2", Up: true, Carrier: true, MTU: 1500, LowerNS: -1, Master: indexBr1,
+				Port: port(),
+			})
+			f.VLANs[indexServer] = []rtnl.VLANs{{First: 30, Last: 30}}
+		},
 		"uplink, dhcp":     func(f *Facts) { f.onBr1(); f.Frame.Kind = DHCP },
 		"network":          (*Facts).lab,
 		"network, dhcp":    func(f *Facts) { f.lab(); f.Frame.Kind = DHCP },

@@ -115,3 +115,42 @@ func TestSpanningTreeIsNotForwarded(t *testing.T) {
 		}
 	}
 }
+
+// TestUnmapped: which VLANs of a port reach no other host, on a bridge with a VXLAN device that
+// maps VLANs 10 to 19, and is in VLAN 40 without a VNI.
+func TestUnmapped(t *testing.T) {
+	mapped := []rtnl.VLANs{{First: 15, Last: 19, Tunnel: 5}, {First: 10, Last: 14, Tunnel: 70}, {First: 40, Last: 40}}
+	vlans := map[int][]rtnl.VLANs{
+		7: mapped, 8: {{First: 1, Last: 1, PVID: true}, {First: 30, Last: 30}}, 9: {{First: 20, Last: 20}},
+	}
+	device := &rtnl.Link{Name: "vx-br0", Index: 7, Kind: "vxlan", VXLAN: &rtnl.VXLAN{VNIFilter: true}}
+	for _, test := range []struct{ port, other, want string }{
+		{"vlan:10", "", ""},
+		{"vlan:9", "", "9"},
+		{"vlan:40", "", "40"},
+		{"trunk:10-19", "", ""},
+		{"trunk:8-22", "", "8-9,20-22"},
+		{"trunk:12,14;native:1", "", "1"},
+		{"trunk:1-4094", "", ""},
+		{"trunk:2-4094;native:1", "", ""},
+		{"trunk:1-4093", "", "1-9,20-4093"},
+		{"vlan:30", "veth", "30"}, // a container's
+		{"vlan:30", "bond", ""},
+		{"vlan:30", "vlan", ""},
+		{"trunk:19,20,30;native:1", "", "1,20,30"},
+		{"trunk:19,20,30;native:1", "team", "20"},
+	} {
+		ports := []*rtnl.Link{{Index: 9, Kind: "tun"}, device}
+		if test.other != "" {
+			ports = append(ports, &rtnl.Link{Index: 8, Kind: test.other})
+		}
+		cfg, err := brport.Parse(test.port)
+		if got := brport.FormatVLANs(unmapped(ports, vlans, cfg)); err != nil || got != test.want {
+			t.Errorf("%s, beside %q: %q, want %q (%v)", test.port, test.other, got, test.want, err)
+		}
+	}
+	trunk := brport.Settings{Trunk: []brport.VLANRange{{First: 1, Last: 4094}}}
+	if all := unmapped([]*rtnl.Link{device}, nil, trunk); len(all) != 1 {
+		t.Errorf("a trunk of all, of which no VLAN is mapped: %v", all)
+	}
+}

@@ -58,6 +58,61 @@ func (m Mapped) mapped() vxlan.Map {
 	return vxlan.MapOf(all)
 }
 
+// An Unmapped says which VLANs of a bridge's port reach no other host.
+type Unmapped struct {
+	Device string             // the VXLAN device, whose map has none of them
+	VLANs  []brport.VLANRange // sorted; none: all of the port's VLANs reach others
+}
+
+// ReadUnmapped returns which VLANs of a port of br with the settings cfg are in no segment, if br
+// has a VXLAN device with a map: neither that nor another port of br that leads out of the host has
+// them. A trunk of all VLANs lacks none, unless no VLAN at all is in a segment.
+func ReadUnmapped(c *rtnl.Conn, br *rtnl.Link, cfg brport.Settings) (Unmapped, error) {
+	if !Filters(br) {
+		return Unmapped{}, nil
+	}
+	ports, err := c.Links("vxlan", br.Index)
+	i := slices.IndexFunc(ports, hasMap)
+	if i < 0 {
+		return Unmapped{}, err
+	}
+	device := ports[i].Name
+	if ports, err = c.Links("", br.Index); err != nil {
+		return Unmapped{}, err
+	}
+	vlans, err := c.PortVLANs(0)
+	return Unmapped{device, unmapped(ports, vlans, Effective(br, cfg))}, err
+}
+
+func hasMap(l *rtnl.Link) bool { return l.VXLAN != nil && l.VXLAN.VNIFilter }
+
+// unmapped returns the VLANs of a port that none of the ports that lead out of the host has.
+func unmapped(ports []*rtnl.Link, vlans map[int][]rtnl.VLANs, cfg brport.Settings) []brport.VLANRange {
+	own, out := slices.Clone(cfg.Trunk), []brport.VLANRange{}
+	for _, id := range []int{cfg.VLAN, cfg.Native} {
+		if id != 0 {
+			own = append(own, brport.VLANRange{First: id, Last: id})
+		}
+	}
+	for _, l := range ports {
+		carried := slices.DeleteFunc(slices.Clone(vlans[l.Index]), func(v rtnl.VLANs) bool {
+			return !LeadsOut(l) || hasMap(l) && v.Tunnel == 0
+		})
+		out = append(out, ranges(carried)...)
+	}
+	own, out = brport.MergeVLANs(own), brport.MergeVLANs(out)
+	if all, _ := brport.ParseVLANs("all"); slices.Equal(own, all) && len(out) > 0 {
+		return nil
+	}
+	return brport.WithoutVLANs(own, out)
+}
+
+// LeadsOut reports whether a port of a bridge is of a kind by which frames leave the host: a
+// physical device, a bond, a VLAN of one, or a VXLAN device.
+func LeadsOut(l *rtnl.Link) bool {
+	return slices.Contains([]string{"", "bond", "team", "vlan", "vxlan"}, l.Kind)
+}
+
 // mapSteps make the map of a device, or of a new one if l is nil, as the Config says.
 func (v *vxlanDevice) mapSteps(l *rtnl.Link) (steps []step.Step, err error) {
 	has := Mapped{}
