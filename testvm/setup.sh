@@ -28,9 +28,11 @@ umask 022
 # passt has pasta, by which networks of users who are not root reach the world.
 # openvswitch-switch has ovsdb-server and ovs-vswitchd, and the packages of OVN their daemons, which
 # tests run by themselves. So is frr, which tells the hosts of a VXLAN segment where guests are.
+# NetworkManager is unpacked and not installed, since it would take this machine's interfaces. These
+# are its libraries.
 # netplan.io and ifupdown read what a network writes for the next boot; Debian's systemd has
 # systemd-networkd.
-packages='qemu-system-x86 qemu-system-arm qemu-system-misc qemu-system-ppc busybox-static lz4 xz-utils iproute2 gcc libc6-dev groff-base libcap2-bin procps libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients nftables dnsmasq-base isc-dhcp-client iptables ufw firewalld dbus-daemon passt openvswitch-switch ovn-central ovn-host frr netplan.io ifupdown'
+packages='qemu-system-x86 qemu-system-arm qemu-system-misc qemu-system-ppc busybox-static lz4 xz-utils iproute2 gcc libc6-dev groff-base libcap2-bin procps libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients nftables dnsmasq-base isc-dhcp-client iptables ufw firewalld dbus-daemon passt openvswitch-switch ovn-central ovn-host frr netplan.io ifupdown libnm0 libndp0 libteamdctl0 libbluetooth3 libmm-glib0 libcurl3-gnutls'
 # What these packages would start.
 services='firewalld frr openvswitch-switch ovs-record-hostname ovn-central ovn-host'
 kernels=cloud
@@ -206,7 +208,26 @@ unpack_kernel() {
     trap - EXIT
 }
 
+# unpack_network_manager makes $cache/network-manager. It appears whole or not at all.
+unpack_network_manager() {
+    [ ! -d "$cache/network-manager" ] || return 0
+    [ -n "${VMNET_CACHE:-}" ] || [ ! -d "$system/network-manager" ] || return 0
+    mkdir -p "$cache"
+    tmp=$(mktemp -d "$cache/.network-manager.XXXXXX")
+    trap 'rm -rf "$tmp"' EXIT
+    trap 'exit 1' HUP INT TERM
+    say "downloading network-manager (3 MB), to be unpacked into $cache"
+    (cd "$tmp" && { apt download network-manager || { update && apt download network-manager; }; } &&
+        dpkg-deb -x ./*.deb tree) || die "network-manager cannot be downloaded or unpacked: see above"
+    chmod 755 "$tmp/tree"
+    mv -T "$tmp/tree" "$cache/network-manager" 2>/dev/null || [ -d "$cache/network-manager" ] ||
+        die "$cache/network-manager cannot be made: is it writable?"
+    rm -rf "$tmp"
+    trap - EXIT
+}
+
 install_missing
+unpack_network_manager
 for kernel in $kernels; do
     case $kernel in
     cloud) unpack_kernel cloud linux-image-cloud-amd64 "test guests" ;;

@@ -2,9 +2,12 @@ package network
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 
 	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/network/config"
 	"vmnet/internal/network/managers"
 	"vmnet/internal/network/uplink"
@@ -98,7 +101,7 @@ func (m *Manager) NextBoot(n *config.Network, write bool) (managers.Boot, error)
 	if err != nil {
 		return managers.Boot{}, fmt.Errorf("uplink %s: %w", n.Uplink.Device, err)
 	}
-	b := m.Managers.NextBoot(n.Name, managers.Interface{Name: l.Name, Index: l.Index})
+	b := m.Managers.NextBoot(n.Name, managers.Interface{Name: l.Name, Index: l.Index, MAC: l.MAC.String()})
 	if !write || len(b.Files) == 0 {
 		return b, nil
 	}
@@ -107,6 +110,20 @@ func (m *Manager) NextBoot(n *config.Network, write bool) (managers.Boot, error)
 		err = managers.Host{Root: m.Managers.Root, Quiet: true}.Write(context.Background(), missing)
 	}
 	return b, err
+}
+
+// adopts reports whether a bridge without an alias is a network's: a manager has made it, by the
+// files for the next boot.
+func (m *Manager) adopts(l *rtnl.Link) bool {
+	return m.Managers != nil && l.Alias == "" && l.Bridge != nil && m.Managers.Makes(l.Name)
+}
+
+// awaitManager has the manager of interfaces make a network's bridge, where it has the files for
+// that. Should it fail, Apply makes the bridge.
+func (m *Manager) awaitManager(ctx context.Context, name string) {
+	if _, err := m.nl.Link(name); m.Managers != nil && errors.Is(err, fs.ErrNotExist) {
+		_ = m.Managers.Activate(ctx, name)
+	}
 }
 
 // ManagersOf returns the managers of interfaces in a namespace: nil in another one than the first

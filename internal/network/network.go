@@ -94,6 +94,9 @@ func (m *Manager) bridge(name string) (*rtnl.Link, record, error) {
 		return nil, record{}, err
 	}
 	r, ok := recordOf(l)
+	if !ok && m.adopts(l) {
+		r, ok = record{network: name}, true
+	}
 	if !ok || r.network != name {
 		return nil, record{}, fmt.Errorf("network %s: there is a device of that name, and %w "+
 			"(ip link show %[1]s; choose another name)", name, ErrForeign)

@@ -74,7 +74,7 @@ const (
 
 // AwaitUplink waits until the interface of a network's uplink is there, or the host's address on a
 // segment: at boot, a driver may take longer than this process. It waits for a while only, and
-// leaves errors to Apply.
+// leaves errors to Apply. Then the manager of interfaces may make the bridge.
 func (m *Manager) AwaitUplink(ctx context.Context, name string) {
 	n, err := m.Dir.Read(name)
 	if err != nil || n.Uplink == nil {
@@ -82,6 +82,7 @@ func (m *Manager) AwaitUplink(ctx context.Context, name string) {
 	}
 	for end := time.Now().Add(uplinkPatience); time.Now().Before(end); {
 		if m.uplinkIsThere(n) {
+			m.awaitManager(ctx, name)
 			return
 		}
 		select {
@@ -172,8 +173,13 @@ func (m *Manager) moveSteps(n *config.Network, u *uplink.Uplink, bridge *rtnl.Li
 	port []step.Step,
 ) ([]step.Step, error) {
 	needed, err := uplink.Needed(m.nl, bridge, u.Port)
-	if err != nil || !needed {
+	if err != nil || !needed && was.moved {
 		return port, err
+	}
+	if !needed { // a manager has given the bridge all that at boot
+		atBoot := *m
+		atBoot.Confirm, want.moved = 0, true
+		return append([]step.Step{atBoot.markStep(n.Name, was, want)}, port...), nil
 	}
 	var steps []step.Step
 	if m.Confirm > 0 {

@@ -20,6 +20,7 @@ type Boot struct {
 type Interface struct {
 	Name  string
 	Index int
+	MAC   string
 }
 
 // NextBoot returns what the manager of an interface needs.
@@ -117,65 +118,6 @@ func networkSections(text string) (kept, odd string) {
 		b.WriteString(line + "\n")
 	}
 	return b.String(), odd
-}
-
-// byNM is for an interface of NetworkManager: the bridge gets a profile with the interface's IP
-// settings.
-func (h Host) byNM(network string, nic Interface) (Boot, bool) {
-	state := h.fields(fmt.Sprintf("%s/devices/%d", nmRunning, nic.Index))
-	if m := state["managed"]; m != "1" && m != "true" && m != "full" {
-		return Boot{}, false
-	}
-	b := Boot{Manager: "NetworkManager"}
-	path, sections := h.profile(state["connection-uuid"])
-	if path == "" || sections["802-1x"] != "" {
-		b.Text = append(b.Text, fmt.Sprintf("nmcli connection add type bridge ifname %s con-name %[1]s, with the IP "+
-			"settings of the profile of %s, and unmanaged-devices+=interface-name:%[2]s in %s/conf.d",
-			network, nic.Name, nmDir))
-		return b, true
-	}
-	profile := fmt.Sprintf("# The IP settings are those of %s.\n[connection]\nid=%s\ntype=bridge\n"+
-		"interface-name=%[2]s\n\n[bridge]\nstp=false\n", path, network)
-	for _, name := range []string{"ipv4", "ipv6", "proxy"} {
-		if text := sections[name]; text != "" {
-			profile += "\n[" + name + "]\n" + text
-		}
-	}
-	b.Files = []File{
-		h.nm(network, "conf.d/vmnet-"+network+"-uplink.conf", unmanagedByNM([]string{nic.Name}), 0o644),
-		h.nm(network, "system-connections/vmnet-"+network+".nmconnection", profile, 0o600),
-	}
-	return b, true
-}
-
-// profile finds NetworkManager's file of the profile with that UUID, and its sections.
-func (h Host) profile(uuid string) (path string, sections map[string]string) {
-	if uuid == "" {
-		return "", nil
-	}
-	for _, dir := range []string{nmDir, nmRunning, "/usr/lib/NetworkManager"} {
-		paths, _ := filepath.Glob(h.path(dir + "/system-connections/*"))
-		for _, path := range paths {
-			text, err := os.ReadFile(path)
-			if err != nil {
-				continue
-			}
-			sections := map[string]string{}
-			section := ""
-			for line := range strings.Lines(string(text)) {
-				line = strings.TrimSpace(line)
-				if name, ok := strings.CutPrefix(line, "["); ok {
-					section = strings.TrimSuffix(name, "]")
-				} else if line != "" {
-					sections[section] += line + "\n"
-				}
-			}
-			if slices.Contains(strings.Split(sections["connection"], "\n"), "uuid="+uuid) {
-				return path, sections
-			}
-		}
-	}
-	return "", nil
 }
 
 // byIfupdown is for an interface of interfaces(5): its file is the administrator's own, so it is

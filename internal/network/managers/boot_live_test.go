@@ -171,7 +171,7 @@ func (m *networkdHost) reboot(manager string) {
 		m.has("eth0", "192.0.2.2/24", "2001:db8::2/64")
 		m.gateway("eth0")
 		nstest.Eventually(m, 30*time.Second, "networkd says by which file", func() bool {
-			b = m.NextBoot("lan", Interface{"eth0", m.link("eth0").Attrs().Index})
+			b = m.NextBoot("lan", Interface{Name: "eth0", Index: m.link("eth0").Attrs().Index})
 			return b.Manager != ""
 		})
 	})
@@ -208,7 +208,7 @@ func TestIfupdownReads(t *testing.T) {
 	h, _ := host(t, map[string]string{"etc/network/interfaces": "auto lo\niface lo inet loopback\nauto eth0\n" +
 		"iface eth0 inet static\n\taddress 192.0.2.2/24\n\tgateway 192.0.2.1\niface eth0 inet6 static\n" +
 		"\taddress 2001:db8::2/64\n"})
-	b := h.NextBoot("lan", Interface{"eth0", 7})
+	b := h.NextBoot("lan", Interface{Name: "eth0", Index: 7})
 	if b.Manager != "ifupdown" || len(b.Text) < 2 {
 		t.Fatalf("%+v", b)
 	}

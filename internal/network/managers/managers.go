@@ -32,7 +32,7 @@ type File struct {
 	Path    string      `json:"path"`
 	Content string      `json:"content"`
 	Mode    fs.FileMode `json:"-"`
-	reload  []string    // the command by which its manager reads it
+	reload  string      // the command by which its manager reads it
 	running string      // a directory that is there while the manager runs
 }
 
@@ -58,19 +58,32 @@ const (
 	netif       = "/run/systemd/netif"
 )
 
-func (h Host) nm(network, file, content string, mode fs.FileMode) File {
+// nmConf returns the file that keeps NetworkManager off devices.
+func (h Host) nmConf(network, content string) File {
 	return File{
-		Path: h.path(nmDir + "/" + file), Content: header(network) + content, Mode: mode,
-		reload: []string{"nmcli", "general", "reload", "conf"}, running: h.path(nmRunning),
+		Path: h.path(nmDir + "/conf.d/vmnet-" + network + ".conf"), Content: header(network) + content, Mode: 0o644,
+		reload: "nmcli general reload conf", running: h.path(nmRunning),
 	}
 }
+
+// nmProfile returns a profile of NetworkManager, which reads none that others may read.
+func (h Host) nmProfile(network, suffix, content string) File {
+	return File{
+		Path:    h.path(nmDir + "/system-connections/" + profileName(network) + suffix + ".nmconnection"),
+		Content: header(network) + content, Mode: 0o600,
+		reload: "nmcli connection reload", running: h.path(nmRunning),
+	}
+}
+
+// profileName is the name of a network's profile of NetworkManager.
+func profileName(network string) string { return "vmnet-" + network }
 
 // networkd returns a file that comes before those of others, which systemd-networkd reads in the
 // order of their names.
 func (h Host) networkd(network, suffix, content string) File {
 	return File{
 		Path: h.path(networkdDir + "/05-vmnet-" + network + suffix + ".network"), Content: header(network) + content,
-		Mode: 0o644, reload: []string{"networkctl", "reload"}, running: h.path(netif),
+		Mode: 0o644, reload: "networkctl reload", running: h.path(netif),
 	}
 }
 
@@ -81,7 +94,7 @@ func (h Host) KeepOff(network string, devices []string) (files []File) {
 		return nil
 	}
 	if h.exists(nmDir) {
-		files = append(files, h.nm(network, "conf.d/vmnet-"+network+".conf", unmanagedByNM(devices), 0o644))
+		files = append(files, h.nmConf(network, unmanagedByNM(devices)))
 	}
 	if h.exists(networkdDir) {
 		files = append(files, h.networkd(network, "", unmanaged(devices)))
@@ -117,9 +130,7 @@ func (h Host) Missing(network string, files []File) (missing []File, err error) 
 // Left returns the files of a network that are there.
 func (h Host) Left(network string) (files []File) {
 	for _, f := range []File{
-		h.nm(network, "conf.d/vmnet-"+network+".conf", "", 0),
-		h.nm(network, "conf.d/vmnet-"+network+"-uplink.conf", "", 0),
-		h.nm(network, "system-connections/vmnet-"+network+".nmconnection", "", 0),
+		h.nmConf(network, ""), h.nmProfile(network, "", ""), h.nmProfile(network, "-uplink", ""),
 		h.networkd(network, "", ""), h.networkd(network, "-uplink", ""), h.networkd(network, "-bridge", ""),
 	} {
 		text, err := os.ReadFile(f.Path)
@@ -180,18 +191,19 @@ func (h Host) reload(ctx context.Context, files []File) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reloadTimeout)
 	defer cancel()
-	run := h.Run
-	if run == nil {
-		run = func(ctx context.Context, argv ...string) error {
-			return exec.CommandContext(ctx, argv[0], argv[1:]...).Run()
-		}
-	}
 	done := map[string]bool{}
 	for _, f := range files {
-		if _, err := os.Stat(f.running); err != nil || done[f.running] {
+		if _, err := os.Stat(f.running); err != nil || done[f.reload] {
 			continue
 		}
-		done[f.running] = true
-		_ = run(ctx, f.reload...)
+		done[f.reload] = true
+		_ = h.run(ctx, strings.Fields(f.reload)...)
 	}
+}
+
+func (h Host) run(ctx context.Context, argv ...string) error {
+	if h.Run != nil {
+		return h.Run(ctx, argv...)
+	}
+	return exec.CommandContext(ctx, argv[0], argv[1:]...).Run()
 }

@@ -86,7 +86,7 @@ func TestNextBoot(t *testing.T) {
 	const static = "[Match]\nName=eth1\n\n[Link]\nMACAddress=02:00:00:00:00:01\nMTUBytes=9000\n\n" +
 		"[Network]\nAddress=192.0.2.2/24\n\n[Route]\nGateway=192.0.2.1\n"
 	const link = "# This is private data.\nADMIN_STATE=configured\nNETWORK_FILE="
-	const profile = "[connection]\nid=wired\nuuid=7-7\ntype=ethernet\n\n[ethernet]\n\n[ipv4]\nmethod=manual\n" +
+	const profile = "[connection]\nid=wired\nuuid=7-7\ntype=ethernet\nzone=home\n\n[ethernet]\nmtu=1400\n\n[ipv4]\nmethod=manual\n" +
 		"address1=192.0.2.2/24,192.0.2.1\n\n[ipv6]\nmethod=auto\n"
 	for name, c := range map[string]struct {
 		files   map[string]string
@@ -141,10 +141,23 @@ func TestNextBoot(t *testing.T) {
 			},
 			"NetworkManager",
 			[]string{
-				"unmanaged-devices+=interface-name:eth1\n", "[connection]\nid=lan\ntype=bridge\ninterface-name=lan\n",
+				"[connection]\nid=vmnet-lan\ntype=bridge\ninterface-name=lan\nzone=home\n",
+				"[bridge]\nstp=false\nmac-address=52:54:00:00:00:07\n\n[ipv4]\n",
+				"[connection]\nid=vmnet-lan-uplink\ntype=ethernet\ninterface-name=eth1\nmaster=lan\nslave-type=bridge\n" +
+					"autoconnect-priority=999\n\n[ethernet]\nmtu=1400\n",
+				"nmcli connection up vmnet-lan; nmcli connection up vmnet-lan-uplink. Do so if eth1 has its address by DHCP",
 				"[ipv4]\nmethod=manual\naddress1=192.0.2.2/24,192.0.2.1\n\n[ipv6]\nmethod=auto\n",
 			},
 			2,
+		},
+		"NetworkManager with a bond": {
+			map[string]string{
+				"run/NetworkManager/devices/7":                           "[device]\nmanaged=true\nconnection-uuid=7-7\n",
+				"etc/NetworkManager/system-connections/eth.nmconnection": strings.Replace(profile, "=ethernet", "=bond", 1),
+			},
+			"NetworkManager",
+			[]string{"another profile of that with master lan and a higher autoconnect-priority"},
+			0,
 		},
 		"NetworkManager without a file": {
 			map[string]string{"run/NetworkManager/devices/7": "[device]\nmanaged=true\nconnection-uuid=7-7\n"},
@@ -168,7 +181,7 @@ func TestNextBoot(t *testing.T) {
 		"nothing": {nil, "", []string{"what does so should configure lan"}, 0},
 	} {
 		h, _ := host(t, c.files)
-		b := h.NextBoot("lan", Interface{"eth1", 7})
+		b := h.NextBoot("lan", Interface{"eth1", 7, "52:54:00:00:00:07"})
 		text := strings.Join(b.Text, "\n") + "\n"
 		for _, f := range b.Files {
 			text += f.Content
@@ -186,7 +199,8 @@ func TestNextBoot(t *testing.T) {
 		}
 	}
 	h, _ := host(t, nil)
-	if b := h.NextBoot("lan", Interface{"eth*", 7}); len(b.Files) > 0 || !strings.Contains(b.Text[0], "pattern") {
+	odd := Interface{Name: "eth*", Index: 7}
+	if b := h.NextBoot("lan", odd); len(b.Files) > 0 || !strings.Contains(b.Text[0], "pattern") {
 		t.Errorf("%+v", b)
 	}
 }
