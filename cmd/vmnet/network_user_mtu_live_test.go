@@ -7,12 +7,14 @@ import (
 	"math/rand/v2"
 	"net"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/network/usernet"
 	"vmnet/testvm"
+	"vmnet/testvm/traffic"
 )
 
 // TestLiveUserNetworkSmallMTU: guests with an MTU of 1500 bytes, on a socket and with shared
@@ -46,7 +48,40 @@ func TestLiveUserNetworkSmallMTU(t *testing.T) {
 			h.says(g, "2 packets received", "ping", "-s", "3000", "-c", "2", "-w", "20", router)
 		}
 	}
+	h.longDatagrams(plain, plainName)
 	h.ok([]string{"network", "delete", "lab", "--force"})
+}
+
+// longDatagrams sends datagrams that are longer than the guest's MTU. A forward leads them to the
+// guest, and the answers back. The world gets none of the guest's: pasta takes no fragments.
+func (h *userHost) longDatagrams(g *testvm.VM, name string) {
+	h.Helper()
+	ctx, cancel := context.WithTimeout(h.Context(), 2*patience)
+	defer cancel()
+	if _, err := g.Guest.UDPServe(ctx, "0.0.0.0:9"); err != nil {
+		h.Fatal(err)
+	}
+	h.ok([]string{"forward", "add", "lab", "udp:9009", strings.ToLower(name) + ":9"}, "added")
+	const long, short, count = 4000, 1400, 5
+	var got traffic.UDPResult
+	err := h.ns.Do(func() (err error) {
+		got, err = traffic.SendUDP(ctx, userHost4+":9009", count, long)
+		return err
+	})
+	if err != nil || got.Received != count {
+		h.Errorf("by a forward: %+v, %v", got, err)
+	}
+	var s *traffic.Server
+	if err := h.world.Do(func() (err error) { s, err = traffic.ServeUDP(world4 + ":9"); return err }); err != nil {
+		h.Fatal(err)
+	}
+	defer s.Close()
+	if got, err = g.Guest.UDPSend(ctx, s.Addr, count, short); err != nil || got.Received != count {
+		h.Errorf("short ones to the world: %+v, %v", got, err)
+	}
+	if got, err = g.Guest.UDPSend(ctx, s.Addr, count, long); err == nil {
+		h.Errorf("pasta takes fragments now, as vmnet-network(8) should say: %+v", got)
+	}
 }
 
 // fromGateway returns how many frames the namespace of lab has sent to its switch.

@@ -6,10 +6,12 @@ import (
 	"strings"
 	"testing"
 
+	"vmnet/internal/kernel/netns"
 	"vmnet/internal/network/config"
 	"vmnet/internal/network/roster"
 	"vmnet/internal/nstest"
 	"vmnet/tapmgr/nic"
+	"vmnet/testvm/traffic"
 )
 
 // joins makes a port of the network as the NIC of a guest, as an attach would.
@@ -132,4 +134,31 @@ func TestLiveGuestsAreKnown(t *testing.T) {
 		x.ip(x.host, "link", "del", portName(port))
 	}
 	x.wants("left", x.left(), before)
+}
+
+// TestLiveLongDatagrams: datagrams that are longer than the MTU pass a network, out by NAT and in
+// by a forward, and so do their echoes.
+func TestLiveLongDatagrams(t *testing.T) {
+	x := newHost(t)
+	n := labNetwork()
+	n.Forwards = []config.Forward{{Protocol: "udp", First: 9009, Last: 9009, Guest: "web", Port: 9}}
+	x.create(n)
+	web := x.guest("lab", webMAC).lease("web")
+	web.globalIPv6(n.IPv6)
+	echo := func(from, to *netns.NS, at, address string) {
+		t.Helper()
+		var s *traffic.Server
+		if err := to.Do(func() (err error) { s, err = traffic.ServeUDP(at); return err }); err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		var got traffic.UDPResult
+		err := from.Do(func() (err error) { got, err = traffic.SendUDP(x.ctx(), address, 3, 9000); return err })
+		if err != nil || got.Received != 3 {
+			t.Errorf("to %s: %+v, %v", address, got, err)
+		}
+	}
+	echo(web.ns, x.wan, wanIP+":7", wanIP+":7")
+	echo(web.ns, x.wan, "["+wanIP6+"]:7", "["+wanIP6+"]:7")
+	echo(x.wan, web.ns, ":9", hostIP+":9009")
 }
