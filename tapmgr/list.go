@@ -71,6 +71,7 @@ func (m *Manager) foreignNICs(ctx context.Context, vm string) ([]foreignNIC, err
 		if err != nil || len(links) == 0 {
 			continue // it has ended, or the caller may not look into it
 		}
+		m.host.AskOVS(ctx, links, m.host.Databases()...)
 		found = append(found, describeForeign(p, links, reader.Interfaces(ctx, p))...)
 	}
 	return found, nil
@@ -84,6 +85,9 @@ func describeForeign(p qemu.Process, links []inventory.ForeignLink,
 			VM: p.Name, Interface: l.Interface, Type: l.Type, Source: l.Source,
 			Port: l.Port.String(), Queues: len(l.Queues),
 			State: l.State, MTU: l.MTU, PID: p.PID, UID: 0, Foreign: true, Vhost: nic.OnOff(false),
+		}
+		if l.OVS != nil {
+			n.Type, n.IfaceID, n.OVSDB = nic.TypeOVS, l.OVS.IfaceID, l.OVSDB
 		}
 		i := slices.IndexFunc(interfaces, func(i domainxml.Interface) bool { return i.Target == l.Interface })
 		if i >= 0 {
@@ -104,9 +108,9 @@ func (m *Manager) foreignDetails(ctx context.Context, vm string) ([]Detail, erro
 			NIC: f.NIC, Index: f.Link.Index, AltNames: f.Link.AltNames, HostMAC: f.Link.MAC.String(),
 			HostMTU: f.Link.MTU,
 			Holders: []nic.Holder{{PID: f.PID, FDs: f.ForeignLink.Queues}}, VhostFDs: []int{},
-			Learned: []brport.Learned{}, Counters: Counters(f.Link.Stats),
+			Learned: []brport.Learned{}, Counters: Counters(f.Link.Stats), OVS: ovsDetail(f.ForeignLink.OVS),
 		}
-		if f.NIC.Type != nic.TypeTap {
+		if !nic.HasTap(f.NIC.Type) {
 			d.Lower, d.RxFilter = f.NIC.Source, inventory.RxFilter(&inventory.Device{Link: f.Link})
 		} else {
 			d.Bridge = f.NIC.Source

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -310,6 +311,33 @@ func TestLiveOVSFaultAtEveryStep(t *testing.T) {
 		if err := detach(); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestLiveOVSForeignNIC: a tap that libvirt has put on a bridge of Open vSwitch is shown as such a
+// port, and left alone.
+func TestLiveOVSForeignNIC(t *testing.T) {
+	h := newOVSHost(t)
+	h.persistentTaps("vnet7")
+	h.holdTap("vnet7")
+	h.ip("link", "set", "vnet7", "up")
+	h.Vsctl("add-port", "br-int", "vnet7", "tag=7", "--", "set", "Interface", "vnet7", "external_ids:iface-id=g7")
+	links, err := h.Host().Foreign(os.Getpid())
+	if err != nil || len(links) != 1 {
+		t.Fatalf("%+v, %v", links, err)
+	}
+	h.Host().AskOVS(h.context(20*time.Second), links, "/nosuch", h.Socket())
+	l := links[0]
+	if l.Source != "br-int" || l.State != "forwarding" || l.Port.VLAN != 7 || l.OVS == nil ||
+		l.OVS.IfaceID != "g7" || l.OVSDB != h.Socket() {
+		t.Errorf("%+v", l)
+	}
+	h.differs()
+	if actions, err := h.Reconcile(h.context(20*time.Second), false); err != nil || len(actions) > 0 {
+		t.Errorf("reconcile: %+v, %v", actions, err)
+	}
+	if ports := h.ports(); !slices.Equal(ports, []string{"vnet7"}) {
+		t.Errorf("ports %q", ports)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/ovs"
 	"vmnet/internal/switches"
 	"vmnet/tapmgr/nic"
 	"vmnet/vhost"
@@ -155,12 +156,7 @@ func (m *Manager) detail(ctx context.Context, dev inventory.Device) (Detail, err
 		d.Mirrored = d.RxFilter == nic.RxMirror && !dev.AllMulti
 	}
 	m.detailDrops(&d, dev)
-	if p := dev.OVS.Port; p != nil {
-		d.OVS = &OVSDetail{
-			OFPort: p.OFPort, Error: p.Error, LinkUp: p.LinkUp, Datapath: p.Datapath, IsOVNs: p.IsOVNs,
-			Installed: p.Installed,
-		}
-	}
+	d.OVS = ovsDetail(dev.OVS.Port)
 	if dev.OVS.Err != nil {
 		d.Notices = append(d.Notices, fmt.Sprintf("Open vSwitch was not asked: %v", dev.OVS.Err))
 	}
@@ -321,4 +317,15 @@ func (g *guestViews) condition(ctx context.Context, v *GuestView) error {
 	v.RunState, v.Driver, v.Broken = string(state), found.Driver, found.Broken
 	v.LinkUp, v.OnVhost = found.LinkUp, found.Vhost
 	return err
+}
+
+// ovsDetail returns what Open vSwitch says of a port; nil for none.
+func ovsDetail(p *ovs.Port) *OVSDetail {
+	if p == nil {
+		return nil
+	}
+	return &OVSDetail{
+		OFPort: p.OFPort, Error: p.Error, LinkUp: p.LinkUp, Datapath: p.Datapath, IsOVNs: p.IsOVNs,
+		Installed: p.Installed,
+	}
 }

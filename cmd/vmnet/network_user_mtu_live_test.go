@@ -53,7 +53,7 @@ func TestLiveUserNetworkSmallMTU(t *testing.T) {
 }
 
 // longDatagrams sends datagrams that are longer than the guest's MTU. A forward leads them to the
-// guest, and the answers back. The world gets none of the guest's: pasta takes no fragments.
+// guest, and the answers back. The world gets none from the guest: pasta takes no fragments.
 func (h *userHost) longDatagrams(g *testvm.VM, name string) {
 	h.Helper()
 	ctx, cancel := context.WithTimeout(h.Context(), 2*patience)

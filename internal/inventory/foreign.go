@@ -19,6 +19,7 @@ import (
 	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
+	"vmnet/internal/ovs"
 	"vmnet/internal/stablemac"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/macvtap/vtap"
@@ -38,7 +39,29 @@ type ForeignLink struct {
 	MTU       int   // bytes
 	Queues    []int // the process's fds, ascending
 
-	Link *rtnl.Link
+	Link  *rtnl.Link
+	OVS   *ovs.Port // of a tap on a bridge of Open vSwitch, once AskOVS has asked
+	OVSDB string    // the socket of its database
+}
+
+// AskOVS adds to taps that are no ports of the kernel's bridges what Open vSwitch says of them, by
+// its databases. One that does not answer, or that the caller may not ask, adds nothing.
+func (h *Host) AskOVS(ctx context.Context, links []ForeignLink, databases ...string) {
+	for i := range links {
+		l := &links[i]
+		if l.Type != nic.TypeTap || l.Link.Port != nil {
+			continue
+		}
+		for _, path := range databases {
+			dev := Device{Link: l.Link, Want: nic.Record{Type: nic.TypeOVS, OVSDB: path}}
+			if h.ReadOVS(ctx, &dev); dev.OVS.Port == nil {
+				continue
+			}
+			l.OVS, l.OVSDB, l.Source = dev.OVS.Port, path, dev.OVS.Port.Bridge
+			l.State, l.Port = dev.ovsState(), dev.OVS.Port.Settings
+			break
+		}
+	}
 }
 
 // HasGuest reports whether the link may belong to the guest's NIC of that MAC: a macvtap has the
