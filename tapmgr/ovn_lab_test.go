@@ -7,25 +7,47 @@ import (
 
 	"vmnet/internal/nstest"
 	"vmnet/internal/ovstest"
-	"vmnet/internal/vmm/qmptest"
 	"vmnet/tapmgr/nic"
+	"vmnet/testvm"
 	"vmnet/testvm/lab"
+	"vmnet/testvm/traffic"
 )
 
-// TestLabOVN: two chassis forward in the kernel. OVN routes between them, and keeps its port
-// security. A NIC has offloads there. Open vSwitch says of the row of a killed guest that it does
-// not work, and vmnet removes it.
+// TestLabOVN: two chassis forward in the kernel, for a guest and a port without one. OVN gives the
+// guest its address, routes between them, and keeps its port security. The guest has offloads, and
+// TCP passes. Open vSwitch says of the row of a killed guest that it does not work, and vmnet
+// removes it.
 func TestLabOVN(t *testing.T) {
 	lab.Inside(t)
 	v := ovstest.NewOVN(t)
 	makeLogical(v)
-	v.Nbctl("lsp-add", "lan-g1", "g3")
 	one, two := newChassis(t, v, true)
 	from := one.neighbour(g1)
-	two.neighbour(g2)
+	name := two.name("P")
+	g := &guest{testvm.StartT(t, testvm.Config{Name: name, Icount: true}), name}
+	if got := two.plug(g, g2); !strings.HasPrefix(got, "lease "+g2.ip+" router "+g2.router) {
+		t.Errorf("by OVN's DHCP: %s", got)
+	}
+	tap, _ := nic.InterfaceName(name, "net0")
+	l, err := two.nl.Link(tap)
+	if err != nil || !l.Tun.VnetHdr {
+		t.Errorf("the tap has no vnet header: %+v, %v", l, err)
+	}
 	p := one.pinging(from, g2.ip)
 	p.answered(1)
 	p.stop()
+	if _, err := g.Guest.TCPServe(two.context(60*time.Second), "0.0.0.0:7"); err != nil {
+		t.Fatal(err)
+	}
+	err = from.Do(func() error {
+		_, err := traffic.SendTCP(one.context(60*time.Second), g2.ip+":7", some)
+		return err
+	})
+	if err != nil {
+		t.Errorf("TCP across hosts: %v", err)
+	}
+	two.allForward(1)
+
 	one.ip("addr", "del", g1.ip+"/24", "dev", "near0")
 	one.ip("addr", "add", "10.71.0.99/24", "dev", "near0")
 	one.ip("route", "replace", "10.0.0.0/8", "via", g1.router)
@@ -41,32 +63,18 @@ func TestLabOVN(t *testing.T) {
 	p.answered(p.sent.Load())
 	p.stop()
 
-	g := &fakeGuest{qmptest.Start(t, qmptest.Config{Name: one.name("P2")}), one.host}
-	res, err := g.tryAttach(nic.Spec{
-		Target: nic.Target{VM: g.Name}, NIC: "net0", Bridge: "br-int", OVSDB: one.Socket(), IfaceID: "g3",
-		Vhost: nic.VhostOff,
-	})
-	if err == nil {
-		err = one.WaitForwarding(one.context(30*time.Second), res.NIC)
-	}
-	if err != nil {
+	if err := g.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	if !g.tap("net0").Tun.VnetHdr {
-		t.Error("the tap has no vnet header")
-	}
-	one.allForward(1)
-	g.Kill()
-	tap := g.link("net0")
-	one.gone(tap)
+	two.gone(tap)
 	nstest.Eventually(t, 30*time.Second, "Open vSwitch misses the tap", func() bool {
-		return strings.Contains(one.Vsctl("get", "Interface", tap, "error"), "No such device")
+		return strings.Contains(two.Vsctl("get", "Interface", tap, "error"), "No such device")
 	})
-	actions, err := one.TidyOVS(one.context(20*time.Second), one.Socket()) // as watch does
+	actions, err := two.TidyOVS(two.context(20*time.Second), two.Socket()) // as watch does
 	if err != nil || len(actions) != 1 || actions[0].Interface != tap {
 		t.Errorf("tidy: %+v, %v", actions, err)
 	}
-	if ports := one.Vsctl("list-ports", "br-int"); strings.Contains(ports, tap) {
+	if ports := two.Vsctl("list-ports", "br-int"); strings.Contains(ports, tap) {
 		t.Errorf("ports %q", ports)
 	}
 }
