@@ -90,11 +90,19 @@ func TestLimits(t *testing.T) {
 	_ = b.hangup(f)
 }
 
-// TestFrontendReturns keeps the frames in the guest's ring while no backend serves it.
+// TestFrontendReturns keeps the frames in the guest's ring while no backend serves it, also if the
+// frontend does not say where the ring is.
 func TestFrontendReturns(t *testing.T) {
 	t.Parallel()
+	for _, forgets := range []bool{false, true} {
+		frontendReturns(t, forgets)
+	}
+}
+
+func frontendReturns(t *testing.T, forgets bool) {
+	t.Helper()
 	b := newBench(t, 1)
-	f := b.guest(frontend.Config{})
+	f := b.guest(frontend.Config{Forget: forgets})
 	for round := range 5 {
 		first, second := ether(60, 3*round), ether(61, 3*round+1)
 		f.Pair[0].Send(append(make([]byte, frontend.Header), first...))

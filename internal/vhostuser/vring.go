@@ -12,7 +12,7 @@ import (
 // A vring is a ring as the frontend sets it up. Device.mu guards it.
 type vring struct {
 	layout  virtq.Layout
-	base    uint16 // the next available entry, while it is not in use
+	base    uint16 // what GET_VRING_BASE reports while it is not in use
 	enabled bool
 	// disabled says that the frontend has disabled the ring, rather than not enabled it yet: the
 	// guest's frames are dropped. Those that wait in the ring when a frontend comes back are not.
@@ -38,7 +38,9 @@ func (r *vring) start(mem *guestmem.Memory, features uint64) (err error) {
 		}
 	}()
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	ring, err := virtq.New(mem, r.layout, r.base)
+	// The frontend's base counts only until the ring is in use. QEMU's is used.idx; that of DPDK's
+	// virtio-user is 0 when a backend comes back (virtio_user_kick_queue in virtio_user_dev.c).
+	ring, err := virtq.New(mem, r.layout)
 	if err != nil {
 		return err
 	}

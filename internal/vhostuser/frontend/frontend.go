@@ -63,8 +63,9 @@ type Config struct {
 	Pieces   int // descriptors of a sent frame; 0 means one
 	Indirect bool
 
-	Bare bool // negotiate no protocol features
-	MTU  int
+	Bare   bool // negotiate no protocol features
+	MTU    int
+	Forget bool // set the base 0 when a backend comes back, as DPDK's virtio-user does
 }
 
 // A Frontend is a frontend that has set up its rings. Only one goroutine may use it.

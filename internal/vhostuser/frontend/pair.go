@@ -89,6 +89,9 @@ func (p *Pair) close() {
 func (p *Pair) start() error {
 	for _, s := range []*side{&p.rx, &p.tx} {
 		base := p.f.half(s.used + 2)
+		if p.f.Forget {
+			base = 0
+		}
 		user := p.f.User()
 		i := uint32(s.index)
 		err := errors.Join(

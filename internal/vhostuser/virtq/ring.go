@@ -61,14 +61,15 @@ type Ring struct {
 	flags uint16 // used.flags
 }
 
-// New makes a ring whose next available entry is at that index. It reads used.idx.
-func New(mem *guestmem.Memory, l Layout, next uint16) (*Ring, error) {
-	r := &Ring{next: next, seen: next}
+// New makes a ring that goes on at used.idx: a device that uses chains in order has handled exactly
+// those before it.
+func New(mem *guestmem.Memory, l Layout) (*Ring, error) {
+	r := &Ring{}
 	if err := r.Place(mem, l); err != nil {
 		return nil, err
 	}
 	r.done = load16(unsafe.Add(r.used, 2))
-	r.shown, r.told = r.done, r.done
+	r.shown, r.told, r.next, r.seen = r.done, r.done, r.done, r.done
 	r.flags = noNotify
 	return r, nil
 }

@@ -130,7 +130,7 @@ func hostile(t testing.TB, r *rand.Rand, mem *guestmem.Memory, bytes []byte) int
 	l := layoutAt(1<<r.IntN(10), r.IntN(2) == 0)
 	writable := r.IntN(2) == 0
 	noise(r, bytes, l, writable)
-	ring, err := New(mem, l, 0)
+	ring, err := New(mem, l)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,11 +185,11 @@ func TestPlace(t *testing.T) {
 	} {
 		l := good
 		change(&l)
-		if _, err := New(mem, l, 0); err == nil {
+		if _, err := New(mem, l); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}
-	if _, err := New(mem, good, 0); err != nil {
+	if _, err := New(mem, good); err != nil {
 		t.Error(err)
 	}
 }
@@ -209,7 +209,7 @@ func TestIndexesWrap(t *testing.T) {
 			binary.LittleEndian.PutUint32(d[8:], 64)
 			binary.LittleEndian.PutUint16(at(l.Avail+4+2*i), uint16(i))
 		}
-		r, err := New(mem, l, start)
+		r, err := New(mem, l)
 		if err != nil {
 			t.Fatal(err)
 		}
