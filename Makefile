@@ -53,8 +53,8 @@ generate: ## the BPF program of port security, from its C source (seconds; clang
 	BPF_CFLAGS="-I/usr/include/$$($(CC) -print-multiarch)" $(GO) generate ./internal/kernel/bpfguard
 
 # Lab hosts need root, so other users get only the kernel of test guests.
-setup: ## Debian packages, as root, and kernels for test guests (minutes, once)
-	sh testvm/setup.sh $$([ "$$(id -u)" != 0 ] || echo --kernel full)
+setup: ## Debian packages, as root, kernels for test guests, testpmd (minutes, once)
+	sh testvm/setup.sh $$([ "$$(id -u)" != 0 ] || echo --kernel full --dpdk)
 
 # The main job, on a real guest, in network and process namespaces of its own; then a switch in
 # userspace and two guests, without any capability; then networks of root and of a user.

@@ -3,12 +3,13 @@
 # installs) Debian's cloud kernel into the cache directory. Does nothing where everything is there.
 # Only packages need root.
 #
-#   setup.sh [--packages p1,p2]... [--kernel cloud|full]...
+#   setup.sh [--packages p1,p2]... [--kernel cloud|full]... [--dpdk]
 #   setup.sh --print-cache
 #
 #   --packages     more packages to install
 #   --kernel       another kernel to unpack besides the cloud one; the full one is for lab hosts,
 #                  whose modprobe and iw come with it
+#   --dpdk         unpack DPDK's testpmd too, the guest of a vhost-user frontend that is not QEMU
 #   --print-cache  only print the cache directory
 #   VMNET_CACHE    the cache directory; the default is /var/cache/vmnet for root, whose kernels all
 #                  users boot, otherwise ${XDG_CACHE_HOME:-~/.cache}/vmnet
@@ -36,6 +37,7 @@ packages='qemu-system-x86 qemu-system-arm qemu-system-misc qemu-system-ppc busyb
 # What these packages would start.
 services='firewalld frr openvswitch-switch ovs-record-hostname ovn-central ovn-host'
 kernels=cloud
+dpdk=
 updated=
 
 say() { echo "setup.sh: $*"; }
@@ -60,8 +62,12 @@ while [ $# -gt 0 ]; do
         kernels="$kernels ${2:?--kernel needs cloud or full}" && shift 2
         packages="$packages kmod iw"
         ;;
+    --dpdk)
+        dpdk=yes && shift
+        packages="$packages libbsd0 libelf1 libfdt1 libibverbs1 ibverbs-providers libjansson4 libnuma1 libpcap0.8"
+        ;;
     --print-cache) echo "$cache" && exit ;;
-    *) die "unknown argument $1 (known: --packages, --kernel, --print-cache)" ;;
+    *) die "unknown argument $1 (known: --packages, --kernel, --dpdk, --print-cache)" ;;
     esac
 done
 
@@ -133,9 +139,9 @@ image() {
     apt-cache depends "$1" 2>/dev/null | awk '$1 == "Depends:" && $2 ~ /^linux-image-[0-9]/ { print $2; exit }'
 }
 
-# megabytes prints how many the package $1 has to download.
+# megabytes prints how many the packages have to download.
 megabytes() {
-    apt-cache --no-all-versions show "$1" | awk '$1 == "Size:" { printf "%.0f", $2 / 1e6; exit }'
+    apt-cache --no-all-versions show "$@" | awk '$1 == "Size:" { n += $2 } END { printf "%.0f", n / 1e6 }'
 }
 
 # download puts the package of metapackage $1, the kernel for $2, into the current directory.
@@ -226,8 +232,39 @@ unpack_network_manager() {
     trap - EXIT
 }
 
+# libraries prints those of DPDK that testpmd is linked with, and its drivers of vhost-user devices.
+# The packages' other dependencies are headers, which take 25 MB.
+libraries() {
+    only='--no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances'
+    # shellcheck disable=SC2046,SC2086
+    apt-cache depends --recurse $only librte-net-virtio23 librte-net-vhost23 $(apt-cache depends $only dpdk-dev |
+        awk '$1 == "Depends:" && $2 ~ /^librte-/ { print $2 }') 2>/dev/null | grep '^librte-' | sort -u
+}
+
+# unpack_dpdk makes $cache/dpdk. It appears whole or not at all.
+unpack_dpdk() {
+    [ ! -d "$cache/dpdk" ] || return 0
+    apt-cache show dpdk-dev >/dev/null 2>&1 || update
+    need="dpdk-dev $(libraries)"
+    mkdir -p "$cache"
+    tmp=$(mktemp -d "$cache/.dpdk.XXXXXX")
+    trap 'rm -rf "$tmp"' EXIT
+    trap 'exit 1' HUP INT TERM
+    # shellcheck disable=SC2086
+    say "downloading DPDK's testpmd, dpdk-dev and its libraries ($(megabytes $need) MB), to be unpacked into $cache"
+    # shellcheck disable=SC2086
+    (cd "$tmp" && { apt download $need || { update && apt download $need; }; } &&
+        for deb in ./*.deb; do dpkg-deb -x "$deb" tree || exit; done) || die "dpdk-dev cannot be downloaded or unpacked: see above"
+    chmod 755 "$tmp/tree"
+    # Where another run was faster, its directory serves as well.
+    mv -T "$tmp/tree" "$cache/dpdk" 2>/dev/null || [ -d "$cache/dpdk" ] || die "$cache/dpdk cannot be made: is it writable?"
+    rm -rf "$tmp"
+    trap - EXIT
+}
+
 install_missing
 unpack_network_manager
+[ -z "$dpdk" ] || unpack_dpdk
 for kernel in $kernels; do
     case $kernel in
     cloud) unpack_kernel cloud linux-image-cloud-amd64 "test guests" ;;
