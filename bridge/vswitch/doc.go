@@ -48,6 +48,7 @@
 //	      or a stream         streamQueue.receive  stream.go          Giant
 //	        find the frames   unframer.take        unframe.go
 //	    from a guest's memory vhostQueue.receive   vhostuser.go       Giant
+//	      again, polling it   pollers.poll         poller.go
 //	  handle it               receiver.input       forward.go
 //	    check a frame         receiver.accept      forward.go         Looped, BadSource,
 //	                                                                  Spoofed, LinkLocal

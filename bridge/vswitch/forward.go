@@ -15,6 +15,8 @@ type receiver struct {
 	queue queue
 	n     int // number of the queue
 
+	polling *polling // made when a poller first looks for its frames
+
 	// The current batch.
 	ports  *table
 	now    int64 // nanoseconds since the switch's start
@@ -42,14 +44,25 @@ func (r *receiver) run() {
 			r.port.endWith(err)
 			return
 		}
-		r.port.path.Load().input(r, r.frames[:n])
-		r.ports = nil // a waiting receiver must not keep a removed port and its buffers alive
-		if r.refused > 0 {
-			r.throttle(r.refused)
-			r.refused = 0
-		}
-		r.slow(r.port.set.Load(), r.frames[:n])
+		r.handle(n)
+		r.rest(n)
+		r.sw.pollers.poll(r)
 	}
+}
+
+// handle sends a batch of n frames where they go.
+func (r *receiver) handle(n int) {
+	r.port.path.Load().input(r, r.frames[:n])
+	r.ports = nil // a waiting receiver must not keep a removed port and its buffers alive
+}
+
+// rest waits after a batch of n frames if the port is over one of its limits.
+func (r *receiver) rest(n int) {
+	if r.refused > 0 {
+		r.throttle(r.refused)
+		r.refused = 0
+	}
+	r.slow(r.port.set.Load(), r.frames[:n])
 }
 
 // input handles a batch. It checks each frame, learns its source, and sends it, in the order of

@@ -21,6 +21,13 @@ type Config struct {
 	// when the first port with VLANs is added.
 	VLANFiltering bool
 
+	// Poll is how long the switch looks for further frames in a guest's memory before it waits for
+	// the guest to say that there are some (vhost-user). 0 means not at all. It does so with a
+	// thread on each of PollCPUs, which the guests share, or in each guest's own goroutine if there
+	// are none.
+	Poll     time.Duration
+	PollCPUs []int
+
 	// Notice, if not nil, is called for what the switch does on its own, such as stopping a
 	// port. Only one goroutine calls it.
 	Notice func(text string)
@@ -34,6 +41,7 @@ type Switch struct {
 	echoes  *echoes
 	settled atomic.Int64 // time until which a loop's frames may be in flight
 	notices chan string
+	pollers *pollers
 
 	mu     sync.Mutex // held while ports change
 	closed bool
@@ -79,6 +87,7 @@ func New(cfg Config) *Switch {
 		echoes: newEchoes(), notices: make(chan string, maxNotices),
 	}
 	sw.table.Store(&table{filters: cfg.VLANFiltering})
+	sw.pollers = newPollers(sw, cfg.Poll, cfg.PollCPUs)
 	peers := newPeers()
 	sw.clock.Go(func() { sw.tick(peers) })
 	if cfg.Notice != nil {

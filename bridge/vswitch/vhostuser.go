@@ -145,13 +145,24 @@ func (q *vhostQueue) receive(frames []frame) (int, error) {
 		q.gathered = true
 	}
 	n, err := q.pair.Receive(q.room, q.got[:len(frames)])
+	q.take(frames, n)
+	return n, err
+}
+
+// look is receive without waiting.
+func (q *vhostQueue) look(frames []frame) (n int, ok bool) {
+	n, ok = q.pair.Look(q.room, q.got[:len(frames)])
+	q.take(frames, n)
+	return n, ok
+}
+
+func (q *vhostQueue) take(frames []frame, n int) {
 	for i, data := range q.got[:n] {
 		frames[i] = frame{data: data}
 		if data == nil {
 			frames[i].lost = Giant
 		}
 	}
-	return n, err
 }
 
 func (q *vhostQueue) send(s *sender) {

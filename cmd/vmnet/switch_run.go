@@ -32,6 +32,7 @@ type runVerb struct {
 	user      string
 	filter    bool
 	sandbox   sandbox.Mode
+	poll      polling
 }
 
 func (a *app) switchRunCommand() *cobra.Command {
@@ -66,10 +67,14 @@ only, and not the host's own stack.
 		"the `USER` or UID:GID that it runs as once its ports are open (default the caller)")
 	f.BoolVar(&o.filter, "vlan-filtering", false, "separate VLANs from the start, and not only once a port has a VLAN")
 	sandboxFlag(cmd, &o.sandbox)
+	o.poll.flags(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		o.name = args[0]
 		if o.addresses < 1 || o.addresses > 1<<21 {
 			return usagef("--addresses %d: want 1 to %d", o.addresses, 1<<21)
+		}
+		if err := o.poll.check(); err != nil {
+			return err
 		}
 		var err error
 		if o.sandbox, err = sandboxMode(cmd, o.sandbox); err != nil {
@@ -94,7 +99,7 @@ func (a *app) runSwitch(ctx context.Context, o *runVerb) error {
 	}
 	roomForOthers()
 	sw := vswitch.New(a.switchConfig(o))
-	s := server.New(sw, control.Info{Name: o.name, Version: versionText(), Ageing: int(o.ageing.Seconds())})
+	s := server.New(sw, o.info(o.name))
 	opened, err := a.plugIn(ctx, s, o.ports)
 	var l *server.Listener
 	if err == nil {
@@ -111,8 +116,16 @@ func (a *app) runSwitch(ctx context.Context, o *runVerb) error {
 
 func (a *app) switchConfig(o *runVerb) vswitch.Config {
 	return vswitch.Config{
-		Ageing: o.ageing, Addresses: o.addresses, VLANFiltering: o.filter,
+		Ageing: o.ageing, Addresses: o.addresses, VLANFiltering: o.filter, Poll: o.poll.time, PollCPUs: o.poll.cpus,
 		Notice: func(text string) { a.note("switch " + o.name + ": " + text) },
+	}
+}
+
+// info describes the switch to clients.
+func (o *runVerb) info(name string) control.Info {
+	return control.Info{
+		Name: name, Version: versionText(), Ageing: int(o.ageing.Seconds()),
+		Poll: float64(o.poll.time) / float64(time.Microsecond), PollCPUs: o.poll.cpus,
 	}
 }
 

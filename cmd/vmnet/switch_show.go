@@ -117,6 +117,7 @@ func (a *app) printSwitch(s shownSwitch) error {
 		},
 		{"VLANs", vlansText(s.VLANFiltering)},
 		{"sandbox", cmp.Or(strings.Join(s.Sandbox, ", "), "off")},
+		{"polls", pollText(s.Info)},
 		{"ports", strconv.Itoa(len(s.Plugged))},
 	})
 	if err != nil || len(s.Plugged) == 0 {

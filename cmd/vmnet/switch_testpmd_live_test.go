@@ -2,16 +2,26 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
+	"time"
 
+	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/control"
 	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/nstest"
 	"vmnet/internal/testpmd"
+	"vmnet/internal/testprogram"
 	"vmnet/internal/vhostuser/frontend"
 )
 
@@ -84,8 +94,8 @@ func foreignGuest(t *testing.T, sw *running, dir, name string, n byte, single bo
 	return f
 }
 
-// exchange has a testpmd send frames of a size to another one, which must get all. They fit into its
-// ring, of which it uses 512 descriptors, even if it does not run meanwhile.
+// exchange has a testpmd send frames of a size to another one, which must get all. They fit into
+// its ring, of which it uses 512 descriptors, even if it does not run meanwhile.
 func exchange(t *testing.T, from, to *foreign, size string, bytes uint64) {
 	t.Helper()
 	const frames = 64 // two bursts
@@ -193,6 +203,72 @@ func TestLiveTestpmd(t *testing.T) {
 	sw.becomes("a", vport.StateDown)
 	c.by(testMAC(2), 60, 1514)
 	sw.end()
+}
+
+// TestLivePoll has a switch that polls. It says so, and uses no CPU once no frames come.
+func TestLivePoll(t *testing.T) {
+	cpus, err := vswitch.UsableCPUs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	sw := runSwitch(t, nil, nil, "--poll", "1s", "--poll-cpus", numbersText(cpus),
+		"--vhost-user", filepath.Join(dir, "a"), "--vhost-user", filepath.Join(dir, "b"))
+	a, b := sw.driver(filepath.Join(dir, "a")), sw.driver(filepath.Join(dir, "b"))
+	err = sw.ask(func(ctx context.Context, c *control.Client) error {
+		info, err := c.Info(ctx)
+		if info.Poll != 1e6 || !slices.Equal(info.PollCPUs, cpus) {
+			t.Errorf("it says %+v", info)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := testprogram.Run(t, "", nil, "vmnet", "switch", "show", sw.socket)
+	if !regexp.MustCompile(`(?m)^  polls: +1s on CPUs? ` + numbersText(cpus) + `$`).MatchString(shown) {
+		t.Errorf("show says %s", shown)
+	}
+	frame := append(bytes.Repeat([]byte{0xff}, frontend.Header+6), append(testMAC(1), make([]byte, 48)...)...)
+	clear(frame[:frontend.Header])
+	for n := range 3 {
+		a.Pair[0].Send(frame)
+		if _, ok := b.Pair[0].Await(patience); !ok {
+			t.Fatalf("frame %d does not come", n)
+		}
+		a.Pair[0].Mute = true // the switch must find the next ones by itself
+	}
+	used, since := sw.cpu(), time.Now()
+	nstest.Eventually(t, patience, "the switch polls", func() bool { return sw.cpu() > used+100*time.Millisecond })
+	nstest.Eventually(t, patience, "it polls no more", func() bool {
+		if time.Since(since) < 300*time.Millisecond {
+			return false
+		}
+		was := used
+		used, since = sw.cpu(), time.Now()
+		return used < was+30*time.Millisecond
+	})
+	sw.end()
+}
+
+// cpu returns the CPU time that the switch has used.
+func (r *running) cpu() time.Duration {
+	r.t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", r.cmd.Process.Pid))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), ") ")
+	fields := strings.Fields(rest)
+	var ticks int // of 10 ms: utime and stime (proc(5))
+	for _, field := range fields[11:13] {
+		n, err := strconv.Atoi(field)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond
 }
 
 // TestLiveTestpmdReconnects kills the switch while frames go round between two ports of a testpmd,

@@ -118,8 +118,12 @@ func (a *app) takeOver(ctx context.Context, o *runVerb) (err error) {
 	}
 	roomForOthers()
 	o.ageing, o.addresses, o.filter = time.Duration(info.Ageing)*time.Second, info.FDB.Slots, info.VLANFiltering
+	o.poll = polling{time.Duration(info.Poll * float64(time.Microsecond)), info.PollCPUs}
+	if err := o.poll.check(); err != nil {
+		return err
+	}
 	sw := vswitch.New(a.switchConfig(o))
-	s := server.New(sw, control.Info{Name: info.Name, Version: versionText(), Ageing: info.Ageing})
+	s := server.New(sw, o.info(info.Name))
 	t := s.Taking(c.Path())
 	defer t.Close()
 	err = c.HandOver(begin, t.Part, t.Entries)

@@ -13,6 +13,7 @@ type Pair struct {
 	dev      *Device
 	from, to int           // indexes of the rings
 	woken    chan struct{} // the device has changed
+	looks    bool          // the current receive is by Look
 
 	// The current receive, and its buffers. turn is bound once: each use of a method value would
 	// allocate.
@@ -108,7 +109,7 @@ func (p *Pair) take() (n int, err error) {
 	p.publish(r)
 	r.ring.WantKicks(false)
 	have, err := r.ring.Available()
-	if err == nil && have == 0 {
+	if err == nil && have == 0 && !p.looks {
 		r.ring.WantKicks(true)
 		have, err = r.ring.Available()
 	}

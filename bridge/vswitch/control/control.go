@@ -166,6 +166,8 @@ type Info struct {
 
 	// Sandbox has what confines the process besides its user, such as "seccomp"; none is "off".
 	Sandbox []string `json:"sandbox,omitempty"`
+	Poll     float64 `json:"poll_us,omitempty"` // vswitch.Config.Poll in microseconds
+	PollCPUs []int   `json:"poll_cpus,omitempty"`
 }
 
 // FDBStats counts what happened to addresses of the FDB since the switch began (vswitch.FDBStats).

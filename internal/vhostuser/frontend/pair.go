@@ -18,6 +18,8 @@ const frameRoom = 68 << 10
 
 // A Pair is a pair of rings with the driver's state.
 type Pair struct {
+	Mute bool // give no kicks
+
 	f      *Frontend
 	n      int
 	rx, tx side
@@ -144,15 +146,25 @@ func (p *Pair) publish(s *side, n int) {
 	s.posted += uint16(n)
 	binary.LittleEndian.PutUint16(f.mem[s.avail+2:], s.posted)
 	fence.Add(1) // the index is seen before the backend's wish is read
-	if f.Features&EventIndex != 0 {
-		event := f.half(s.used + 4 + 8*f.Ring)
-		if s.posted-event-1 >= s.posted-was {
-			return
-		}
-	} else if f.half(s.used)&1 != 0 {
-		return
+	if !p.Mute && f.wantsKick(s, was) {
+		p.Kick(s.index%2 == 1)
 	}
-	p.Kick(s.index%2 == 1)
+}
+
+// wantsKick reports whether the backend wants a kick for what was offered since that index.
+func (f *Frontend) wantsKick(s *side, was uint16) bool {
+	if f.Features&EventIndex != 0 {
+		return s.posted-f.half(s.used+4+8*f.Ring)-1 < s.posted-was
+	}
+	return f.half(s.used)&1 == 0
+}
+
+// WantsKick reports whether the backend waits for the next frame that is sent.
+func (p *Pair) WantsKick() bool {
+	if f := p.f; f.Features&EventIndex != 0 {
+		return f.half(p.tx.used+4+8*f.Ring) == p.tx.posted
+	}
+	return p.f.half(p.tx.used)&1 == 0
 }
 
 var fence atomic.Uint32

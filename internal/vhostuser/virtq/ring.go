@@ -245,9 +245,12 @@ func (r *Ring) WantKicks(want bool) {
 	}
 }
 
+// setFlags stores nothing new: the driver reads the same word, and a store takes it from its cache.
 func (r *Ring) setFlags(flags uint16) {
-	r.flags = flags
-	r.store()
+	if r.flags != flags {
+		r.flags = flags
+		r.store()
+	}
 }
 
 // load16 reads an aligned 16-bit word, as a part of the aligned 32-bit word that it is in.

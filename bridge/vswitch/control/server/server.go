@@ -44,7 +44,7 @@ type Server struct {
 }
 
 // New makes a server for a switch without ports. All ports must be added through the server.
-// It uses only Name, Version and Ageing of info.
+// It uses only Name, Version, Ageing, Poll and PollCPUs of info.
 func New(sw *vswitch.Switch, info control.Info) *Server {
 	info.PID, info.Started = os.Getpid(), time.Now()
 	return &Server{
