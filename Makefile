@@ -184,10 +184,10 @@ bench: ## attach, launch and networks, port security, rates and migration agains
 	sh testvm/setup.sh --packages libvirt-daemon,libvirt-clients,qemu-system-common,nftables,dnsmasq-base,iptables,busybox-static,passt,frr
 	$(GO) test -v -run '^$$' -bench 'HostSteps|Attach|BridgeHelper|Launch|FirstLease|NAT$$|UserNetwork|PortSecurity|Guard|LiveTCP|Migration|Move|Scale' -benchtime 1x -p 1 -timeout 15m ./bridge/vswitch ./internal/backend ./internal/bench ./internal/evpn ./internal/kernel/bpfguard ./internal/kernel/ratelimit ./tapmgr
 
-# The switch against others: table and plots in docs/bench. It takes 15 minutes on a quiet machine.
+# The switch against others: tables and plots in docs/bench. It takes 20 minutes on a quiet machine.
 # With BENCH=-quick it takes a minute, and prints the table. BENCH=-h prints all options.
 BENCH ?= -out docs/bench
-bench-switch: programs bench-setup ## the switch against others, docs/bench (15 minutes; root)
+bench-switch: programs bench-setup ## the switch against others, docs/bench (20 minutes; root)
 	$(GO) build -o bin/ ./internal/bench/switchbench
 	bin/switchbench $(BENCH)
 

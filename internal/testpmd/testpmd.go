@@ -4,6 +4,7 @@ package testpmd
 
 import (
 	"bufio"
+	"compress/gzip"
 	"errors"
 	"fmt"
 	"io"
@@ -40,6 +41,30 @@ func Find() (string, error) {
 }
 
 func program(dir string) string { return filepath.Join(dir, "usr/bin/dpdk-testpmd") }
+
+// Version returns the version of its package.
+func Version() (string, error) {
+	dir, err := Find()
+	if err != nil {
+		return "", err
+	}
+	f, err := os.Open(filepath.Join(dir, "usr/share/doc/dpdk-dev/changelog.Debian.gz"))
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		return "", err
+	}
+	line, err := bufio.NewReader(z).ReadString('\n') // dpdk (22.11.11-0+deb12u1) bookworm; urgency=medium
+	if err != nil {
+		return "", err
+	}
+	_, version, _ := strings.Cut(line, "(")
+	version, _, _ = strings.Cut(version, ")")
+	return version, nil
+}
 
 // Require skips the test unless testpmd is there.
 func Require(tb testing.TB) {

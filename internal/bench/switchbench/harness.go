@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"vmnet/internal/testpmd"
 	"vmnet/testvm"
 )
 
@@ -23,10 +24,14 @@ var trafficSource []byte
 //go:embed c/reference.c
 var referenceSource []byte
 
+//go:embed c/taps.c
+var tapsSource []byte
+
 // A harness holds all switches and the programs that measure them.
 type harness struct {
 	tools  tools
 	lans   []*lan
+	rings  []*ring
 	kernel []int // threads, see kernelThreads
 	cpus   int
 	port   int // of the last workload
@@ -56,7 +61,10 @@ func newHarness(o options) (*harness, error) {
 func (h *harness) build() error {
 	t := &h.tools
 	t.traffic, t.reference = filepath.Join(t.dir, "traffic"), filepath.Join(t.dir, "reference")
-	for program, source := range map[string][]byte{t.traffic: trafficSource, t.reference: referenceSource} {
+	t.taps = filepath.Join(t.dir, "taps")
+	for program, source := range map[string][]byte{
+		t.traffic: trafficSource, t.reference: referenceSource, t.taps: tapsSource,
+	} {
 		if err := os.WriteFile(program+".c", source, 0o600); err != nil {
 			return err
 		}
@@ -70,11 +78,14 @@ func (h *harness) build() error {
 	if err != nil {
 		return err
 	}
-	t.ovs = filepath.Join(cache, "openvswitch")
+	t.ovs, t.ovsDPDK = filepath.Join(cache, "openvswitch"), filepath.Join(cache, "openvswitch-dpdk")
 	return nil
 }
 
 func (h *harness) close() {
+	for _, r := range h.rings {
+		r.close()
+	}
 	for _, l := range h.lans {
 		l.close()
 	}
@@ -90,8 +101,8 @@ var (
 
 // A series is one workload on one switch. Each turn takes a sample of it.
 type series struct {
-	lan  *lan
-	work *workload
+	key     string
+	measure func(long time.Duration) (sample, error)
 }
 
 // plan starts all switches, and returns the series to measure.
@@ -120,9 +131,15 @@ func (h *harness) plan(o options, r *results) ([]series, error) {
 			}
 			h.lans = append(h.lans, l)
 			for _, w := range works {
-				all = append(all, series{l, w})
+				all = append(all, series{keyOf(p.name, n, w.name), func(long time.Duration) (sample, error) {
+					return h.measure(l, w, long)
+				}})
 			}
 		}
+	}
+	rings, err := h.ringSeries(o, r)
+	if all = append(all, rings...); err != nil {
+		return nil, err
 	}
 	if len(all) == 0 {
 		return nil, errors.New("nothing is left to measure")
@@ -147,7 +164,7 @@ func (h *harness) quietly(ctx context.Context, s series, o options) (best sample
 		if err := h.waitForQuiet(ctx, o.patience); err != nil {
 			return best, err
 		}
-		got, err := h.measure(s.lan, s.work, o.long)
+		got, err := s.measure(o.long)
 		if err != nil {
 			return got, err
 		}
@@ -200,8 +217,7 @@ func measureAll(ctx context.Context, o options) (*results, error) {
 			if err != nil {
 				return nil, err
 			}
-			key := keyOf(s.lan.peer.name, s.lan.ports, s.work.name)
-			r.Figures[key] = append(r.Figures[key], got)
+			r.Figures[s.key] = append(r.Figures[s.key], got)
 		}
 	}
 	return r, nil
@@ -218,6 +234,9 @@ func (t *tools) versions() (all []string) {
 		if v := version(argv...); v != "" {
 			all = append(all, strings.TrimSuffix(v, "."))
 		}
+	}
+	if v, err := testpmd.Version(); err == nil {
+		all = append(all, "DPDK "+v)
 	}
 	return all
 }

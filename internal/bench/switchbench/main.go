@@ -1,9 +1,10 @@
 // Switchbench measures our switch against others: the kernel's bridge, vde_switch, Open vSwitch,
-// and a minimal switch written in C. All run at the same time, each in network namespaces of its
-// own, and take turns within one run, so that other load on the machine affects them alike. The
-// results are medians, and ratios of medians.
+// and a minimal switch written in C; and for guests that share their memory, Open vSwitch with DPDK
+// and DPDK itself. All run at the same time, each in network namespaces of its own, and take turns
+// within one run, so that other load on the machine affects them alike. The results are medians,
+// and ratios of medians.
 //
-//	go run ./internal/bench/switchbench -quick             a minute, to the terminal
+//	go run ./internal/bench/switchbench -quick             minutes, to the terminal
 //	go run ./internal/bench/switchbench -out docs/bench    all of it, with plots
 //
 // With -before OLD, another build of vmnet, it measures the effect of a change in the same way.
@@ -33,7 +34,8 @@ type options struct {
 	long    time.Duration
 	peers   *regexp.Regexp
 	work    *regexp.Regexp
-	ports   int // the most; 2, 8 and 64 are measured
+	ports   int    // the most; 2, 8 and 64 are measured
+	cpus    [2]int // of guests that share their memory, and of their switch
 	vmnet   string
 	out     string
 	before  string
@@ -51,7 +53,9 @@ func parse(args []string) (options, error) {
 	f.IntVar(&o.repeats, "repeats", 5, "samples of each figure")
 	f.DurationVar(&o.long, "time", time.Second, "time of each sample")
 	only := f.String("peers", "", "only the switches whose names match this regular expression")
-	work := f.String("work", "", "only the workloads that match: tcp1, tcp4, udp64, trip")
+	work := f.String("work", "",
+		"only the workloads that match: tcp1, tcp4, udp64, trip, ring64, ring1500, ring64k, hop")
+	cpus := f.String("cpus", "0,1", "processors of guests that share their memory, and of their switch")
 	f.IntVar(&o.ports, "ports", 64, "the most ports that a switch gets")
 	f.StringVar(&o.out, "out", "", "directory to write table, plots and samples into")
 	f.StringVar(&o.from, "from", "", "print the samples of this file (switch.json of -out) instead of measuring")
@@ -74,6 +78,9 @@ func parse(args []string) (options, error) {
 	o.work, err2 = regexp.Compile(*work)
 	if o.repeats < 1 || o.tries < 1 || o.long < 10*time.Millisecond || f.NArg() > 0 {
 		return o, errors.New("want -repeats and -tries of 1 or more, -time of 10ms or more, and no other arguments")
+	}
+	if n, err := fmt.Sscanf(*cpus, "%d,%d", &o.cpus[0], &o.cpus[1]); n != 2 || err != nil || o.cpus[0] == o.cpus[1] {
+		return o, fmt.Errorf("-cpus %s: want the numbers of two processors, such as 0,1", *cpus)
 	}
 	return o, errors.Join(err, err2)
 }

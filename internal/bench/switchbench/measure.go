@@ -171,6 +171,9 @@ const settle = 300 * time.Millisecond
 type sample struct {
 	Values  map[string]float64 `json:"values"`
 	Foreign float64            `json:"foreign"` // share of the processors' time that other programs used
+
+	// Distance is that of the two processors of guests that share their memory.
+	Distance distance `json:"distance,omitzero"`
 }
 
 // measure runs a workload over l for that time, on a port that was not used lately.
@@ -236,7 +239,7 @@ func (h *harness) observe(l *lan, w *workload, ours []*process, sender, receiver
 		return sample{}, err
 	}
 	s := after.since(before, h.cpus)
-	return sample{w.evaluate(n, s), s.foreign}, nil
+	return sample{Values: w.evaluate(n, s), Foreign: s.foreign}, nil
 }
 
 // pinAll keeps processes on the first CPUs.

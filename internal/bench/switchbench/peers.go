@@ -34,6 +34,8 @@ type tools struct {
 	vmnet     string
 	before    string // another build of vmnet, to compare with; empty for none
 	ovs       string // directory in which Open vSwitch was unpacked
+	ovsDPDK   string // the same of its build with DPDK
+	taps      string
 }
 
 // Names of the peers to which ratios refer.
@@ -119,19 +121,34 @@ func (t *tools) vswitchd() string {
 
 // startBridge makes a kernel bridge, which needs no program.
 func startBridge(l *lan, _ *tools) error {
+	if err := errors.Join(l.makeBridge(), l.veths()); err != nil {
+		return err
+	}
+	return l.bridgePorts(l.names()...)
+}
+
+const bridgeDevice = "br0"
+
+func (l *lan) makeBridge() error {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name = "br0"
+	attrs.Name = bridgeDevice
 	br := &netlink.Bridge{LinkAttrs: attrs}
 	if err := l.nl.LinkAdd(br); err != nil {
 		return fmt.Errorf("make a bridge: %w", err)
 	}
-	if err := errors.Join(l.nl.LinkSetUp(br), l.veths()); err != nil {
+	return l.nl.LinkSetUp(br)
+}
+
+// bridgePorts makes interfaces ports of the bridge, which is up.
+func (l *lan) bridgePorts(names ...string) error {
+	br, err := l.nl.LinkByName(bridgeDevice)
+	if err != nil {
 		return err
 	}
-	for _, name := range l.names() {
+	for _, name := range names {
 		link, err := l.nl.LinkByName(name)
 		if err == nil {
-			err = l.nl.LinkSetMaster(link, br)
+			err = errors.Join(l.nl.LinkSetMaster(link, br), l.nl.LinkSetUp(link))
 		}
 		if err != nil {
 			return fmt.Errorf("port %s: %w", name, err)
@@ -171,12 +188,8 @@ func startOVS(l *lan, t *tools, tso bool) error {
 		return err
 	}
 	env := []string{"OVS_RUNDIR=" + dir, "OVS_LOGDIR=" + dir, "OVS_DBDIR=" + dir, "OVS_SYSCONFDIR=" + dir}
-	db, sock := filepath.Join(dir, "conf.db"), "unix:"+filepath.Join(dir, "db.sock")
-	schema := filepath.Join(t.ovs, "usr/share/openvswitch/vswitch.ovsschema")
-	if err := (program{argv: []string{"ovsdb-tool", "create", db, schema}, env: env}).run(l.in); err != nil {
-		return err
-	}
-	if err := l.spawn(program{argv: []string{"ovsdb-server", db, "--remote=p" + sock}, env: env}); err != nil {
+	sock := "unix:" + filepath.Join(dir, "db.sock")
+	if err := l.database(t, dir, env); err != nil {
 		return err
 	}
 	set := func(args ...string) error {
@@ -201,6 +214,16 @@ func startOVS(l *lan, t *tools, tso bool) error {
 		return err
 	}
 	return l.moveTaps()
+}
+
+// database starts an Open vSwitch database with files in dir, on the socket db.sock there.
+func (l *lan) database(t *tools, dir string, env []string) error {
+	db, sock := filepath.Join(dir, "conf.db"), "unix:"+filepath.Join(dir, "db.sock")
+	schema := filepath.Join(t.ovs, "usr/share/openvswitch/vswitch.ovsschema")
+	if err := (program{argv: []string{"ovsdb-tool", "create", db, schema}, env: env}).run(l.in); err != nil {
+		return err
+	}
+	return l.spawn(program{argv: []string{"ovsdb-server", db, "--remote=p" + sock}, env: env})
 }
 
 func startReference(l *lan, argv ...string) error {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -10,10 +11,44 @@ import (
 	"strings"
 )
 
-// write writes table, plots and samples into dir.
+// write writes tables, plots and samples into dir: those of switches, and those of guests that
+// share their memory, if there are any.
 func (r *results) write(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
+	}
+	switches, rings := r.parts()
+	return errors.Join(switches.writeAs(dir, "switch", switches.plots()),
+		rings.writeAs(dir, "vhost-user", rings.ringPlots()))
+}
+
+// parts returns the results in two parts: of switches, and of guests that share their memory.
+func (r *results) parts() (switches, rings *results) {
+	copies := [2]results{*r, *r}
+	for i := range copies {
+		copies[i].Figures, copies[i].Missing = map[string][]sample{}, nil
+	}
+	part := func(text, end string) *results {
+		name, _, _ := strings.Cut(text, end)
+		if ringPeerNamed(strings.TrimSuffix(name, beforeSuffix)) != nil {
+			return &copies[1]
+		}
+		return &copies[0]
+	}
+	for key, samples := range r.Figures {
+		part(key, "/").Figures[key] = samples
+	}
+	for _, m := range r.Missing {
+		p := part(m, ": ")
+		p.Missing = append(p.Missing, m)
+	}
+	return &copies[0], &copies[1]
+}
+
+// writeAs writes results to files of that name, unless there are none.
+func (r *results) writeAs(dir, name string, plots []plot) error {
+	if len(r.Figures) == 0 {
+		return nil
 	}
 	raw, err := json.MarshalIndent(r, "", " ")
 	if err != nil {
@@ -23,12 +58,12 @@ func (r *results) write(dir string) error {
 	if err := r.table(&text); err != nil {
 		return err
 	}
-	files := map[string]string{"switch.json": string(raw) + "\n"}
-	for _, p := range r.plots() {
+	files := map[string]string{name + ".json": string(raw) + "\n"}
+	for _, p := range plots {
 		files[p.file] = p.svg()
 		fmt.Fprintf(&text, "\n![%s](%s)\n", p.title, p.file)
 	}
-	files["switch.md"] = text.String()
+	files[name+".md"] = text.String()
 	for name, content := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
 			return err
@@ -40,13 +75,35 @@ func (r *results) write(dir string) error {
 // table writes all figures as Markdown.
 func (r *results) table(w io.Writer) error {
 	var t strings.Builder
-	fmt.Fprintf(&t,
-		"# The switch and others\n\nMedians of %d samples of %g s, taken in turns within one run\n(`make bench-switch`, %s), on %s.\n",
-		r.Repeats, r.Seconds, r.Date, strings.Join(r.Machine, ", "))
-	fmt.Fprintf(&t, "\nVersions:\n\n- %s\n", strings.Join(r.Versions, "\n- "))
-	for _, m := range r.Missing {
-		fmt.Fprintf(&t, "\n**Not measured**: %s\n", m)
+	switches, rings := r.parts()
+	for i, part := range []*results{switches, rings} {
+		if len(part.Figures) == 0 && (i == 1 || len(rings.Figures) > 0) {
+			continue
+		}
+		part.head(&t, []string{"The switch and others", "Guests that share their memory"}[i])
+		if i == 0 {
+			part.switchTables(&t)
+		} else {
+			part.ringTables(&t)
+		}
+		part.goalsTable(&t)
 	}
+	_, err := io.WriteString(w, t.String())
+	return err
+}
+
+func (r *results) head(t *strings.Builder, title string) {
+	fmt.Fprintf(t,
+		"# %s\n\nMedians of %d samples of %g s, taken in turns within one run\n(`make bench-switch`, %s), on %s.\n",
+		title, r.Repeats, r.Seconds, r.Date, strings.Join(r.Machine, ", "))
+	fmt.Fprintf(t, "\nVersions:\n\n- %s\n", strings.Join(r.Versions, "\n- "))
+	for _, m := range r.Missing {
+		fmt.Fprintf(t, "\n**Not measured**: %s\n", m)
+	}
+}
+
+// switchTables writes the figures of switches.
+func (r *results) switchTables(t *strings.Builder) {
 	t.WriteString(`
 Sender, switch and receiver share the machine's processors: CPU seconds per GB (of the whole
 machine) say more than Gb/s. Packets are UDP of 64 bytes, sent as fast as the sender can, so loss is
@@ -59,13 +116,10 @@ that have no others.
 |---|---|---|---|---|---|---|---|---|---|---|---|---|
 `)
 	for _, p := range peers() {
-		r.row(&t, p)
+		r.row(t, p)
 	}
-	r.portsTable(&t)
-	r.changesTable(&t)
-	r.goalsTable(&t)
-	_, err := io.WriteString(w, t.String())
-	return err
+	r.portsTable(t)
+	r.changesTable(t)
 }
 
 func (r *results) row(t *strings.Builder, p *peer) {

@@ -29,13 +29,18 @@ func keyOf(peer string, ports int, work string) string {
 type ref struct {
 	peer, work, figure string
 	ports              int
+	at                 string // distance of the processors: near, far, or empty for any
 }
 
-// samples returns a figure's undisturbed samples, or all if there are none.
+// samples returns a figure's undisturbed samples, or all if there are none. They are of processors
+// at that distance.
 func (r *results) samples(f ref) (all []sample, disturbed bool) {
 	var quiet []sample
-	all = r.Figures[keyOf(f.peer, max(2, f.ports), f.work)]
-	for _, s := range all {
+	for _, s := range r.Figures[keyOf(f.peer, max(2, f.ports), f.work)] {
+		if f.at != "" && s.Distance.kind() != f.at {
+			continue
+		}
+		all = append(all, s)
 		if s.Foreign <= disturbing {
 			quiet = append(quiet, s)
 		}
@@ -85,7 +90,9 @@ type goal struct {
 }
 
 // goals are the project's goals.
-func goals() []goal {
+func goals() []goal { return append(switchGoals(), ringGoals()...) }
+
+func switchGoals() []goal {
 	tcp := func(peer string) ref { return ref{peer: peer, work: tcp1, figure: gbps} }
 	four := func(peer string) ref { return ref{peer: peer, work: tcp4, figure: gbps} }
 	udp := func(peer string) ref { return ref{peer: peer, work: small, figure: kpps} }
