@@ -14,6 +14,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vmnet/internal/testpmd"
 	"vmnet/testvm"
 )
@@ -43,6 +45,12 @@ var cCompiler = []string{"cc", "-O2", "-Wall", "-pthread"}
 func newHarness(o options) (*harness, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("measuring takes namespaces and taps: run it as root")
+	}
+	// Programs inherit the nice value of this thread, which starts them all.
+	if o.nice != 0 {
+		if err := unix.Setpriority(unix.PRIO_PROCESS, 0, o.nice); err != nil {
+			return nil, fmt.Errorf("-nice %d: %w", o.nice, err)
+		}
 	}
 	dir, err := os.MkdirTemp("", "switchbench-")
 	if err != nil {

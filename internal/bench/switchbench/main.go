@@ -45,6 +45,7 @@ type options struct {
 	// to wait before each attempt.
 	tries    int
 	patience time.Duration
+	nice     int
 }
 
 func parse(args []string) (options, error) {
@@ -63,6 +64,7 @@ func parse(args []string) (options, error) {
 	f.StringVar(&o.before, "before", "", "another build of it to compare with")
 	f.IntVar(&o.tries, "tries",
 		4, "attempts to take an undisturbed sample; 1 does not wait for an idle machine either")
+	f.IntVar(&o.nice, "nice", 0, "nice value of all that is measured, such as -20 where other programs run too")
 	quick := f.Bool("quick", false, "short: one sample of each, half as long, and two ports")
 	if err := f.Parse(args); err != nil {
 		return o, err
