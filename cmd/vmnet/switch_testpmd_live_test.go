@@ -239,7 +239,7 @@ func TestLivePoll(t *testing.T) {
 		a.Pair[0].Mute = true // the switch must find the next ones by itself
 	}
 	used, since := sw.cpu(), time.Now()
-	nstest.Eventually(t, patience, "the switch polls", func() bool { return sw.cpu() > used+100*time.Millisecond })
+	nstest.Eventually(t, patience, "the switch polls", func() bool { return sw.cpu() > used+20*time.Millisecond })
 	nstest.Eventually(t, patience, "it polls no more", func() bool {
 		if time.Since(since) < 300*time.Millisecond {
 			return false
