@@ -185,7 +185,7 @@ bench: ## attach, launch and networks, port security, rates and migration agains
 	$(GO) test -v -run '^$$' -bench 'HostSteps|Attach|BridgeHelper|Launch|FirstLease|NAT$$|UserNetwork|PortSecurity|Guard|LiveTCP|Migration|Move|Scale' -benchtime 1x -p 1 -timeout 15m ./bridge/vswitch ./internal/backend ./internal/bench ./internal/evpn ./internal/kernel/bpfguard ./internal/kernel/ratelimit ./tapmgr
 
 # The switch against others: tables and plots in docs/bench. It takes 20 minutes on a quiet machine.
-# With BENCH=-quick it takes a minute, and prints the table. BENCH=-h prints all options.
+# With BENCH=-quick it takes two minutes, and prints the tables. BENCH=-h prints all options.
 BENCH ?= -out docs/bench
 bench-switch: programs bench-setup ## the switch against others, docs/bench (20 minutes; root)
 	$(GO) build -o bin/ ./internal/bench/switchbench

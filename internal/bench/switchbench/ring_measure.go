@@ -63,15 +63,22 @@ func ringWorkNamed(name string) *ringWork {
 
 // start has the frames go round.
 func (w *ringWork) start(p *testpmd.Testpmd) error {
-	commands := []string{
-		fmt.Sprintf("set burst %d", w.burst), "set fwd io",
-		fmt.Sprintf("start tx_first %d", w.frames/w.burst),
+	if _, err := p.Do(fmt.Sprintf("set burst %d", w.burst)); err != nil {
+		return err
 	}
-	if w.frames == 1 { // the first port sends it, and then both forward it
-		commands = append(commands[:1], "set portlist 0", "set fwd rxonly", "start tx_first 1", "stop",
-			"set portlist 0,1", "set fwd io", "start")
+	if w.frames > 1 {
+		_, err := p.Do("set fwd io", fmt.Sprintf("start tx_first %d", w.frames/w.burst))
+		return err
 	}
-	_, err := p.Do(commands...)
+	// Both guests send one, so that the switch knows their addresses.
+	if _, err := p.Do("set fwd rxonly", "start tx_first 1"); err != nil {
+		return err
+	}
+	if _, err := drain(p, w.bytes); err != nil {
+		return err
+	}
+	// The first one sends it, and then both forward it.
+	_, err := p.Do("stop", "set portlist 0", "start tx_first 1", "stop", "set portlist 0,1", "set fwd io", "start")
 	return err
 }
 
@@ -107,16 +114,26 @@ func round(p *testpmd.Testpmd, size int) (uint64, error) {
 	if err == nil {
 		_, err = p.Do("set fwd rxonly", "start")
 	}
-	last := start
-	for same := 0; err == nil && same < 3; {
-		time.Sleep(20 * time.Millisecond)
-		var n uint64
-		n, err = received(p, size)
+	if err != nil {
+		return 0, err
+	}
+	end, err := drain(p, size)
+	return end - start, err
+}
+
+// drain waits until the guests receive no more frames, and returns how many there were.
+func drain(p *testpmd.Testpmd, size int) (last uint64, err error) {
+	for same := 0; same < 3; {
+		n, err := received(p, size)
+		if err != nil {
+			return 0, err
+		}
 		if same++; n != last {
 			last, same = n, 0
 		}
+		time.Sleep(20 * time.Millisecond)
 	}
-	return last - start, err
+	return last, nil
 }
 
 // frontends starts a testpmd with both guests, and waits until the backend has them.
