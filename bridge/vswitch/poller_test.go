@@ -108,3 +108,34 @@ func TestPollLeavesLimitedPorts(t *testing.T) {
 		}
 	}
 }
+
+// TestPollHostile: a guest whose memory goes away, or that writes nonsense, loses only its own
+// session, although a thread polls it together with others.
+func TestPollHostile(t *testing.T) {
+	l := pollingLAN(t, time.Hour, true)
+	a, b := l.guest("a", vport.Config{}, frontend.Config{}), l.guest("b", vport.Config{}, frontend.Config{})
+	a.sends(etherFrame(all, mac(1), nil, 60))
+	b.gets()
+	a.Pair[0].Mute = true
+	for name, harm := range map[string]func(d driven){
+		"memory": func(d driven) {
+			if err := d.Shrink(); err != nil {
+				t.Error(err)
+			}
+		},
+		"ring": func(d driven) { d.Pair[0].Corrupt(40000) },
+	} {
+		d := l.guest("hostile", vport.Config{}, frontend.Config{})
+		d.sends(etherFrame(all, mac(3), nil, 60))
+		harm(d)
+		await(t, d.Port, vport.StateDown)
+		b.gets()
+		a.sends(etherFrame(all, mac(1), nil, 61))
+		if got := b.gets(); len(got) != 1 || !bytes.Equal(got[0], etherFrame(all, mac(1), nil, 61)) {
+			t.Errorf("%s: after it, another guest gets %x", name, got)
+		}
+		if err := l.sw.RemovePort("hostile"); err != nil {
+			t.Error(err)
+		}
+	}
+}
