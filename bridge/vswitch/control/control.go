@@ -165,9 +165,9 @@ type Info struct {
 	VLANFiltering bool `json:"vlan_filtering"` // the switch filters VLANs
 
 	// Sandbox has what confines the process besides its user, such as "seccomp"; none is "off".
-	Sandbox []string `json:"sandbox,omitempty"`
-	Poll     float64 `json:"poll_us,omitempty"` // vswitch.Config.Poll in microseconds
-	PollCPUs []int   `json:"poll_cpus,omitempty"`
+	Sandbox  []string `json:"sandbox,omitempty"`
+	Poll     float64  `json:"poll_us,omitempty"` // vswitch.Config.Poll in microseconds
+	PollCPUs []int    `json:"poll_cpus,omitempty"`
 }
 
 // FDBStats counts what happened to addresses of the FDB since the switch began (vswitch.FDBStats).
