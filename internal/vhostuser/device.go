@@ -30,8 +30,13 @@ type Device struct {
 	pairs  int
 	notify func() // see New
 
+	// Announce is called by Serve's goroutine with the address of a guest that has arrived by a
+	// migration and does not announce itself. Set it before Serve is called. It may be nil.
+	Announce func(mac net.HardwareAddr)
+
 	mu       sync.RWMutex // see the package comment
 	mem      *guestmem.Memory
+	log      *guestmem.Log // what mem is logged to once the features ask for it; nil for none
 	features uint64
 	rings    []vring // of pair n: 2n to the guest, 2n+1 from it
 	conn     *net.UnixConn
@@ -141,6 +146,7 @@ func (d *Device) reset() error {
 	}
 	d.mem.Unmap()
 	d.mem, d.features = guestmem.New(), 0
+	d.dropLog()
 	d.failing.Lock()
 	err := d.failed
 	d.conn, d.failed = nil, nil

@@ -20,6 +20,7 @@ const (
 	featureControlRX     = 1 << 18
 	featureGuestAnnounce = 1 << 21
 	featureMQ            = 1 << 22
+	featureLogAll        = 1 << 26 // VHOST_F_LOG_ALL: log writes to the guest's memory
 	featureAnyLayout     = 1 << 27
 	featureIndirect      = 1 << 28
 	featureEventIndex    = 1 << 29
@@ -34,18 +35,20 @@ const (
 	offered = featureCSum | featureGuestCSum | featureMTU | featureGuestTSO4 | featureGuestTSO6 | featureGuestECN |
 		featureHostTSO4 | featureHostTSO6 | featureHostECN | featureMergeable | featureStatus | featureControl |
 		featureControlRX | featureGuestAnnounce | featureAnyLayout | featureIndirect | featureEventIndex |
-		featureProtocol | featureVersion1 | featureGuestUSO4 | featureGuestUSO6 | featureHostUSO
+		featureLogAll | featureProtocol | featureVersion1 | featureGuestUSO4 | featureGuestUSO6 | featureHostUSO
 )
 
-// Protocol features (docs/interop/vhost-user.rst), as bits of a word. There is no LOG_SHMFD, so
-// that QEMU refuses to migrate the guest, and no PAGEFAULT, so that it refuses post-copy.
+// Protocol features (docs/interop/vhost-user.rst), as bits of a word. There is no PAGEFAULT, so that
+// QEMU refuses post-copy: memory that is still to come would keep an access waiting.
 const (
 	protocolMQ       = 1 << 0
+	protocolLog      = 1 << 1 // VHOST_USER_PROTOCOL_F_LOG_SHMFD
+	protocolRARP     = 1 << 2
 	protocolReplyAck = 1 << 3
 	protocolMTU      = 1 << 4
 	protocolSlots    = 1 << 15
 
-	offeredProtocol = protocolMQ | protocolReplyAck | protocolMTU | protocolSlots
+	offeredProtocol = protocolMQ | protocolLog | protocolRARP | protocolReplyAck | protocolMTU | protocolSlots
 )
 
 // Lengths of the header before each frame in the rings: struct virtio_net_hdr_v1, and struct

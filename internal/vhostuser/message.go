@@ -22,6 +22,8 @@ const (
 	setOwner            request = 3
 	resetOwner          request = 4
 	setMemTable         request = 5
+	setLogBase          request = 6
+	setLogFD            request = 7
 	setVringNum         request = 8
 	setVringAddr        request = 9
 	setVringBase        request = 10
@@ -33,6 +35,7 @@ const (
 	setProtocolFeatures request = 16
 	getQueueNum         request = 17
 	setVringEnable      request = 18
+	sendRARP            request = 19
 	setMTU              request = 20
 	getMaxMemSlots      request = 36
 	addMemReg           request = 37
@@ -45,6 +48,7 @@ var requestNames = map[request]string{
 	setVringBase: "SET_VRING_BASE", getVringBase: "GET_VRING_BASE", setVringKick: "SET_VRING_KICK",
 	setVringCall: "SET_VRING_CALL", setVringErr: "SET_VRING_ERR", getProtocolFeatures: "GET_PROTOCOL_FEATURES",
 	setProtocolFeatures: "SET_PROTOCOL_FEATURES", getQueueNum: "GET_QUEUE_NUM", setVringEnable: "SET_VRING_ENABLE",
+	setLogBase: "SET_LOG_BASE", setLogFD: "SET_LOG_FD", sendRARP: "SEND_RARP",
 	setMTU: "NET_SET_MTU", getMaxMemSlots: "GET_MAX_MEM_SLOTS", addMemReg: "ADD_MEM_REG", remMemReg: "REM_MEM_REG",
 }
 
@@ -174,12 +178,14 @@ func (m *message) state() (index int, value uint32, err error) {
 	return int(binary.NativeEndian.Uint32(m.body)), binary.NativeEndian.Uint32(m.body[4:]), nil
 }
 
-// vringAddr is struct vhost_vring_addr in include/uapi/linux/vhost_types.h without the log, which
-// this backend does not offer, and without the flags, which say whether there is one.
+// vringAddr is struct vhost_vring_addr in include/uapi/linux/vhost_types.h.
 type vringAddr struct {
-	index             uint32
-	desc, used, avail uint64
+	index, flags           uint32
+	desc, used, avail, log uint64
 }
+
+// vringLogged is VHOST_VRING_F_LOG, the only flag.
+const vringLogged = 1
 
 func (m *message) addr() (a vringAddr, err error) {
 	if len(m.body) != 40 {
@@ -187,9 +193,17 @@ func (m *message) addr() (a vringAddr, err error) {
 	}
 	n := binary.NativeEndian
 	return vringAddr{
-		n.Uint32(m.body),
-		n.Uint64(m.body[8:]), n.Uint64(m.body[16:]), n.Uint64(m.body[24:]),
+		n.Uint32(m.body), n.Uint32(m.body[4:]),
+		n.Uint64(m.body[8:]), n.Uint64(m.body[16:]), n.Uint64(m.body[24:]), n.Uint64(m.body[32:]),
 	}, nil
+}
+
+// log returns the size and the offset in the message's file of a log (VhostUserLog).
+func (m *message) log() (size, offset uint64, err error) {
+	if len(m.body) != 16 || len(m.fds) != 1 {
+		return 0, 0, fmt.Errorf("a body of %d bytes, with %d files: want 16, with 1", len(m.body), len(m.fds))
+	}
+	return binary.NativeEndian.Uint64(m.body), binary.NativeEndian.Uint64(m.body[8:]), nil
 }
 
 // ringFile returns the ring's index and its file, whose ownership passes to the caller, or -1 if it

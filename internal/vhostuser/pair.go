@@ -71,7 +71,7 @@ func (p *Pair) kick() (*event, error) {
 	if d.closed {
 		return nil, errClosed
 	}
-	if r := &d.rings[p.from]; r.served() && !d.ending.Load() {
+	if r := &d.rings[p.from]; r.served() && !d.isIdle() {
 		return r.kick, nil
 	}
 	return nil, nil
@@ -94,7 +94,7 @@ func (p *Pair) take() (n int, err error) {
 	}
 	defer d.mu.RUnlock()
 	r := &d.rings[p.from]
-	if !r.served() || d.ending.Load() {
+	if !r.served() || d.isIdle() {
 		return 0, errAgain
 	}
 	defer func() {

@@ -5,6 +5,7 @@ import (
 	"runtime/debug"
 
 	"vmnet/bridge/vswitch/offload"
+	"vmnet/internal/vhostuser/guestmem"
 	"vmnet/internal/vhostuser/virtq"
 )
 
@@ -41,7 +42,7 @@ func (p *Pair) Send(s *Sender, list []offload.Frame, results []Result) {
 	}
 	defer d.mu.RUnlock()
 	r := d.target(p.to)
-	if r == nil || d.ending.Load() {
+	if r == nil || d.isIdle() {
 		fill(results, Down)
 		return
 	}
@@ -141,7 +142,7 @@ func (d *Device) putFrame(s *Sender, ring *virtq.Ring, f *offload.Frame) (Result
 		f.Head[0] = 0 // virtio 1.2, 5.1.6.4.1
 	}
 	binary.LittleEndian.PutUint16(f.Head[offload.HeaderLen:], uint16(len(s.chains)))
-	s.scatter(f.Head[:header], f.Head[VnetHdr:], f.Payload)
+	s.scatter(d.mem, f.Head[:header], f.Head[VnetHdr:], f.Payload)
 	for _, c := range s.chains {
 		n := min(c.Len, size)
 		ring.Use(c.Head, n)
@@ -151,11 +152,11 @@ func (d *Device) putFrame(s *Sender, ring *virtq.Ring, f *offload.Frame) (Result
 }
 
 // scatter copies parts one after the other to the pieces.
-func (s *Sender) scatter(parts ...[]byte) {
+func (s *Sender) scatter(mem *guestmem.Memory, parts ...[]byte) {
 	to := s.pieces
 	for _, part := range parts {
 		for len(part) > 0 {
-			n := copy(to[0], part)
+			n := mem.Write(to[0], part)
 			part = part[n:]
 			if to[0] = to[0][n:]; len(to[0]) == 0 {
 				to = to[1:]

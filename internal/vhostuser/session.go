@@ -20,6 +20,7 @@ type session struct {
 	owned    bool
 	protocol uint64
 	tables   int // messages about memory
+	rarps    int // announcements
 }
 
 // Serve handles a frontend's messages until it closes its end, misbehaves, or the device is closed,
@@ -101,6 +102,12 @@ func (s *session) handle(m *message) (reply []byte, err error) {
 		return nil, s.addRegion(m)
 	case remMemReg:
 		return nil, s.removeRegion(m)
+	case setLogBase:
+		return s.setLogBase(m)
+	case setLogFD:
+		return nil, s.setLogFile(m)
+	case sendRARP:
+		return nil, s.sendRARP(m)
 	case setVringNum, setVringBase, setVringEnable, getVringBase:
 		return s.setRing(m)
 	case setVringAddr:
@@ -121,11 +128,18 @@ func (s *session) setFeatures(m *message) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if v != s.features && s.running() {
+	switch changed := v ^ s.features; {
+	case changed&^featureLogAll != 0 && s.running():
 		return errors.New("the rings are in use")
+	case v&featureLogAll != 0 && s.protocol&protocolLog == 0:
+		return errors.New("a log needs the protocol feature LOG_SHMFD")
 	}
+	logged := s.features&featureLogAll != 0
 	s.features = v
-	return nil
+	if logged && v&featureLogAll == 0 {
+		s.dropLog()
+	}
+	return s.relog()
 }
 
 // setOwner begins the session, which a frontend does once. A QEMU that waits for a backend and has
@@ -165,16 +179,18 @@ func (s *session) setMTU(m *message) error {
 	return nil
 }
 
-// A frontend may change memory freely tablesFree times, and then once every tablesPause: each
-// change makes all processors of this process flush their translations.
+// A frontend may change memory freely messagesFree times, and then once every messagesPause: each
+// change makes all processors of this process flush their translations. The same holds for
+// announcements, which all other ports get.
 const (
-	tablesFree  = 64
-	tablesPause = 10 * time.Millisecond
+	messagesFree  = 64
+	messagesPause = 10 * time.Millisecond
 )
 
-func (s *session) slowTables() {
-	if s.tables++; s.tables > tablesFree {
-		time.Sleep(tablesPause)
+// slow counts messages of a kind, and waits if there were many.
+func slow(count *int) {
+	if *count++; *count > messagesFree {
+		time.Sleep(messagesPause)
 	}
 }
 
@@ -183,7 +199,7 @@ func (s *session) setMemory(m *message) error {
 	if err != nil {
 		return err
 	}
-	s.slowTables()
+	slow(&s.tables)
 	next := guestmem.New()
 	for i, r := range regions {
 		a, err := guestmem.Map(r, m.fds[i])
@@ -195,6 +211,10 @@ func (s *session) setMemory(m *message) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if next, err = next.Logged(s.mem.Log()); err != nil {
+		next.Unmap()
+		return err
+	}
 	old := s.mem
 	s.remember(next)
 	old.Unmap()
@@ -209,7 +229,7 @@ func (s *session) addRegion(m *message) error {
 	if len(m.fds) != 1 {
 		return fmt.Errorf("%d files: want 1", len(m.fds))
 	}
-	s.slowTables()
+	slow(&s.tables)
 	if s.mem.Len() == guestmem.MaxAreas {
 		return fmt.Errorf("more than %d regions", guestmem.MaxAreas)
 	}
@@ -219,7 +239,11 @@ func (s *session) addRegion(m *message) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.remember(s.mem.With(a))
+	next := s.mem.With(a)
+	if err := next.CheckLog(); err != nil {
+		return errors.Join(err, a.Unmap())
+	}
+	s.remember(next)
 	return nil
 }
 
@@ -228,7 +252,7 @@ func (s *session) removeRegion(m *message) error {
 	if err != nil {
 		return err
 	}
-	s.slowTables()
+	slow(&s.tables)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	next, area := s.mem.Without(r)
@@ -265,7 +289,11 @@ func (s *session) setRing(m *message) (reply []byte, err error) {
 	case getVringBase:
 		base := uint32(r.stop(s.mem))
 		s.wake(index)
-		return binary.NativeEndian.AppendUint32(binary.NativeEndian.AppendUint32(nil, uint32(index)), base), nil
+		if !s.running() { // QEMU frees the log, and sends another one if it starts the rings again
+			s.dropLog()
+			err = s.relog()
+		}
+		return binary.NativeEndian.AppendUint32(binary.NativeEndian.AppendUint32(nil, uint32(index)), base), err
 	}
 	return nil, nil
 }
@@ -282,6 +310,7 @@ func (s *session) setAddr(m *message) error {
 		return err
 	}
 	r.layout.Desc, r.layout.Used, r.layout.Avail = a.desc, a.used, a.avail
+	r.layout.Logged, r.layout.Log = a.flags&vringLogged != 0, a.log
 	if r.ring != nil {
 		return r.ring.Place(s.mem, r.layout)
 	}

@@ -20,6 +20,8 @@ const (
 	SetFeatures         = 2
 	SetOwner            = 3
 	SetMemTable         = 5
+	SetLogBase          = 6
+	SetLogFD            = 7
 	SetVringNum         = 8
 	SetVringAddr        = 9
 	SetVringBase        = 10
@@ -30,6 +32,7 @@ const (
 	SetProtocolFeatures = 16
 	GetQueueNum         = 17
 	SetVringEnable      = 18
+	SendRARP            = 19
 	SetMTU              = 20
 	GetMaxMemSlots      = 36
 	AddMemReg           = 37
@@ -41,6 +44,7 @@ const (
 	Mergeable  = 1 << 15
 	Indirect   = 1 << 28
 	EventIndex = 1 << 29
+	LogAll     = 1 << 26
 	Protocol   = 1 << 30
 	Version1   = 1 << 32
 	CSum       = 1 << 0
@@ -181,7 +185,7 @@ func (f *Frontend) Setup() error {
 	if err != nil {
 		return err
 	}
-	f.Features = v &^ f.Without
+	f.Features = v &^ (f.Without | LogAll)
 	if f.Bare {
 		f.Features &^= Protocol
 	}

@@ -28,6 +28,7 @@ type Pair struct {
 // side is a ring. Offsets are those in the memory.
 type side struct {
 	index             int
+	start, end        int // of all of it in the memory
 	desc, avail, used int
 	tables            int // an indirect table for each descriptor
 	buffers           int
@@ -51,10 +52,12 @@ func (p *Pair) layOut(at int) int {
 			s.room, s.index = frameRoom, 2*p.n+1
 		}
 		s.desc = take(16*size, 4096)
+		s.start = s.desc
 		s.avail = take(6+2*size, 2)
 		s.used = take(6+8*size, 4096)
 		s.tables = take(16*size*64, 16)
 		s.buffers = take(s.room*size, 64)
+		s.end = at
 	}
 	return (at + 4095) &^ 4095
 }
@@ -94,13 +97,11 @@ func (p *Pair) start() error {
 		if p.f.Forget {
 			base = 0
 		}
-		user := p.f.User()
 		i := uint32(s.index)
 		err := errors.Join(
 			p.f.Tell(SetVringNum, Halves(i, uint32(p.f.Ring))),
 			p.f.Tell(SetVringBase, Halves(i, uint32(base))),
-			p.f.Tell(SetVringAddr, append(Halves(i, 0),
-				Words(user+uint64(s.desc), user+uint64(s.used), user+uint64(s.avail), 0)...)),
+			p.place(s, 0),
 			p.f.Tell(SetVringCall, Words(uint64(i)), s.call),
 			p.f.Tell(SetVringKick, Words(uint64(i)), s.kick),
 		)
@@ -112,6 +113,13 @@ func (p *Pair) start() error {
 		}
 	}
 	return nil
+}
+
+// place says where a ring is; flags has 1 if writes to its used ring are logged.
+func (p *Pair) place(s *side, flags uint32) error {
+	user := p.f.User()
+	return p.f.Tell(SetVringAddr, append(Halves(uint32(s.index), flags),
+		Words(user+uint64(s.desc), user+uint64(s.used), user+uint64(s.avail), uint64(GuestBase+s.used))...))
 }
 
 // Rekick gives the ring from the driver its kick file again, while the ring is in use.

@@ -101,19 +101,22 @@ func (a *Area) Unmap() error { return unix.Munmap(a.mapped) }
 // MaxAreas is the most areas of a Memory: what vhost-user calls memory slots.
 const MaxAreas = 32
 
-// A Memory is a machine's memory. It is immutable: With and Without return another one, which
-// shares the areas.
-type Memory struct{ areas []*Area }
+// A Memory is a machine's memory. It is immutable: With, Without and Logged return another one,
+// which shares the areas.
+type Memory struct {
+	areas []*Area
+	log   *Log // nil for none
+}
 
 // New makes a memory of areas. An address that several have is in the first one.
-func New(areas ...*Area) *Memory { return &Memory{areas} }
+func New(areas ...*Area) *Memory { return &Memory{areas: areas} }
 
 // Len returns the number of areas.
 func (m *Memory) Len() int { return len(m.areas) }
 
 // With returns a memory that also has the area.
 func (m *Memory) With(a *Area) *Memory {
-	return New(append(m.areas[:len(m.areas):len(m.areas)], a)...)
+	return &Memory{append(m.areas[:len(m.areas):len(m.areas)], a), m.log}
 }
 
 // Without returns a memory without the area of that region, and the area, which is nil if there is
@@ -121,7 +124,7 @@ func (m *Memory) With(a *Area) *Memory {
 func (m *Memory) Without(r Region) (*Memory, *Area) {
 	for i, a := range m.areas {
 		if a.Guest == r.Guest && a.Size == r.Size && a.User == r.User {
-			return New(append(m.areas[:i:i], m.areas[i+1:]...)...), a
+			return &Memory{append(m.areas[:i:i], m.areas[i+1:]...), m.log}, a
 		}
 	}
 	return m, nil
@@ -161,8 +164,8 @@ func (m *Memory) AtUser(addr, n, align uint64) (unsafe.Pointer, error) {
 	return nil, fmt.Errorf("address %#x: %d bytes from there are not in one region of memory", addr, n)
 }
 
-// Fault returns an error for a recovered panic if it is a fault of an access to this memory: its
-// file has shrunk, or the host has no page left for it. It panics again for anything else.
+// Fault returns an error for a recovered panic if it is a fault of an access to this memory or its
+// log: the file has shrunk, or the host has no page left for it. It panics again for anything else.
 func (m *Memory) Fault(recovered any) error {
 	fault, ok := recovered.(interface {
 		error
@@ -170,10 +173,18 @@ func (m *Memory) Fault(recovered any) error {
 	})
 	if ok {
 		for _, a := range m.areas {
-			if off := fault.Addr() - uintptr(unsafe.Pointer(&a.mapped[0])); off < uintptr(len(a.mapped)) {
+			if a.has(fault.Addr()) {
 				return fmt.Errorf("its memory at %#x is gone: %w", a.Guest, fault)
 			}
 		}
+		if m.log != nil && m.log.area.has(fault.Addr()) {
+			return fmt.Errorf("its log of written pages is gone: %w", fault)
+		}
 	}
 	panic(recovered)
+}
+
+// has reports whether an address of this process is in the area's mapping.
+func (a *Area) has(addr uintptr) bool {
+	return addr-uintptr(unsafe.Pointer(&a.mapped[0])) < uintptr(len(a.mapped))
 }

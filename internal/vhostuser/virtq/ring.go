@@ -42,6 +42,11 @@ var errBroken = errors.New("the ring is malformed")
 type Layout struct {
 	Size              uint32 // in descriptors, a power of two
 	Desc, Avail, Used uint64
+
+	// Logged says that writes to the used ring are logged if the memory has a log, as writes at
+	// the physical address Log.
+	Logged bool
+	Log    uint64
 }
 
 // A Ring is a ring that the device uses. Only one goroutine may use it at a time.
@@ -49,6 +54,8 @@ type Ring struct {
 	mem               *guestmem.Memory
 	size              uint16
 	desc, avail, used unsafe.Pointer
+	log               *guestmem.Log // of writes to the used ring; nil for none
+	logAt             uint64
 
 	// EventIndex says that VIRTIO_F_EVENT_IDX was negotiated.
 	EventIndex bool
@@ -93,7 +100,15 @@ func (r *Ring) Place(mem *guestmem.Memory, l Layout) error {
 	if err != nil {
 		return fmt.Errorf("used ring: %w", err)
 	}
+	log := mem.Log()
+	if !l.Logged {
+		log = nil
+	}
+	if log != nil && !log.Covers(l.Log, 6+8*n) {
+		return fmt.Errorf("used ring: the log does not cover address %#x", l.Log)
+	}
 	r.mem, r.size, r.desc, r.avail, r.used = mem, uint16(l.Size), desc, avail, used
+	r.log, r.logAt = log, l.Log
 	return nil
 }
 
@@ -207,13 +222,32 @@ func (r *Ring) Unpublished() bool { return r.done != r.shown }
 
 // Publish makes the used chains known to the driver. Interrupts says whether it wants an interrupt.
 func (r *Ring) Publish() {
+	if r.log != nil {
+		r.logUsed()
+	}
 	r.shown = r.done
 	r.store()
+}
+
+// logUsed logs the entries of the chains that were used since Publish was last called. There are at
+// most as many as the ring has.
+func (r *Ring) logUsed() {
+	for i := r.shown; i != r.done; i++ {
+		r.log.Mark(r.logAt+4+8*uint64(i&(r.size-1)), 8)
+	}
+}
+
+// logWrite logs a write of n bytes at an offset of the used ring.
+func (r *Ring) logWrite(off, n uint64) {
+	if r.log != nil {
+		r.log.Mark(r.logAt+off, n)
+	}
 }
 
 // store writes the flags and the index of the used ring, which are one word.
 func (r *Ring) store() {
 	atomic.StoreUint32((*uint32)(r.used), little32(uint32(r.flags)|uint32(r.shown)<<16))
+	r.logWrite(0, 4)
 }
 
 // Interrupts reports whether the driver wants an interrupt for what was published since the last
@@ -237,6 +271,7 @@ func (r *Ring) WantKicks(want bool) {
 	switch {
 	case r.EventIndex && want:
 		store16(unsafe.Add(r.used, 4+8*uintptr(r.size)), r.next)
+		r.logWrite(4+8*uint64(r.size), 2)
 	case r.EventIndex: // the driver reports no more until avail.idx passes the event again
 	case want:
 		r.setFlags(0)
