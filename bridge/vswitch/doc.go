@@ -50,7 +50,7 @@
 //	    from a guest's memory vhostQueue.receive   vhostuser.go       Giant
 //	      again, polling it   pollers.poll         poller.go
 //	  handle it               receiver.input       forward.go
-//	    check a frame         receiver.accept      forward.go         Looped, BadSource,
+//	    check a frame         receiver.accept      forward.go         Down, Looped, BadSource,
 //	                                                                  Spoofed, LinkLocal
 //	      parse it            frame.parse          frame.go           Short, Giant
 //	      find its VLAN       table.classify       vlan.go            VLAN
@@ -61,7 +61,7 @@
 //	                                                                  Unknowns
 //	      find its port       FDB.Lookup           fdb.go
 //	        check it          receiver.between     forward.go         SamePort, Isolated,
-//	                                                                  Looped
+//	                                                                  Down, Looped
 //	      or flood it         receiver.flood       forward.go         NoPort
 //	        check each port   receiver.between     forward.go
 //	        add, send         as in flush
@@ -87,6 +87,9 @@
 // Port.Stats asks it for the numbers. A frame for one port is dropped with the reason of between,
 // except VLAN: then it is flooded. A flooded frame is dropped only if it may leave by no port at
 // all, and then with NoPort: flood does not report why it left out each port.
+//
+// A guest that has arrived by a migration is announced by frames that the switch makes, or is given,
+// and that Port.inject handles as if the guest had sent them.
 //
 // A capture (capture.go) wraps receiver.input and queue.send. It shows an incoming frame with the
 // tag with which it came, and an outgoing one with the tag with which it left. Port.refuse reports

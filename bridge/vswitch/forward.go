@@ -103,6 +103,8 @@ func (r *receiver) accept(f *frame) Reason {
 	p := r.port
 	set := p.set.Load()
 	switch {
+	case set.cfg.Down:
+		return Down
 	case p.stop.stopped(r.now):
 		return Looped
 	case f.src&groupBit != 0 || f.src == 0:
@@ -176,6 +178,8 @@ func (r *receiver) between(to *Port, f *frame) Reason {
 		return SamePort
 	case set.cfg.Isolated && r.port.set.Load().cfg.Isolated:
 		return Isolated
+	case set.cfg.Down:
+		return Down
 	case to.stop.stopped(r.now):
 		return Looped
 	case !set.vlans.has(f.vid):

@@ -116,6 +116,9 @@ func (p *Port) setDown(down bool) {
 	}
 }
 
+// isDown reports whether the port's other end is down, or its settings have it down.
+func (p *Port) isDown() bool { return p.down.Load() || p.set.Load().cfg.Down }
+
 // forget removes from the FDB what was learned behind the port.
 func (p *Port) forget() {
 	if p.sw.fdb.learned[p.index].Load() > 0 {

@@ -45,9 +45,9 @@ func newSettings(cfg vport.Config) *settings {
 func (s *settings) admits(src uint64) bool { return len(s.macs) == 0 || slices.Contains(s.macs, src) }
 
 // locked returns the keys of the addresses that the port is locked to, in the VLAN of its untagged
-// frames.
+// frames. While it is down, another port may be locked to them.
 func (s *settings) locked() []Key {
-	if !s.vlans.hasPVID {
+	if !s.vlans.hasPVID || s.cfg.Down {
 		return nil
 	}
 	var keys []Key
@@ -66,7 +66,7 @@ func (s *settings) allows(k Key, static bool, was *settings) bool {
 	case static:
 		return slices.Contains(s.locked(), k) || !slices.Contains(was.locked(), k)
 	}
-	return s.admits(k.mac())
+	return !s.cfg.Down && s.admits(k.mac())
 }
 
 // SetPort replaces all settings of a port while its frames pass. No frame is lost for it; frames in

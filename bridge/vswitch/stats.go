@@ -14,7 +14,7 @@ func (p *Port) State() vport.State {
 		return vport.StateEnded
 	case p.stop.stopped(p.sw.now()):
 		return vport.StateStopped
-	case p.down.Load():
+	case p.isDown():
 		return vport.StateDown
 	}
 	return vport.StateUp

@@ -144,7 +144,7 @@ func (sw *Switch) forgetDead(peers *peers) {
 			f.device.Tick()
 		}
 		switch q, ok := p.wire.queues[0].(*mmsgQueue); {
-		case p.down.Load():
+		case p.isDown():
 			p.forget()
 		case ok && peers.closed(q.file):
 			p.endWith(errPeerClosed)

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/vswitch/offload"
+	"vmnet/internal/kernel/announce"
 	"vmnet/internal/vhostuser"
 )
 
@@ -42,6 +43,7 @@ func openVhostUser(f *os.File, name string, pairs int) (*Wire, error) {
 	if v.device, err = vhostuser.New(pairs, func() { v.port.frontendChanged() }); err != nil {
 		return nil, err
 	}
+	v.device.Announce = func(mac net.HardwareAddr) { v.port.inject(announce.Frames(mac, nil)) }
 	if v.source, err = openSource(f, name); err != nil {
 		return nil, errors.Join(err, v.device.Close())
 	}

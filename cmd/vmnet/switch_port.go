@@ -300,6 +300,9 @@ func portSettings(cfg vport.Config) string {
 	if cfg.NoLoopGuard {
 		words = append(words, "no-loop-guard")
 	}
+	if cfg.Down {
+		words = append(words, "down")
+	}
 	storm := cfg.Storm
 	all := 0 // the value of storm=
 	if storm.Broadcast == storm.Multicast && storm.Multicast == storm.Unknown {

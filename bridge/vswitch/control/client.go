@@ -174,6 +174,13 @@ func (c *Client) SetPort(ctx context.Context, port string, cfg vport.Config) err
 	return c.ask(ctx, Request{Do: DoSetPort, Name: port, Config: &cfg}, nil, nil)
 }
 
+// Announce has the switch handle frames as if the port's guest had sent them, so that others learn
+// where the guest is. Frames are without a vnet header, at most vswitch.MaxAnnounced of them. If
+// there is no such port, the error matches fs.ErrNotExist with errors.Is.
+func (c *Client) Announce(ctx context.Context, port string, frames [][]byte) error {
+	return c.ask(ctx, Request{Do: DoAnnounce, Name: port, Frames: frames}, nil, nil)
+}
+
 // RemovePort removes a port, also one that another client has added. If there is no such port, the
 // error matches fs.ErrNotExist with errors.Is.
 func (c *Client) RemovePort(ctx context.Context, name string) error {

@@ -17,6 +17,7 @@ const (
 	DoAddPort      = "add-port"
 	DoSetLabel     = "set-label"
 	DoSetPort      = "set-port"
+	DoAnnounce     = "announce"
 	DoRemovePort   = "remove-port"
 	DoFDB          = "fdb"
 	DoFlush        = "flush"
@@ -40,6 +41,8 @@ type Request struct {
 	Label string `json:"label,omitempty"` // set-label
 
 	Config *vport.Config `json:"config,omitempty"` // set-port
+
+	Frames [][]byte `json:"frames,omitempty"` // announce
 
 	Entry *FDBEntry `json:"entry,omitempty"` // add-static, remove-static
 

@@ -35,6 +35,7 @@ import (
 //	storm-refused          Storm.Refused         forward.go: run; storm.go: throttle
 //	rate-up, rate-down,
 //	burst                  Rates                 forward.go: run, add; rate.go: slow, take
+//	(vmnet prepare)        Down                  forward.go: accept, between; settings.go: locked
 //
 // A new setting needs a field here, a check in Validate, and the code in package vswitch that reads
 // it from Port.set. As JSON it reaches the switch without more. Its option is parsed by
@@ -70,6 +71,10 @@ type Config struct {
 	NoLoopGuard bool `json:"no_loop_guard,omitempty"`
 
 	Storm Storm `json:"storm,omitzero"`
+
+	// Down keeps all frames from the port, as if its device were down, and others may have its
+	// addresses: its guest is still to come from elsewhere.
+	Down bool `json:"down,omitempty"`
 
 	// Rates limits how much the guest behind the port may have. The switch reads the port less
 	// often when the guest sends more, and drops what is over the rate to the guest.
