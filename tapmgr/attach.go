@@ -60,7 +60,7 @@ func (m *Manager) attach(ctx context.Context, spec, requested nic.Spec) (nic.Res
 // otherwise by libvirt.
 func wayOf(spec nic.Spec, isLibvirts, hasHelper bool) (nic.Via, error) {
 	switch {
-	case spec.Prepared && (isLibvirts || hasHelper):
+	case spec.Prepared && (isLibvirts || hasHelper && !spec.NeedsNoDevice()):
 		return "", mayNotPrepare(spec, isLibvirts)
 	case !isLibvirts && (spec.Via != "" || spec.Persistent):
 		return "",
@@ -95,7 +95,8 @@ func mayNotPrepare(spec nic.Spec, isLibvirts bool) error {
 			fmt.Errorf("guest %s is libvirt's: its hook prepares the NICs that the domain declares, and commits them "+
 				"(vmnet hook install; then virsh migrate)", spec.VM))
 	}
-	return step.WithStage(nic.ErrLink, errors.New("to prepare a NIC takes root, as the commit does"))
+	return step.WithStage(nic.ErrLink, errors.New("to prepare a NIC takes root, as the commit does "+
+		"(on a switch, --via socket or --via vhost-user does not)"))
 }
 
 // attachment is an attach under way.

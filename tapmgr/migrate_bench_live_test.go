@@ -51,10 +51,11 @@ type migrations struct {
 func (m *migrations) migrate(h *host) {
 	dir := h.TempDir()
 	logs := [2]string{filepath.Join(dir, "source"), filepath.Join(dir, "target")}
-	trace := func(log string) []string {
-		return append([]string{"-trace", "runstate_set", "-D", log, "-msg", "timestamp=on"}, migratable...)
-	}
 	way := m.make(h)
+	trace := func(log string) []string {
+		args := []string{"-trace", "runstate_set", "-D", log, "-msg", "timestamp=on"}
+		return slices.Concat(args, migratable, way.qemu)
+	}
 	source := h.booted(testvm.Config{Name: "S", ExtraArgs: trace(logs[0])})
 	spec := way.from(source)
 	spec.Prepared = false

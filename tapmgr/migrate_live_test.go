@@ -31,6 +31,7 @@ import (
 type move struct {
 	near     *netns.NS
 	from, to func(*guest) nic.Spec
+	qemu     []string // more arguments of both QEMUs
 }
 
 // guarded is a NIC with port security.
@@ -45,36 +46,67 @@ func guarded(s nic.Spec) nic.Spec {
 var moves = map[string]func(h *host) move{
 	"bridges": func(h *host) move {
 		h.twoBridges()
-		return move{h.ns, func(g *guest) nic.Spec { return guarded(g.spec("net0")) }, func(g *guest) nic.Spec {
-			s := guarded(g.spec("net0"))
-			s.Bridge = "br1"
-			return s
-		}}
-	},
-	"VLAN of switches": func(h *host) move {
-		a, b := h.runSwitch(), h.runSwitch()
-		h.Switches = []string{a.path, b.path}
-		h.cable()
-		trunk := brport.Settings{Trunk: []brport.VLANRange{{First: vlan, Last: vlan}}}
-		for name, s := range map[string]*userSwitch{"c0": a, "c1": b} {
-			files, err := endpoint.PacketFiles(h.ns, name)
-			if err != nil {
-				h.Fatal(err)
-			}
-			s.addPort(control.Port{
-				Name: name, Kind: control.Packet, Device: name, Config: vport.Config{Settings: trunk},
-			}, files...)
-			fdpass.CloseAll(files)
-		}
-		inVLAN := func(s *userSwitch) func(*guest) nic.Spec {
+		on := func(br string) func(*guest) nic.Spec {
 			return func(g *guest) nic.Spec {
-				spec := guarded(s.on(g, "net0", nic.ByTap))
-				spec.Port.VLAN = vlan
-				return spec
+				s := guarded(g.spec("net0"))
+				s.Bridge = br
+				return s
 			}
 		}
-		return move{a.nearIn(vlan), inVLAN(a), inVLAN(b)}
+		return move{near: h.ns, from: on("br0"), to: on("br1")}
 	},
+	"VLAN of switches": func(h *host) move { return h.betweenSwitches(nic.ByTap) },
+	"VLAN of switches, memory shared": func(h *host) move {
+		return h.betweenSwitches(nic.ByVhostUser).sharing(h)
+	},
+	"ports of a switch, memory shared": func(h *host) move {
+		return h.withinSwitch(nic.ByVhostUser).sharing(h)
+	},
+	"ports of a switch, by sockets": func(h *host) move { return h.withinSwitch(nic.BySocket) },
+}
+
+// sharedMemory makes a migratable guest's memory one that a switch can map.
+var sharedMemory = []string{"-object", "memory-backend-memfd,id=mem,size=131080k", "-machine", "memory-backend=mem"}
+
+func (m move) sharing(h *host) move {
+	h.sharesRun()
+	m.qemu = sharedMemory
+	return m
+}
+
+// betweenSwitches is a move in a VLAN from one switch to another.
+func (h *host) betweenSwitches(by nic.By) move {
+	h.Helper()
+	a, b := h.runSwitch(), h.runSwitch()
+	h.Switches = []string{a.path, b.path}
+	h.cable()
+	trunk := brport.Settings{Trunk: []brport.VLANRange{{First: vlan, Last: vlan}}}
+	for name, s := range map[string]*userSwitch{"c0": a, "c1": b} {
+		files, err := endpoint.PacketFiles(h.ns, name)
+		if err != nil {
+			h.Fatal(err)
+		}
+		s.addPort(control.Port{
+			Name: name, Kind: control.Packet, Device: name, Config: vport.Config{Settings: trunk},
+		}, files...)
+		fdpass.CloseAll(files)
+	}
+	inVLAN := func(s *userSwitch) func(*guest) nic.Spec {
+		return func(g *guest) nic.Spec {
+			spec := guarded(s.on(g, "net0", by))
+			spec.Port.VLAN = vlan
+			return spec
+		}
+	}
+	return move{near: a.nearIn(vlan), from: inVLAN(a), to: inVLAN(b)}
+}
+
+// withinSwitch is a move from one port of a switch to another.
+func (h *host) withinSwitch(by nic.By) move {
+	h.Helper()
+	s := h.runSwitch()
+	port := func(g *guest) nic.Spec { return guarded(s.on(g, "net0", by)) }
+	return move{near: s.nearIn(0), from: port, to: port}
 }
 
 // TestLiveMigrate migrates a guest that answers a ping each 10 ms. The target was prepared and
@@ -118,8 +150,8 @@ func (s *userSwitch) nearIn(vlan int) *netns.NS {
 // migrates migrates a guest to a NIC that was prepared.
 func (h *host) migrates(m move) {
 	h.Helper()
-	source := h.leaving(m.from)
-	g := h.target()
+	source := h.leaving(m.from, m.qemu...)
+	g := h.target(m.qemu...)
 	h.prepare(m.to(g))
 	if err := h.abort(g); err != nil {
 		h.Fatal(err)
@@ -145,9 +177,9 @@ func (h *host) migrates(m move) {
 }
 
 // leaving is a guest that uses its NIC and is to leave.
-func (h *host) leaving(from func(*guest) nic.Spec) *guest {
+func (h *host) leaving(from func(*guest) nic.Spec, qemu ...string) *guest {
 	h.Helper()
-	g := h.booted(testvm.Config{Name: "S", ExtraArgs: migratable})
+	g := h.booted(testvm.Config{Name: "S", ExtraArgs: slices.Concat(migratable, qemu)})
 	spec := from(g)
 	spec.Prepared = false
 	if err := g.Guest.UseNIC(h.context(30*time.Second), h.attach(spec).MAC, guestAddr+"/24"); err != nil {

@@ -3,6 +3,7 @@ package tapmgr_test
 import (
 	"errors"
 	"net"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -19,9 +20,10 @@ import (
 const migrantMAC = "52:54:00:00:00:09"
 
 // target is a QEMU that waits for a guest.
-func (h *host) target() *guest {
+func (h *host) target(qemu ...string) *guest {
 	h.Helper()
-	return h.booted(testvm.Config{NoWait: true, ExtraArgs: append([]string{"-incoming", "defer"}, migratable...)})
+	args := slices.Concat([]string{"-incoming", "defer"}, migratable, qemu)
+	return h.booted(testvm.Config{NoWait: true, ExtraArgs: args})
 }
 
 // migratable is the memory of a guest that migrates without KVM. Before 9.0, QEMU does not send all

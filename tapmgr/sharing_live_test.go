@@ -3,9 +3,11 @@ package tapmgr_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -20,17 +22,37 @@ import (
 // sharing is a guest whose memory a switch can map.
 func (h *host) sharing(c testvm.Config) *guest {
 	h.Helper()
-	h.Cleanup(func() { _ = os.RemoveAll(rundir.System) }) // of this package's own /run
+	h.sharesRun()
 	c.MemoryMiB = 128
 	c.ExtraArgs = append(c.ExtraArgs,
 		"-object", "memory-backend-memfd,id=mem,size=128M", "-machine", "memory-backend=mem")
 	return h.booted(c)
 }
 
-// noSockets demands that no QEMU's socket is left where switches find them.
-func (s *userSwitch) noSockets() {
+// sharers counts the tests whose QEMUs listen in this package's own /run.
+var sharers struct {
+	sync.Mutex
+	n int
+}
+
+// sharesRun says that a test's QEMUs listen in /run, where the last such test leaves nothing.
+func (h *host) sharesRun() {
+	sharers.Lock()
+	defer sharers.Unlock()
+	sharers.n++
+	h.Cleanup(func() {
+		sharers.Lock()
+		defer sharers.Unlock()
+		if sharers.n--; sharers.n == 0 {
+			_ = os.RemoveAll(rundir.System)
+		}
+	})
+}
+
+// noSockets demands that no socket of the guest's QEMU is left where switches find them.
+func (s *userSwitch) noSockets(g *guest) {
 	s.Helper()
-	left, err := filepath.Glob(filepath.Join(rundir.System, "vhost-user-*", "*"))
+	left, err := filepath.Glob(filepath.Join(rundir.System, "vhost-user-*", fmt.Sprintf("%d-*", g.Pid())))
 	if err != nil || len(left) > 0 {
 		s.Errorf("sockets are left: %q, %v", left, err)
 	}
@@ -53,7 +75,7 @@ func TestLiveSharedMemory(t *testing.T) {
 	g := h.sharing(testvm.Config{})
 	spec := s.on(g, "net0", nic.ByVhostUser)
 	before := monitorState(h, g)
-	h.faultAtEveryStep(spec, func() { s.left(g); s.noSockets() })
+	h.faultAtEveryStep(spec, func() { s.left(g); s.noSockets(g) })
 	if after := monitorState(h, g); after != before {
 		t.Errorf("QEMU changed from\n%s to\n%s", before, after)
 	}
@@ -133,7 +155,7 @@ func TestLiveSharedMemory(t *testing.T) {
 	h.detach(g, "net1")
 	h.detach(g, "net0")
 	h.nothingLeft(g, "net0")
-	s.noSockets()
+	s.noSockets(g)
 	h.reconciled()
 }
 
@@ -160,7 +182,7 @@ func TestLiveSharedMemoryKilled(t *testing.T) {
 			t.Fatal(err)
 		case len(nics) == 0:
 			s.left(g)
-			s.noSockets()
+			s.noSockets(g)
 		default: // a standing guest gives no device back
 			if err := g.Kill(); err != nil {
 				t.Fatal(err)
@@ -207,5 +229,5 @@ func TestLiveSharedMemoryWithoutSwitch(t *testing.T) {
 	s.asksAgain()
 	h.settled()
 	s.left(g)
-	s.noSockets()
+	s.noSockets(g)
 }

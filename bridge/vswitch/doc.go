@@ -88,8 +88,8 @@
 // except VLAN: then it is flooded. A flooded frame is dropped only if it may leave by no port at
 // all, and then with NoPort: flood does not report why it left out each port.
 //
-// A guest that has arrived by a migration is announced by frames that the switch makes, or is given,
-// and that Port.inject handles as if the guest had sent them.
+// A guest that has arrived by a migration is announced by frames that the switch makes, or is
+// given, and that Port.inject handles as if the guest had sent them.
 //
 // A capture (capture.go) wraps receiver.input and queue.send. It shows an incoming frame with the
 // tag with which it came, and an outgoing one with the tag with which it left. Port.refuse reports

@@ -67,7 +67,9 @@ func TestDownPort(t *testing.T) {
 // TestAnnounce: frames that the switch is given reach all that the guest's own would, and no
 // further.
 func TestAnnounce(t *testing.T) {
-	l := newLAN(t, map[string]vport.Config{"guest": access(10), "other": access(11), "trunk": trunkAll(0), "was": access(10)})
+	l := newLAN(t, map[string]vport.Config{
+		"guest": access(10), "other": access(11), "trunk": trunkAll(0), "was": access(10),
+	})
 	l.send("was", etherFrame(all, mac(1), nil, 46))
 	l.stations["trunk"].read()
 	frames := announce.Frames(mac(1), nil)
@@ -94,7 +96,8 @@ func TestAnnounce(t *testing.T) {
 	for want, list := range map[string][][]byte{
 		"0 frames": nil, "129 frames": make([][]byte, MaxAnnounced+1), "257 bytes": {long},
 	} {
-		if err := l.sw.Announce("guest", list); !errors.Is(err, brport.ErrInvalid) || !strings.Contains(err.Error(), want) {
+		err := l.sw.Announce("guest", list)
+		if !errors.Is(err, brport.ErrInvalid) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", want, err)
 		}
 	}

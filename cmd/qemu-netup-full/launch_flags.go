@@ -289,8 +289,8 @@ func (o *launchOptions) choose(n *nicOptions, files guestFiles) {
 		return
 	}
 	s.Switch.By, n.chosen = nic.ByVhostUser, true
-	o.notices = append(o.notices, fmt.Sprintf("network %s: by vhost-user: its switch has the guest's memory, "+
-		"and QEMU does not save or migrate the guest (--via socket avoids both)", s.Switch.Name))
+	o.notices = append(o.notices, fmt.Sprintf("network %s: by vhost-user: its switch has the guest's memory "+
+		"(--via socket avoids that)", s.Switch.Name))
 }
 
 // plainDevice returns nil if a device with these options works by vhost-user too, or why it may

@@ -235,7 +235,7 @@ func TestLiveOwnNetworkFallsBack(t *testing.T) {
 	h.ok(h.vmnet("network", "create", "lab", "--dhcp"))
 	const shared, socket = "-netdev vhost-user,", "-netdev socket,"
 	for _, c := range []struct{ options, line, netdev, note string }{
-		{"", "qemu-system-x86_64 -m 64", shared, "its switch has the guest's memory, and QEMU does not save or migrate"},
+		{"", "qemu-system-x86_64 -m 64", shared, "its switch has the guest's memory (--via socket"},
 		{"--via socket", "qemu-system-x86_64 -m 64", socket, ""},
 		{"--via vhost-user", "qemu-system-x86_64 -m 64", shared, ""},
 		{"", "nice -n 1 qemu-system-x86_64 {vmnet}", shared, "its switch has"},

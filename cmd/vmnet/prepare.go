@@ -25,8 +25,8 @@ chooses the same place on the same machine with the same devices; otherwise name
 differ.
 
 A routed guest's addresses are answered for, and routed, from the commit on. An ipvtap's guest has
-the address of its parent device, so that must have the one of --mac. A socket to a switch has no
-device that could be down: --via tap.
+the address of its parent device, so that must have the one of --mac. On a switch, --via socket and
+--via vhost-user have no device: their port is down until the commit, and they need no root.
 
 On a chassis of OVN the port is bound at once. Before that, requested-chassis of the logical port
 must name both hosts, or they fight for it: see docs/ovn.md. --wait waits for OVN's flows.

@@ -207,6 +207,13 @@ func (m *Maker) SetAlias(ctx context.Context, dev *inventory.Device, alias strin
 	return rtnl.IgnoreNotExist(err)
 }
 
+// Announce has the switch of a NIC handle frames as if they had come from that port of the NIC.
+func (m *Maker) Announce(ctx context.Context, r nic.Record, port string, frames [][]byte) error {
+	return switches.With(ctx, r.Source, func(ctx context.Context, c *control.Client) error {
+		return c.Announce(ctx, port, frames)
+	})
+}
+
 // Set changes settings of a NIC's link.
 func (m *Maker) Set(dev *inventory.Device, attrs ...rtnl.Attr) error {
 	return m.On(dev, func(nl *rtnl.Conn) error { return nl.Set(dev.Index, attrs...) })

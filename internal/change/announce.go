@@ -25,7 +25,11 @@ func (p *Plan) announceStep() step.Step {
 		}
 	}
 	text := fmt.Sprintf("write to a copy of QEMU's own fd of %s: %s of %s; announce-self", p.dev.Name, who, p.to.MAC)
-	if p.dev.Tun == nil {
+	switch {
+	case p.dev.IsSocket():
+		text = fmt.Sprintf("switch %s: announce %s on port %s: %s; announce-self",
+			p.to.Source, p.to.MAC, p.dev.Name, who)
+	case p.dev.Tun == nil:
 		text = "announce-self"
 	}
 	return step.Step{
@@ -69,18 +73,28 @@ func firstVLANs(ranges []brport.VLANRange, most int) (vlans []int) {
 	return vlans
 }
 
+// inject has the guest's side send the frames that announce it: on a macvtap or ipvtap only the
+// guest itself can.
+func (p *Plan) inject(ctx context.Context) error {
+	switch {
+	case p.dev.IsSocket():
+		return p.m.Announce(ctx, p.to, p.dev.Name, announcement(p.to))
+	case p.dev.Tun == nil:
+		return nil
+	}
+	inode, err := p.m.NS.Inode()
+	if err != nil {
+		return err
+	}
+	return tun.Inject(p.guest.PID(), p.dev.Name, inode, announcement(p.to)...)
+}
+
 func (p *Plan) announce(ctx context.Context) {
 	if p.to.LinkDown {
 		return
 	}
-	if p.dev.Tun != nil { // elsewhere only the guest can send. This comes first: QEMU may be slow to answer
-		inode, err := p.m.NS.Inode()
-		if err == nil {
-			err = tun.Inject(p.guest.PID(), p.dev.Name, inode, announcement(p.to)...)
-		}
-		if err != nil {
-			p.Notices = append(p.Notices, fmt.Sprintf("%s was not announced on %s: %v", p.to.MAC, p.to.Source, err))
-		}
+	if err := p.inject(ctx); err != nil { // first: QEMU may be slow to answer
+		p.Notices = append(p.Notices, fmt.Sprintf("%s was not announced on %s: %v", p.to.MAC, p.to.Source, err))
 	}
 	if err := p.guest.Announce(ctx, p.to.NIC); err != nil {
 		p.Notices = append(p.Notices, fmt.Sprintf("QEMU did not announce the guest: %v", err))

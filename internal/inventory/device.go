@@ -331,7 +331,7 @@ func (dev *Device) stateByHolders(m moment, own nic.State) nic.State {
 // ownState returns the state of the device, or of its switch's port, regardless of its holders.
 func (dev *Device) ownState() nic.State {
 	s := dev.foundState()
-	if s == nic.Down && dev.Want.Prepared && !dev.Up {
+	if s == nic.Down && dev.Want.Prepared && (!dev.Up || dev.IsSocket()) {
 		return nic.Prepared
 	}
 	return s

@@ -38,8 +38,8 @@ const (
 		featureLogAll | featureProtocol | featureVersion1 | featureGuestUSO4 | featureGuestUSO6 | featureHostUSO
 )
 
-// Protocol features (docs/interop/vhost-user.rst), as bits of a word. There is no PAGEFAULT, so that
-// QEMU refuses post-copy: memory that is still to come would keep an access waiting.
+// Protocol features (docs/interop/vhost-user.rst), as bits of a word. There is no PAGEFAULT, so
+// that QEMU refuses post-copy: memory that is still to come would keep an access waiting.
 const (
 	protocolMQ       = 1 << 0
 	protocolLog      = 1 << 1 // VHOST_USER_PROTOCOL_F_LOG_SHMFD

@@ -211,7 +211,8 @@ func TestLogGoes(t *testing.T) {
 // TestShortLog ends the session before anything is written that the log has no bits for.
 func TestShortLog(t *testing.T) {
 	t.Parallel()
-	short := func(size uint64) func(*frontend.Frontend, *frontend.Log) error {
+	type try = func(*frontend.Frontend, *frontend.Log) error
+	short := func(size uint64) try {
 		return func(f *frontend.Frontend, l *frontend.Log) error {
 			_, fd := f.Memory()
 			return errors.Join(f.Send(frontend.SetLogBase, 1, frontend.Words(size, 0), fd), l.Ask(true))
@@ -219,14 +220,14 @@ func TestShortLog(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		name, want string
-		do         func(*frontend.Frontend, *frontend.Log) error
+		do         try
 	}{
 		{"log of a byte", "a log of 1 bytes does not cover", short(1)},
-		{"shorter log", "SET_LOG_BASE: a log of 8 bytes does not cover", func(f *frontend.Frontend, l *frontend.Log) error {
+		{"shorter log", "SET_LOG_BASE: a log of 8 bytes", func(f *frontend.Frontend, l *frontend.Log) error {
 			_, fd := f.Memory()
 			return errors.Join(l.Start(), f.Send(frontend.SetLogBase, 1, frontend.Words(8, 0), fd))
 		}},
-		{"memory that is not in the log", "does not cover 4096 bytes", func(f *frontend.Frontend, l *frontend.Log) error {
+		{"memory outside", "does not cover 4096 bytes", func(f *frontend.Frontend, l *frontend.Log) error {
 			_, fd := f.Memory()
 			return errors.Join(l.Start(), f.Tell(frontend.AddMemReg,
 				append(frontend.Words(0), frontend.Region(1<<50, 4096, 1<<50, 0)...), fd))
@@ -237,7 +238,7 @@ func TestShortLog(t *testing.T) {
 			return errors.Join(l.Start(), f.Tell(frontend.AddMemReg,
 				append(frontend.Words(0), frontend.Region(at, 4096, 1<<50, 0)...), fd))
 		}},
-		{"used ring that is not in the log", "the log does not cover", func(f *frontend.Frontend, l *frontend.Log) error {
+		{"used ring outside", "the log does not cover", func(f *frontend.Frontend, l *frontend.Log) error {
 			start, _ := f.Pair[0].Room(false)
 			user := f.User() + uint64(start)
 			return errors.Join(l.Start(), f.Tell(frontend.SetVringAddr,

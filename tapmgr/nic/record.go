@@ -332,13 +332,13 @@ func (r Record) GuestMTU() int { return cmp.Or(r.MTU, EthernetMTU) }
 // too long, defaults are left out, and then everything but the NIC's identity; it is empty if even
 // that is too long.
 func (r Record) Label(own uint64) string {
-	r.Phase, r.Since, r.Netns, r.Prepared = PhasePlugged, 0, own, false
+	r.Phase, r.Since, r.Netns, r.Prepared = PhasePlugged, 0, own, r.Prepared && r.IsSocket()
 	if text := r.text(true); len(text) <= procfd.MaxLabel {
 		return text
 	}
 	short := Record{
 		VM: r.VM, NIC: r.NIC, Type: r.Type, Source: r.Source, Switch: r.Switch, Netns: own, Mode: r.Mode, MAC: r.MAC,
-		Model: DefaultModel, Queues: 1, Via: r.Via,
+		Model: DefaultModel, Queues: 1, Via: r.Via, Prepared: r.Prepared,
 	}
 	if text := short.text(true); len(text) <= procfd.MaxLabel {
 		return text

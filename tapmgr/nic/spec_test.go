@@ -245,6 +245,7 @@ func TestValidatePrepared(t *testing.T) {
 	}
 	for _, change := range []func(*Spec){
 		func(*Spec) {}, onto(Lower{Kind: vtap.Macvtap, Device: "eth0"}), on(ByTap), on(""),
+		on(BySocket), on(ByVhostUser),
 		func(s *Spec) { s.Bridge, s.Network = "", "lab" },
 		func(s *Spec) { s.Bridge, s.Routed, s.IP = "", "eth0", ips("192.0.2.7") },
 		onto(Lower{Kind: vtap.IPVtap, Device: "eth0", Addrs: []netip.Prefix{netip.MustParsePrefix("192.0.2.7/24")}}),
@@ -253,13 +254,12 @@ func TestValidatePrepared(t *testing.T) {
 		if err := s.Validate(); err != nil {
 			t.Errorf("%+v: %v", s, err)
 		}
-		if s = s.WithDefaults(); s.Switch != nil && s.Switch.By != ByTap {
-			t.Errorf("a port by %s", s.Switch.By)
+		if d := s.WithDefaults(); s.Switch != nil && s.Switch.By == "" && d.Switch.By != ByTap {
+			t.Errorf("a port by %s", d.Switch.By)
 		}
 	}
 	for want, change := range map[string]func(*Spec){
 		"needs the address": func(s *Spec) { s.MAC = nil },
-		"--via tap":         on(BySocket),
 		"libvirt migrates":  func(s *Spec) { s.Via = ViaMonitor },
 	} {
 		err := prepared(change).Validate()
@@ -269,8 +269,8 @@ func TestValidatePrepared(t *testing.T) {
 	}
 }
 
-// TestPreparedRecord: the alias says that a NIC is prepared. The label, which cannot change when it
-// is committed, does not.
+// TestPreparedRecord: the alias says that a NIC is prepared. So does the label of a NIC that has no
+// alias, which a commit renews; that of others does not.
 func TestPreparedRecord(t *testing.T) {
 	r := Record{
 		VM: "P2", NIC: "net0", Type: TypeTap, Source: "br0", MAC: net.HardwareAddr{0x52, 0x54, 0, 0, 0, 9},
@@ -282,5 +282,13 @@ func TestPreparedRecord(t *testing.T) {
 	}
 	if got, ok := ParseRecord(r.Label(7)); !ok || got.Prepared {
 		t.Errorf("label %s: %+v", r.Label(7), got)
+	}
+	r.Type, r.Switch = TypeVhostUser, true
+	for _, source := range []string{"sw0", "/run/" + strings.Repeat("x", 80)} { // the longest that fits
+		r.Source = source
+		got, ok := ParseRecord(r.Label(7))
+		if cfg := got.SwitchPortConfig(); !ok || !got.Prepared || !cfg.Down {
+			t.Errorf("label %s: %+v", r.Label(7), got)
+		}
 	}
 }

@@ -116,6 +116,12 @@ func (s Spec) CheckVhostUser() error {
 	return nil
 }
 
+// NeedsNoDevice reports whether the NIC is a port of a switch without a device on the host, for
+// which no privilege is needed.
+func (s Spec) NeedsNoDevice() bool {
+	return s.Switch != nil && (s.Switch.By == BySocket || s.Switch.By == ByVhostUser)
+}
+
 // CheckSocket returns an error if the NIC needs a tap.
 func (s Spec) CheckSocket() error {
 	switch {
@@ -191,8 +197,8 @@ func (r Record) SwitchPortConfig() vport.Config {
 	if r.Limits.LockMAC {
 		cfg.MACs = []net.HardwareAddr{r.MAC}
 	}
-	if r.IsSocket() { // a tap has an MTU itself
-		cfg.MTU = r.GuestMTU()
+	if r.IsSocket() { // a tap has an MTU itself, and can be down
+		cfg.MTU, cfg.Down = r.GuestMTU(), r.Prepared
 	}
 	return cfg
 }

@@ -40,9 +40,6 @@ func (s Spec) validatePrepared() error {
 	switch {
 	case !s.Prepared:
 		return nil
-	case s.Switch != nil && (s.Switch.By == BySocket || s.Switch.By == ByVhostUser):
-		return fmt.Errorf("a socket to a switch cannot be prepared: it has no device that could be down " +
-			"(vmnet prepare --via tap)")
 	case s.Via == ViaMonitor || s.Persistent:
 		return fmt.Errorf("libvirt migrates its guests itself: its hook prepares the NICs that their domains " +
 			"declare (vmnet hook install)")

@@ -67,7 +67,8 @@ func (m *Memory) Log() *Log { return m.log }
 func (m *Memory) CheckLog() error {
 	for _, a := range m.areas {
 		if m.log != nil && !m.log.Covers(a.Guest, a.Size) {
-			return fmt.Errorf("a log of %d bytes does not cover %d bytes of memory at %#x", m.log.area.Size, a.Size, a.Guest)
+			return fmt.Errorf("a log of %d bytes does not cover %d bytes of memory at %#x",
+				m.log.area.Size, a.Size, a.Guest)
 		}
 	}
 	return nil

@@ -24,7 +24,7 @@ func MayShare(argv []string) error {
 	}
 	for _, arg := range argv[1:] {
 		if opt := "-" + strings.TrimLeft(arg, "-"); strings.HasPrefix(arg, "-") && slices.Contains(comes, opt) {
-			return fmt.Errorf("with %s the guest's state is that of one whose memory was private", opt)
+			return fmt.Errorf("with %s the guest may come from private memory (--via vhost-user if it was shared)", opt)
 		}
 		for _, c := range apart {
 			if strings.Contains(arg, c.word) {
