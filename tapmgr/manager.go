@@ -39,6 +39,9 @@ type Manager struct {
 	// A privileged helper must not ask: anybody can run a switch.
 	AskSwitches bool
 	Switches    []string
+	// MayShare returns nil if a switch of user owner may have the memory of a guest of user uid, or
+	// why it may not. If it is nil, no switch may but the guest's user's own and root's.
+	MayShare func(uid, owner int) error
 	// LeaseStates are directories with lease files of networks, besides dhcp.DefaultState.
 	LeaseStates []string
 
@@ -70,6 +73,12 @@ func Open(nameOrPath string) (*Manager, error) {
 	m := &Manager{host: host, ns: ns}
 	host.Run = func(ctx context.Context, steps []step.Step) error { return m.Run.Do(ctx, steps) }
 	host.Notice = func(text string) { m.report(Unseen, text) }
+	host.MayShare = func(uid, owner int) error {
+		if m.MayShare == nil {
+			return errors.New("run the switch as that user or root")
+		}
+		return m.MayShare(uid, owner)
+	}
 	host.Switches = func() (paths []string, ok bool, err error) { return m.Switches, m.AskSwitches, nil }
 	return m, nil
 }

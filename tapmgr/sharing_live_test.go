@@ -231,3 +231,39 @@ func TestLiveSharedMemoryWithoutSwitch(t *testing.T) {
 	s.left(g)
 	s.noSockets(g)
 }
+
+// TestLiveSharedMemoryOfAnotherUser: a switch of another user gets a guest's memory only if it may,
+// also when it was started again.
+func TestLiveSharedMemoryOfAnotherUser(t *testing.T) {
+	nstest.RequireRoot(t)
+	t.Parallel()
+	h := newHost(t)
+	s := h.nobodysSwitch()
+	g := h.sharing(testvm.Config{Paused: true})
+	attach := func() error {
+		_, err := h.Attach(h.context(20*time.Second), s.on(g, "net0", nic.ByVhostUser))
+		return err
+	}
+	const refusal = "of user 65534 would get the memory of a guest of user 0: run the switch as that user or root"
+	if err := attach(); !errors.Is(err, os.ErrPermission) || !strings.Contains(err.Error(), refusal) {
+		t.Errorf("without a rule: %v", err)
+	}
+	s.left(g)
+	asked := 0
+	allow := func(uid, owner int) error {
+		if asked++; uid != 0 || owner != 65534 {
+			t.Errorf("asked for a guest of %d and a switch of %d", uid, owner)
+		}
+		return nil
+	}
+	h.MayShare = allow
+	if err := attach(); err != nil || asked == 0 {
+		t.Fatalf("with a rule: %v, asked %d times", err, asked)
+	}
+	if diff := h.check(); len(diff) > 0 {
+		t.Errorf("check %+v", diff)
+	}
+	if port := s.onlyPort(); port.Kind != "vhost-user" {
+		t.Errorf("port %+v", port)
+	}
+}

@@ -70,8 +70,8 @@ makes no device. --via tap gives QEMU a tap whose kernel side the switch takes: 
 offloads and vhost, and needs CAP_NET_ADMIN and CAP_NET_RAW. With --via vhost-user the guest shares
 its memory with the switch, which copies frames from there and to there: the fastest, without
 privilege, for a guest that was started with shared memory. The switch can read and write all of
-that memory, so it must be of QEMU's own user or of root, and auto never chooses this. The port is
-removed when QEMU exits, however it exits. --storm limits the frames of the guest that are flooded,
+that memory, so it must be of QEMU's own user or of root, or policy.yaml(5) must have share-memory
+for its user, and auto never chooses this. The port is removed when QEMU exits, however it exits. --storm limits the frames of the guest that are flooded,
 and --max-addresses the addresses that are learned. When the switch ends, vmnet reconcile connects a
 tap, or a NIC by vhost-user, to the next switch of that name; a NIC on a socket is disconnected
 until you attach it again.

@@ -78,6 +78,7 @@ func (a *app) policyCheck(path string, json bool) error {
 type policyTest struct {
 	request         policy.Request
 	user            string
+	shareMemory     string // instead of a NIC: the user of a switch
 	file            string // empty: the default file, which need not exist
 	bridgeConf      string
 	macvtap, ipvtap string
@@ -88,10 +89,11 @@ type policyTest struct {
 func (a *app) policyTestCommand() *cobra.Command {
 	var o policyTest
 	cmd := &cobra.Command{
-		Use:   "test --user USER --{bridge|network|routed|...} PLACE",
+		Use:   "test --user USER --{bridge|network|share-memory|...} PLACE",
 		Short: "Show whether a user may have a NIC, and why",
 		Long: `Show whether a user may have a NIC: the rule that allows it, or the reason for the
 denial and its cure. Exit status: 0 for allowed, 1 for denied, 2 for wrong usage.
+With --share-memory it is about the memory of the user's guests, not about a NIC.
 
 bridge.conf and the files that it includes are read with the caller's privileges. If the modes of
 included files decide to whom they apply, run this command as that user. Only bridge.conf binds
@@ -122,6 +124,8 @@ func (o *policyTest) flags(cmd *cobra.Command) {
 	f.StringVar(&o.request.Routed, "routed", "", "the `UPLINK` of a requested routed NIC")
 	f.StringVar(&o.macvtap, "macvtap", "", "the `PARENT` device of a requested macvtap")
 	f.StringVar(&o.ipvtap, "ipvtap", "", "the `PARENT` device of a requested ipvtap")
+	f.StringVar(&o.shareMemory, "share-memory", "",
+		"whether a switch of this `USER` may have the memory of the user's guests, by --via vhost-user")
 	f.StringVar(&o.request.Mode, "mode", "", "the mode of a requested macvtap or ipvtap (default bridge, or l2)")
 	f.Var(nicflags.Value("ADDR", "", func(s string) error {
 		ip, err := policy.ParseIP(s)
@@ -143,8 +147,8 @@ func (o *policyTest) flags(cmd *cobra.Command) {
 	f.StringVar(&o.bridgeConf, "bridge-conf",
 		bridgeconf.DefaultPath, "`FILE` with the bridges that QEMU's users may have")
 	require(cmd, "user")
-	cmd.MarkFlagsMutuallyExclusive("bridge", "network", "routed", "macvtap", "ipvtap")
-	cmd.MarkFlagsOneRequired("bridge", "network", "routed", "macvtap", "ipvtap")
+	cmd.MarkFlagsMutuallyExclusive("bridge", "network", "routed", "macvtap", "ipvtap", "share-memory")
+	cmd.MarkFlagsOneRequired("bridge", "network", "routed", "macvtap", "ipvtap", "share-memory")
 }
 
 func (a *app) completePolicyTest(cmd *cobra.Command) {
@@ -156,6 +160,7 @@ func (a *app) completePolicyTest(cmd *cobra.Command) {
 	complete(cmd, "vm", cobra.NoFileCompletions)
 	complete(cmd, "iface-id", cobra.NoFileCompletions)
 	complete(cmd, "user", cobra.NoFileCompletions)
+	complete(cmd, "share-memory", cobra.NoFileCompletions)
 	complete(cmd, "bridge", a.bridgeNames)
 	complete(cmd, "network", a.networksToJoin)
 	complete(cmd, "routed", a.interfaceNames)
@@ -166,10 +171,17 @@ func (a *app) completePolicyTest(cmd *cobra.Command) {
 // policyTest checks both files, even if the first denies, so that all cures are printed at once.
 func (a *app) policyTest(o *policyTest) error {
 	o.place()
-	if err := findUser(o.user, &o.request); err != nil {
+	if err := findUser("user", o.user, &o.request); err != nil {
 		return err
 	}
-	if err := o.request.Validate(); err != nil {
+	var sharing policy.Sharing
+	if o.shareMemory != "" {
+		var owner policy.Request
+		if err := findUser("share-memory", o.shareMemory, &owner); err != nil {
+			return err
+		}
+		sharing = policy.Sharing{UID: o.request.UID, GIDs: o.request.GIDs, Owner: owner.UID}
+	} else if err := o.request.Validate(); err != nil {
 		return usagef("%w", err)
 	}
 	p, err := a.loadPolicy(o.file)
@@ -177,7 +189,11 @@ func (a *app) policyTest(o *policyTest) error {
 		return err
 	}
 	answer := policyAnswer{By: []string{}, Reasons: []policy.Reason{}} // no null in JSON
-	answer.policy(p.Decide(o.request))
+	if o.shareMemory != "" {
+		answer.policy(p.MayShare(sharing))
+	} else {
+		answer.policy(p.Decide(o.request))
+	}
 	if o.request.Bridge != "" {
 		a.askBridgeConf(&answer, o)
 	}
@@ -204,13 +220,32 @@ func (o *policyTest) place() {
 	q.Mode = cmp.Or(q.Mode, vtap.Modes(q.Kind)[0])
 }
 
-// findUser fills in the ids of a user, given by a name, or by an id that may have no name.
-func findUser(text string, q *policy.Request) error {
+// mayShare returns nil if the policy permits a switch of user owner to have the memory of a guest
+// of user uid, or why not.
+func mayShare(uid, owner int) error {
+	p, err := policy.Load(policy.DefaultPath)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	var q policy.Request
+	if err := findUser("user", strconv.Itoa(uid), &q); err != nil {
+		return err
+	}
+	v := p.MayShare(policy.Sharing{UID: uid, GIDs: q.GIDs, Owner: owner})
+	if v.Allowed {
+		return nil
+	}
+	return errors.New(v.Reasons[0].String())
+}
+
+// findUser fills in the ids of a user, given to a flag by a name, or by an id that may have no
+// name.
+func findUser(flag, text string, q *policy.Request) error {
 	u, err := user.Lookup(text)
 	if err != nil {
 		id, numErr := strconv.ParseUint(text, 10, 32)
 		if numErr != nil {
-			return fmt.Errorf("--user %q: %w (give a name of /etc/passwd, or an id)", text, err)
+			return fmt.Errorf("--%s %q: %w (give a name of /etc/passwd, or an id)", flag, text, err)
 		}
 		q.UID = int(id)
 		if u, err = user.LookupId(text); err != nil {
@@ -218,11 +253,11 @@ func findUser(text string, q *policy.Request) error {
 		}
 	}
 	if q.UID, err = strconv.Atoi(u.Uid); err != nil {
-		return fmt.Errorf("--user %q: uid %q: %w", text, u.Uid, err)
+		return fmt.Errorf("--%s %q: uid %q: %w", flag, text, u.Uid, err)
 	}
 	groups, err := u.GroupIds()
 	if err != nil {
-		return fmt.Errorf("--user %q: look up groups: %w", text, err)
+		return fmt.Errorf("--%s %q: look up groups: %w", flag, text, err)
 	}
 	for _, g := range groups {
 		if id, err := strconv.Atoi(g); err == nil {

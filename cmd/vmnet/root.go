@@ -216,6 +216,7 @@ func (a *app) withManager(f func(*tapmgr.Manager) error) error {
 		m.LeaseStates = userdirs.Leases(os.Getenv)
 		m.UseHelper(helperPath())
 		m.Libvirt = a.libvirt
+		m.MayShare = mayShare
 		m.AskLibvirt()
 		return f(m)
 	})

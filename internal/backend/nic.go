@@ -33,11 +33,11 @@ import (
 // A Maker works in one network namespace. Its methods may be called concurrently.
 type Maker struct {
 	*inventory.Host
+	Sharing
 
 	// Run runs a list of steps; nil is step.Run alone.
 	Run step.Runner
-	// Owner is the uid for which a privileged helper works, as the aliases of its links say; 0 for
-	// root.
+	// Owner is the uid for which a privileged helper works, as its links' aliases say; 0 for root.
 	Owner int
 	// HelperPath, if not empty, is the path of the privileged program that makes taps if the
 	// caller may not: see Serve.

@@ -42,7 +42,7 @@ func (h *NIC) ShareWith(pid, uid int, hasKVM bool) error {
 	if !ok {
 		return errors.New("the NIC has another host interface")
 	}
-	if err := mayShare(h.Record.Source, uid); err != nil {
+	if err := s.m.mayShare(h.Record.Source, uid); err != nil {
 		return err
 	}
 	s.uid = uid
@@ -57,15 +57,28 @@ func (h *NIC) ShareWith(pid, uid int, hasKVM bool) error {
 	return h.Device.Validate()
 }
 
+// Sharing says who else may share memory.
+type Sharing struct {
+	// MayShare returns nil if a switch of user owner may have the memory of a guest of user uid,
+	// or why it may not; nil: none may but that user's own and root's.
+	MayShare func(uid, owner int) error
+}
+
 // mayShare returns an error unless a switch may have the memory of a guest of that user: it is that
-// user's, or root's.
-func mayShare(sw string, uid int) error {
+// user's, or root's, or the policy permits it.
+func (m *Maker) mayShare(sw string, uid int) error {
 	owner, err := switches.Owner(sw)
-	if err == nil && owner != 0 && owner != uid {
-		err = fmt.Errorf("%w: switch %s of user %d would get the memory of a guest of user %d "+
-			"(run the switch as that user or root; or use --via tap)", fs.ErrPermission, sw, owner, uid)
+	if err != nil || owner == 0 || owner == uid {
+		return err
 	}
-	return err
+	why := errors.New("run the switch as that user or root")
+	if m.MayShare != nil {
+		if why = m.MayShare(uid, owner); why == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: switch %s of user %d would get the memory of a guest of user %d: %w",
+		fs.ErrPermission, sw, owner, uid, why)
 }
 
 func (s *sharedGuest) steps(w making) []step.Step {
@@ -117,7 +130,7 @@ func (m *Maker) portFiles(ctx context.Context, dev *inventory.Device, pid int) (
 	if dev.Want.Type != nic.TypeVhostUser {
 		return m.packetFiles(ctx, dev.Name)
 	}
-	if err := mayShare(dev.Want.Source, dev.UID); err != nil {
+	if err := m.mayShare(dev.Want.Source, dev.UID); err != nil {
 		return nil, err
 	}
 	f, err := endpoint.FindFrontend(ctx, pid, nic.DeviceID(dev.Want.NIC))

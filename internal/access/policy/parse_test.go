@@ -126,7 +126,7 @@ func TestParseErrors(t *testing.T) {
 			rule(
 				"vlan: 10"),
 			"4:5: a rule has no key \"vlan\" (want users, groups, bridges, networks, lowers, uplinks, " +
-				"modes, ips, guests, vlans, port, require, port-security, ethertypes, allow-in, max-rate-up, " +
+				"share-memory, modes, ips, guests, vlans, port, require, port-security, ethertypes, allow-in, max-rate-up, " +
 				"max-rate-down, shape, iface-ids, ovsdb, macs, nics, queues), in `vlan: 10`",
 		},
 		{
@@ -150,7 +150,7 @@ func TestParseErrors(t *testing.T) {
 		},
 		{
 			"nothing", "rules:\n  - users: [alice]\n",
-			"2:5: the rule allows nothing (add bridges, networks, lowers or uplinks), in `- users: [alice]`",
+			"2:5: the rule allows nothing (add bridges, networks, lowers, uplinks or share-memory), in `- users: [alice]`",
 		},
 		{"anchor", "rules: &a []\n", "1:8: rules is not a list (write [a, b]), in `rules: &a []`"},
 		{"alias", "rules: *a\n", "1:8: rules is not a list (write [a, b]), in `rules: *a`"},

@@ -24,6 +24,7 @@ type rule struct {
 	networks      []string // globs
 	lowers        []string // globs
 	uplinks       []string // globs
+	shareMemory   []who
 	modes         []string
 	ips           []netip.Prefix // masked
 	guests        []string       // globs
@@ -99,6 +100,7 @@ func (d *decoder) rule(n ast.Node) error {
 		globs("networks", &r.networks, d.glob),
 		globs("lowers", &r.lowers, d.glob),
 		globs("uplinks", &r.uplinks, d.glob),
+		of(shareMemory, func(n ast.Node) error { return d.sharer(n, &r) }),
 		words("modes", &r.modes, allModes()...),
 		of("ips", func(n ast.Node) error {
 			p, err := d.ipRange(n)

@@ -32,8 +32,8 @@ func (r *rule) consistent() error {
 	switch {
 	case !r.anybody && len(r.users)+len(r.groups) == 0:
 		return errors.New("the rule has no users (add users or groups)")
-	case len(r.bridges)+len(r.networks)+len(r.lowers)+len(r.uplinks) == 0:
-		return errors.New("the rule allows nothing (add bridges, networks, lowers or uplinks)")
+	case len(r.bridges)+len(r.networks)+len(r.lowers)+len(r.uplinks)+len(r.shareMemory) == 0:
+		return errors.New("the rule allows nothing (add bridges, networks, lowers, uplinks or share-memory)")
 	case r.security.Has(portsec.IP) && !limited && len(r.bridges)+len(r.lowers) > 0:
 		return errors.New("port-security: ip compares with the addresses that a user asks for (add ips)")
 	case r.shape == shapeRequire && r.maxUp.Bits+r.maxDown.Bits == 0:

@@ -119,7 +119,7 @@ func (p *Policy) Warnings() []string {
 	}
 	n := newNames()
 	for _, r := range p.rules {
-		for _, w := range r.users {
+		for _, w := range slices.Concat(r.users, r.shareMemory) {
 			if n.user(w) < 0 {
 				all = append(all, fmt.Sprintf("%s:%d: there is no user %q (add the user, or correct the name)",
 					p.File, w.line, w.name))
