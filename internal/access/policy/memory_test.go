@@ -37,8 +37,9 @@ func TestMayShare(t *testing.T) {
 			t.Errorf("%+v: %+v, want %q", tt.q, v, tt.want)
 		}
 	}
-	if v := (*Policy)(nil).MayShare(Sharing{UID: 1000, Owner: 1500}); v.Allowed ||
-		!strings.Contains(v.Err().Error(), "it does not exist") || !strings.Contains(v.Example, "share-memory: [1500]") {
+	v := (*Policy)(nil).MayShare(Sharing{UID: 1000, Owner: 1500})
+	if v.Allowed || !strings.Contains(v.Err().Error(), "it does not exist") ||
+		!strings.Contains(v.Example, "share-memory: [1500]") {
 		t.Errorf("without a file: %+v", v)
 	}
 	if v := p.Decide(Request{UID: 3000, Bridge: "br0"}); v.Allowed { // share-memory allows no NIC
@@ -48,7 +49,8 @@ func TestMayShare(t *testing.T) {
 	if !strings.Contains(got, `policy.yaml:4: there is no user "nosuchuser"`) {
 		t.Errorf("warnings %q", got)
 	}
-	if _, err := Parse("policy.yaml", []byte(`rules: [{users: [1], share-memory: ["*"]}]`)); err == nil {
+	_, err := Parse("policy.yaml", []byte(`rules: [{users: [1], share-memory: ["*"]}]`))
+	if err == nil {
 		t.Error("everybody's switches may have the memory")
 	}
 }
