@@ -106,4 +106,5 @@ func (c *Conn) CheckShared(ctx context.Context) error {
 }
 
 const sharedCure = "start the guest with -object memory-backend-memfd,id=mem,size=SIZE,share=on " +
-	"-machine memory-backend=mem, or by qemu-netup --via vhost-user, which adds that; or use --via tap"
+	"-machine memory-backend=mem, or by qemu-netup --via vhost-user, which adds that; libvirt's with " +
+	"<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>; or use --via tap"

@@ -72,8 +72,8 @@ func wayOf(spec nic.Spec, isLibvirts, hasHelper bool) (nic.Via, error) {
 		return "",
 			step.WithStage(nic.ErrInvalid,
 				fmt.Errorf(
-					"guest %s is libvirt's, which cannot plug a port of a userspace switch (--via monitor hands it to QEMU, without libvirt's knowledge)",
-					spec.VM))
+					"guest %s is libvirt's, which cannot plug a port of a userspace switch (--via monitor,%s hands it to QEMU, without libvirt's knowledge)",
+					spec.VM, spec.Switch.By))
 	}
 	spec.Via = nic.ViaLibvirt
 	if err := spec.CheckLibvirt(); err != nil {

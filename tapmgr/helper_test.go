@@ -25,6 +25,7 @@ type order struct {
 	Spec   nic.Spec
 	KillAt string // dies by SIGKILL at the step of that name
 	After  bool   // when it was done
+	Other  int    // kills that process first, and itself only once the step waits
 	NoTun  bool   // sees no /dev/net/tun
 
 	Prepare bool   // does the hook's part of the guest's start instead
@@ -126,7 +127,11 @@ func (o order) run() error {
 	m.Host().Networks = o.Networks
 	m.Run = func(ctx context.Context, list []step.Step) error {
 		return step.Run(ctx, list, func(ctx context.Context, s step.Step, do func(context.Context) error) error {
-			if s.Name == o.KillAt && !o.After {
+			switch {
+			case s.Name == o.KillAt && o.Other != 0:
+				_ = syscall.Kill(o.Other, syscall.SIGKILL)
+				time.AfterFunc(200*time.Millisecond, die) // QEMU waits by then
+			case s.Name == o.KillAt && !o.After:
 				die()
 			}
 			err := do(ctx)

@@ -92,7 +92,8 @@ func (r *reconciler) guest(ctx, reading context.Context, nics []inventory.Device
 	if pid == 0 { // it has ended since, and its NICs with it
 		return
 	}
-	g, err := r.m.open(reading, nic.Target{VM: nics[0].Want.VM, PID: pid}, nics[0].Want.Via)
+	g, end, err := r.open(ctx, reading, pid, nics)
+	defer end()
 	if err != nil {
 		if nics[0].VMMPID() == 0 { // likewise
 			return
@@ -107,7 +108,7 @@ func (r *reconciler) guest(ctx, reading context.Context, nics []inventory.Device
 	}
 	defer g.Close()
 	for i, dev := range nics {
-		if i > 0 { // it has answered, and the work since may have taken long
+		if i > 0 || reading.Err() != nil { // it has answered, and the work since may have taken long
 			var cancel context.CancelFunc
 			reading, cancel = guest.WithTimeout(ctx)
 			defer cancel()

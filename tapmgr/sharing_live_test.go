@@ -232,6 +232,38 @@ func TestLiveSharedMemoryWithoutSwitch(t *testing.T) {
 	s.noSockets(g)
 }
 
+// TestLiveSharedMemoryAllKilled: a QEMU whose switch and vmnet were killed while it adds a NIC
+// waits for a switch. Reconcile frees it, and so does the next switch.
+func TestLiveSharedMemoryAllKilled(t *testing.T) {
+	nstest.RequireRoot(t)
+	t.Parallel() // it waits most of the time
+	h := newHost(t)
+	s := h.runSwitch()
+	g := h.sharing(testvm.Config{Paused: true})
+	before := monitorState(h, g)
+	for _, again := range []bool{false, true} {
+		h.killed(order{
+			Spec: s.on(g, "net0", nic.ByVhostUser), KillAt: "netdev_add vmnet-net0-netdev",
+			Other: s.cmd.Process.Pid, Switches: []string{s.path},
+		})
+		_ = s.cmd.Wait()
+		if again {
+			s.start()
+			s.asksAgain()
+		}
+		h.settled()
+		if after := monitorState(h, g); after != before { // QEMU answers
+			t.Errorf("QEMU changed from\n%s to\n%s", before, after)
+		}
+		if !again {
+			s.start()
+			s.asksAgain()
+		}
+		s.left(g)
+		s.noSockets(g)
+	}
+}
+
 // TestLiveSharedMemoryOfAnotherUser: a switch of another user gets a guest's memory only if it may,
 // also when it was started again.
 func TestLiveSharedMemoryOfAnotherUser(t *testing.T) {

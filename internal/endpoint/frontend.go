@@ -183,13 +183,27 @@ func FindFrontend(ctx context.Context, pid int, device string) (*os.File, error)
 // StandIn serves a QEMU in place of the switch that it waits for on a socket: until one connects,
 // QEMU answers nobody. StandIn takes no frames. end ends it. It is no error if nobody listens.
 func StandIn(path string, pairs int) (end func()) {
-	d, err := vhostuser.New(pairs, func() {})
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return func() {}
 	}
-	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
+	return standIn(conn, pairs)
+}
+
+// StandInOn is StandIn on a connection to QEMU, which it takes over.
+func StandInOn(f *os.File, pairs int) (end func()) {
+	defer f.Close()
+	conn, err := net.FileConn(f)
 	if err != nil {
-		return func() { _ = d.Close() }
+		return func() {}
+	}
+	return standIn(conn.(*net.UnixConn), pairs)
+}
+
+func standIn(conn *net.UnixConn, pairs int) (end func()) {
+	d, err := vhostuser.New(pairs, func() {})
+	if err != nil {
+		return func() { _ = conn.Close() }
 	}
 	var serving sync.WaitGroup
 	serving.Go(func() { _ = d.Serve(conn) })

@@ -4,10 +4,18 @@
 # private_dirs mounts empty directories over /run, /var and /etc. The new /etc has the files that
 # programs need to start, and the user and group that libvirtd looks up before it reads its
 # configuration. (The package with libvirt's units would create them, and is otherwise not needed.)
-# Test guests' kernels keep their paths.
+# Test guests' kernels keep their paths, and so does /run/vmnet if it is there: in it, QEMUs and
+# switches find each other.
 private_dirs() {
 	cache=${VMNET_CACHE:-/var/cache/vmnet}
-	mount -t tmpfs none /run
+	if [ -d /run/vmnet ]; then
+		exec 9</run/vmnet
+		mount -t tmpfs none /run
+		mkdir /run/vmnet && mount -c --bind /proc/self/fd/9 /run/vmnet # the path of fd 9 is hidden
+		exec 9<&-
+	else
+		mount -t tmpfs none /run
+	fi
 	if [ -d "$cache" ]; then mkdir /run/cache && mount --bind "$cache" /run/cache; fi
 	mount -t tmpfs none /var
 	if [ -d /run/cache ]; then mkdir -p "$cache" && mount --move /run/cache "$cache" && rmdir /run/cache; fi
