@@ -13,7 +13,7 @@
 //
 // # Wires
 //
-// A port's frames pass through its wire (wire.go), which is of one of five kinds. A tap is on a
+// A port's frames pass through its wire (wire.go), which is of one of six kinds. A tap is on a
 // tap wire only if the switch itself has the tap's queues. A guest's tap is on a packet wire: QEMU
 // has its queues, and the switch has its kernel side. A lane is a tap beside a packet wire.
 //
@@ -26,6 +26,7 @@
 //	  another program (--stream) stream      OpenStream     streamQueue  in the frame
 //	other programs               socket      OpenSocket     mmsgQueue    in the frame
 //	guest (--via vhost-user)     vhost-user  OpenVhostUser  vhostQueue   in the frame
+//	other hosts (--vxlan)        vxlan       OpenVXLAN      vxlanQueue   in the frame
 //
 // A packetQueue is an mmsgQueue with a second path and a receive ring (arrivals), and a laneQueue
 // is a tapQueue. Which wire a guest has is decided by portOf in internal/backend/switch.go. vmnet's
@@ -49,6 +50,10 @@
 //	        find the frames   unframer.take        unframe.go
 //	    from a guest's memory vhostQueue.receive   vhostuser.go       Giant
 //	      again, polling it   pollers.poll         poller.go
+//	    from other hosts      vxlanQueue.receive   vxlan_receive.go   Stranger, OtherSegment,
+//	                                                                  Unreadable
+//	      find the frames     vxlanQueue.take      vxlan_receive.go
+//	        join segments     vxlanQueue.packet    vxlan_receive.go
 //	  handle it               receiver.input       forward.go
 //	    check a frame         receiver.accept      forward.go         Down, Looped, BadSource,
 //	                                                                  Spoofed, LinkLocal
@@ -79,14 +84,16 @@
 //	        to a stream       streamQueue.send     stream.go          Full, Down
 //	          or its backlog  streamSender.queue   stream_send.go
 //	        to its memory     vhostQueue.send      vhostuser.go       Full, TooBig, Down
+//	        to other hosts    vxlanQueue.send      vxlan_send.go      Unreachable, Full, TooBig,
+//	          find the host   encapsulator.route   vxlan_send.go      Gone, Rejected
 //	          note a result   sender.note          sender.go          Full, Down, Gone,
 //	                                                                  Rejected, TooBig
 //
 // receiver.accept also drops with the reasons of package portsec, frame.parse and receiver.finish
-// with those of package offload. The kernel counts Overrun and Indescribable of packet wires, and
-// Port.Stats asks it for the numbers. A frame for one port is dropped with the reason of between,
-// except VLAN: then it is flooded. A flooded frame is dropped only if it may leave by no port at
-// all, and then with NoPort: flood does not report why it left out each port.
+// with those of package offload. The kernel counts Overrun of packet and VXLAN wires, and
+// Indescribable, and Port.Stats asks it for the numbers. A frame for one port is dropped with the
+// reason of between, except VLAN: then it is flooded. A flooded frame is dropped only if it may
+// leave by no port at all, and then with NoPort: flood does not report why it left out each port.
 //
 // A guest that has arrived by a migration is announced by frames that the switch makes, or is
 // given, and that Port.inject handles as if the guest had sent them.
@@ -95,13 +102,23 @@
 // tag with which it came, and an outgoing one with the tag with which it left. Port.refuse reports
 // the frames that are refused before that (Rated, TooBig).
 //
+// # Other hosts
+//
+// A VXLAN port is one port to many hosts. The FDB has the port behind which an address is; the
+// port's own table, also an FDB, has the host, by the VLAN of the tag that the frame has on its
+// way. A frame for an address that is not there goes to all hosts. The frames of one flow leave by
+// the same of a few sockets, so that they have the same source port. Segments of TCP that arrive
+// together become a super-frame (offload.Joiner); a super-frame that leaves is cut, and its
+// segments leave in one system call (encapsulator). A frame that came from the port never leaves by
+// it.
+//
 // # VLAN tags
 //
-// The kernel puts a tag into the frame when a tap is read (tun_put_user in drivers/net/tun.c). In
-// a stream, a datagram and a guest's memory it is in the frame as well. A packet socket delivers
-// the outermost tag, of 802.1Q or 802.1ad, beside the frame. By the ring, arrivals.at reads it and
-// arrival.copyTo puts it back; otherwise tagOf and mmsgQueue.take do. Both call putBack (mmsg.go).
-// Then all tags are in the frame, as they are when it leaves.
+// The kernel puts a tag into the frame when a tap is read (tun_put_user in drivers/net/tun.c). In a
+// stream, a datagram, VXLAN and a guest's memory it is in the frame as well. A packet socket
+// delivers the outermost tag, of 802.1Q or 802.1ad, beside the frame. By the ring, arrivals.at
+// reads it and arrival.copyTo puts it back; otherwise tagOf and mmsgQueue.take do. Both call
+// putBack (mmsg.go). Then all tags are in the frame, as they are when it leaves.
 //
 // frame.parse reads an outermost 802.1Q tag; a frame whose outermost tag is of 802.1ad counts as
 // untagged. If the switch filters VLANs, classify finds the frame's VLAN from the tag or the port,

@@ -112,6 +112,9 @@ func NewFDB(capacity int, ageing time.Duration) *FDB {
 	return f
 }
 
+// ageingTime returns how long an address is kept.
+func (f *FDB) ageingTime() time.Duration { return time.Duration(f.ageing) * time.Second }
+
 // Lookup returns the port behind which an address is, or -1 if it is unknown.
 func (f *FDB) Lookup(k Key) (port int) {
 	b, rest := f.place(k)

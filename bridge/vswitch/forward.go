@@ -26,7 +26,8 @@ type receiver struct {
 	out    *sender
 	heads  [batchSize][headMax]byte // heads of frames whose tag or vnet header changes
 	fin    offload.Finisher
-	copied []byte // buffer for a frame that is both retagged and finished; made for the first one
+	recut  offload.Limits // a target's, for frames of other hosts, whose segments are of a guessed size
+	copied []byte         // buffer for a frame that is both retagged and finished; made for the first one
 
 	refused    int         // refused frames in the batch
 	throttling *time.Timer // made by the first call of pause
@@ -230,6 +231,10 @@ func (r *receiver) add(to *Port, f *frame) {
 		return
 	}
 	limits := to.limits.Load()
+	if r.port.wire.overlay != nil {
+		r.recut = *limits
+		r.recut.Recut, limits = true, &r.recut
+	}
 	if r.port.wire.verified || to.wire.verified {
 		r.hasten(to, f, limits)
 	}
@@ -243,7 +248,7 @@ func (r *receiver) add(to *Port, f *frame) {
 		r.out.add(offload.Frame{Head: f.data[vnetLen-limits.VnetHdr:]})
 		return
 	case !fits && !retag:
-		r.finish(to, f.vnet, f.data)
+		r.finish(to, limits, f.vnet, f.data)
 		return
 	}
 	head, shift := r.heads[r.out.n][:], 0
@@ -261,7 +266,7 @@ func (r *receiver) add(to *Port, f *frame) {
 	out.Head = out.Head[offload.MaxVnetHdr-vnetLen:]
 	h.Put(out.Head)
 	r.copied = append(append(r.copied[:0], out.Head...), out.Payload...)
-	r.finish(to, h, r.copied)
+	r.finish(to, limits, h, r.copied)
 }
 
 // hasten has frames from and to a port of verified frames be few and long: see Wire.Verified.
@@ -280,8 +285,8 @@ func (r *receiver) hasten(to *Port, f *frame, limits *offload.Limits) {
 }
 
 // finish converts a frame into frames that the target takes, and sends them.
-func (r *receiver) finish(to *Port, h offload.Header, data []byte) {
-	if why := r.fin.Start(h, data[vnetLen:], *to.limits.Load()); why != offload.OK {
+func (r *receiver) finish(to *Port, limits *offload.Limits, h offload.Header, data []byte) {
+	if why := r.fin.Start(h, data[vnetLen:], *limits); why != offload.OK {
 		to.refuse(r, data, fromOffload(why))
 		return
 	}

@@ -23,7 +23,7 @@ import (
 )
 
 // veth joins two hosts by devices of that name and MTU.
-func veth(t *testing.T, a, b *host, device string, mtu int) {
+func veth(t testing.TB, a, b *host, device string, mtu int) {
 	t.Helper()
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = device, mtu

@@ -38,9 +38,9 @@ func corners() []corner {
 			}
 		}
 		all = append(all, corner{"plain tap", mtu, "none"}, corner{"socket", mtu, "none"},
-			corner{"stream", mtu, "none"})
+			corner{"stream", mtu, "none"}, corner{"vxlan", mtu, "all"})
 	}
-	return all
+	return append(all, corner{"vxlan", 1500, "none"}, corner{"vxlan switch", 1500, "all"})
 }
 
 // host makes host n.
@@ -63,6 +63,10 @@ func (c corner) host(t *testing.T, sw *vswitch.Switch, n int) *host {
 		h.up(c.mtu)
 	case "vhost-user":
 		h = vhostHost(t, sw, n, cfg, frontend.Config{Ring: 1024})
+	case "vxlan":
+		h = vxlanHost(t, sw, n, n%2 == 0, cfg)
+	case "vxlan switch":
+		h = vxlanSwitchHost(t, sw, n, cfg)
 	case "socket":
 		return socketHost(t, sw, n, cfg)
 	case "stream":

@@ -34,6 +34,9 @@ const (
 	Unknowns   // exceeds the limit of frames to unknown addresses
 	Unreadable // receiving failed with an error
 
+	Stranger     // came to a VXLAN port from a host that is not one of its remote ones
+	OtherSegment // has no VXLAN header, or that of another segment than the port's
+
 	// Indescribable is a super-frame that a packet socket cannot receive, since a vnet header
 	// has no type for it.
 	Indescribable
@@ -43,6 +46,7 @@ const (
 	Down        // the target is down
 	Gone        // the target was removed, or its other end was closed
 	Rejected    // the target's kernel refused the frame
+	Unreachable // no remote host of the target can be reached now
 	Rated       // exceeds the rate to the guest behind the target (vport.Config.Rates)
 	offloadBase // the reasons of package offload follow
 
@@ -63,7 +67,7 @@ func fromOffload(r offload.Reason) Reason {
 // for Isolated, since another port may have lied about the destination's place. Nor is it for
 // Looped, for which the other port may be the cause.
 func (r Reason) refused() bool {
-	return r != Delivered && r != Unreadable && r != Indescribable && r != Isolated && r != Looped
+	return r != Delivered && r != Unreadable && r != Indescribable && r != Isolated && r != Looped && r != Stranger
 }
 
 // TooBig is the reason for a frame larger than the target's MTU.
@@ -104,6 +108,10 @@ func (r Reason) String() string {
 		return "receive error"
 	case Indescribable:
 		return "super-frame that a packet socket cannot describe"
+	case Stranger:
+		return "from no remote host of the port"
+	case OtherSegment:
+		return "not of the port's VXLAN segment"
 	case Overrun:
 		return "receive queue overrun"
 	case Full:
@@ -114,6 +122,8 @@ func (r Reason) String() string {
 		return "port gone"
 	case Rejected:
 		return "refused by the kernel"
+	case Unreachable:
+		return "remote host unreachable"
 	case Rated:
 		return "over the rate"
 	}
@@ -131,8 +141,11 @@ var cures = map[Reason]string{
 		"for an uplink that joins frames on receipt, ethtool -K DEVICE rx-udp-gro-forwarding off",
 	offloadBase + Reason(offload.Tunnel): "let the device by which they leave segment them: " +
 		"ethtool -K DEVICE tso off gso off",
-	TooBig: "give the devices behind all ports one MTU, or the port a larger one (mtu=BYTES)",
-	Looped: "remove the other connection between the ports",
+	TooBig:       "give the devices behind all ports one MTU, or the port a larger one (mtu=BYTES)",
+	Stranger:     "name that host too (remote=ADDRESS), if it has the segment",
+	OtherSegment: "give all hosts of the segment the same VNI (vni=N)",
+	Unreachable:  "check the route to the remote hosts, and the firewall of what this host sends",
+	Looped:       "remove the other connection between the ports",
 }
 
 // Cures returns what helps against reasons of drops, by the same labels as [vport.Stats].Drops. It

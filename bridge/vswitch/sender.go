@@ -39,6 +39,8 @@ type sender struct {
 	guests  vhostuser.Sender // for vhost-user wires
 	results [batchSize]vhostuser.Result
 
+	encap *encapsulator // for VXLAN wires; made for the first list
+
 	records *recordWriter // made for the first frame that is captured
 }
 

@@ -69,6 +69,11 @@ func (sw *Switch) Forget(mac net.HardwareAddr, vlan int) error {
 	if owner := t.lockedTo(k); owner != nil {
 		return fmt.Errorf("%w (remove the port, or add it without mac=%s)", owner.owns(t, k), k.MAC())
 	}
+	for _, p := range t.ports {
+		if p.wire.overlay != nil {
+			p.wire.overlay.forget(k.mac())
+		}
+	}
 	if !sw.fdb.Remove(k) {
 		return portError{fmt.Sprintf("the switch does not know %s%s", mac, t.inVLAN(k)), fs.ErrNotExist}
 	}

@@ -127,8 +127,14 @@ func (sw *Switch) tick(peers *peers) {
 	for {
 		select {
 		case <-t.C:
-			sw.fdb.Sweep(uint32(time.Since(sw.start) / time.Second))
+			now := uint32(time.Since(sw.start) / time.Second)
+			sw.fdb.Sweep(now)
 			sw.forgetDead(peers)
+			for _, p := range sw.table.Load().ports {
+				if p.wire.overlay != nil {
+					p.tickOverlay(now)
+				}
+			}
 		case <-sw.stop:
 			return
 		}
@@ -192,6 +198,9 @@ func (sw *Switch) addPort(name string, w *Wire, cfg vport.Config) (*Port, error)
 	if err := sw.lock(p, p.set.Load(), old); err != nil {
 		sw.fdb.FlushPort(index, true)
 		return nil, err
+	}
+	if w.overlay != nil {
+		w.overlay.begin(p)
 	}
 	sw.replace(old, old.with(p), p)
 	if w.link != nil {

@@ -94,8 +94,11 @@ const (
 
 // Overhead returns by how many bytes the MTU of the segment must be below that of the network
 // between the hosts.
-func (c Config) Overhead() int {
-	if c.Local.Is6() {
+func (c Config) Overhead() int { return OverheadFor(c.Local) }
+
+// OverheadFor is Config.Overhead for hosts of which one has that address.
+func OverheadFor(host netip.Addr) int {
+	if host.Is6() {
 		return overhead6
 	}
 	return overhead4
@@ -118,11 +121,11 @@ func (c Config) Validate() error {
 		return fmt.Errorf("%d VNIs for %d remote hosts: at most %d entries (leave the hosts out, and let FRR add "+
 			"them: docs/evpn.md)", len(c.Segments()), len(c.Remotes), maxFloods)
 	}
-	if err := checkAddr("local address", c.Local); err != nil {
+	if err := CheckHost("local address", c.Local); err != nil {
 		return err
 	}
 	for i, a := range c.Remotes {
-		switch err := checkAddr("remote address", a); {
+		switch err := CheckHost("remote address", a); {
 		case err != nil:
 			return err
 		case a.Is4() != c.Local.Is4():
@@ -148,7 +151,8 @@ func (c Config) validateSegments() error {
 	return nil
 }
 
-func checkAddr(what string, a netip.Addr) error {
+// CheckHost returns an error unless an address can be that of a host. what names it.
+func CheckHost(what string, a netip.Addr) error {
 	if !a.IsGlobalUnicast() || a.Zone() != "" || a.Is4In6() {
 		return fmt.Errorf("%s %s: want the unicast address of a host, such as 192.0.2.1", what, a)
 	}

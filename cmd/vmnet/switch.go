@@ -169,7 +169,7 @@ privileges, and passes them to the switch. To add a port for a guest, use vmnet 
 	outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		if len(ports) == 0 {
-			return usagef("no port given: want --tap, --packet, --vhost-user or --stream")
+			return usagef("no port given: want --tap, --packet, --vxlan, --vhost-user or --stream")
 		}
 		return withSwitch(cmd.Context(), args[0], func(ctx context.Context, c *control.Client) error {
 			return a.addPorts(ctx, c, ports)
@@ -204,7 +204,7 @@ func (a *app) addPorts(ctx context.Context, c *control.Client, wanted []wantedPo
 		return a.printJSON(describePorts(opened))
 	}
 	for _, p := range opened {
-		if err := a.line("port %s added: %s %s, %s", p.Name, p.Kind, p.Device, p.how); err != nil {
+		if err := a.line("port %s added: %s %s, %s", p.Name, p.Kind, p.Where(), p.how); err != nil {
 			return err
 		}
 	}
@@ -231,7 +231,7 @@ type pluggedPort struct {
 func describePorts(opened []openPort) []pluggedPort {
 	ports := []pluggedPort{}
 	for _, p := range opened {
-		ports = append(ports, pluggedPort{p.Name, p.Kind, p.Device, p.how})
+		ports = append(ports, pluggedPort{p.Name, p.Kind, p.Where(), p.how})
 	}
 	return ports
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -37,7 +38,10 @@ func (a *app) switchFDBCommand() *cobra.Command {
 }
 
 func (a *app) printFDB(entries []control.FDBEntry) error {
-	rows := [][]string{{"ADDRESS", "VLAN", "PORT", "SEEN"}}
+	rows := [][]string{{"ADDRESS", "VLAN", "PORT", "REMOTE", "SEEN"}}
+	if !slices.ContainsFunc(entries, func(e control.FDBEntry) bool { return e.Remote != "" }) {
+		rows[0] = slices.Delete(rows[0], 3, 4)
+	}
 	for _, e := range entries {
 		vlan, seen := "", fmt.Sprintf("%d s ago", e.Age)
 		if e.VLAN != 0 {
@@ -46,7 +50,11 @@ func (a *app) printFDB(entries []control.FDBEntry) error {
 		if e.Static {
 			seen = "static"
 		}
-		rows = append(rows, []string{e.MAC, vlan, e.Port, seen})
+		row := []string{e.MAC, vlan, e.Port, e.Remote, seen}
+		if len(rows[0]) < len(row) {
+			row = slices.Delete(row, 3, 4)
+		}
+		rows = append(rows, row)
 	}
 	return a.table(rows, nil)
 }

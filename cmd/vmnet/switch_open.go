@@ -41,6 +41,8 @@ func openPorts(ctx context.Context, ns *netns.NS, wanted []wantedPort) (opened [
 			p, err = w.openTap(ns, c)
 		case control.VhostUser, control.Stream:
 			p, err = w.openSocket()
+		case control.VXLAN:
+			p, err = w.openVXLAN(ns)
 		default:
 			p, err = w.openPacket(ctx, ns, c)
 		}
@@ -171,14 +173,7 @@ func (w *wantedPort) openPacket(ctx context.Context, ns *netns.NS, c *rtnl.Conn)
 		how += ", the link is down"
 	}
 	how = strings.Join(append([]string{how}, notes...), ", ")
-	closeAll := func() error {
-		var errs []error
-		for _, f := range files {
-			errs = append(errs, f.Close())
-		}
-		return errors.Join(errs...)
-	}
-	return openPort{Port: w.Port, files: files, close: closeAll, how: how}, nil
+	return openPort{Port: w.Port, files: files, close: func() error { return closeFiles(files) }, how: how}, nil
 }
 
 // openSocket makes the socket to which others connect, or opens the directory in which they listen.
@@ -198,6 +193,23 @@ func (w *wantedPort) openSocket() (openPort, error) {
 		Port: w.Port, files: []*os.File{f}, close: f.Close, how: "listens",
 		undo: func() error { return endpoint.RemoveSocket(w.Device) },
 	}, nil
+}
+
+// openVXLAN opens the sockets to the other hosts.
+func (w *wantedPort) openVXLAN(ns *netns.NS) (openPort, error) {
+	files, err := endpoint.VXLANFiles(ns, *w.VXLAN)
+	if err != nil {
+		return openPort{}, err
+	}
+	return openPort{Port: w.Port, files: files, close: func() error { return closeFiles(files) }, how: "opened"}, nil
+}
+
+func closeFiles(files []*os.File) error {
+	var errs []error
+	for _, f := range files {
+		errs = append(errs, f.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // noGuestsOn returns an error if guests have macvtaps or ipvtaps on a device: these may be in

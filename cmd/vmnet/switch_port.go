@@ -16,6 +16,7 @@ import (
 	"vmnet/bridge/portsec"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/bridge/vswitch/vport"
+	"vmnet/bridge/vxlan"
 	"vmnet/internal/cli/nicflags"
 )
 
@@ -26,6 +27,17 @@ type wantedPort struct {
 	connect bool // to a socket, rather than listen at it
 	listen  bool
 }
+
+// vxlanHelp describes the options that only --vxlan has.
+const vxlanHelp = `
+
+A port of --vxlan is written [NAME,]vni=N,remote=ADDRESS[,OPTION...], with these options besides:
+
+    vni=N                  the segment, 1 to 16777215
+    remote=ADDRESS         another host of the segment (repeatable); no other host is heard
+    local=ADDRESS          this host's address by which the others know it (default: the one that
+                           the route to each of them has)
+    port=N                 UDP port of the segment (default 4789)`
 
 // portHelp describes the syntax of ports, for run and add-port.
 const portHelp = `A port is written DEVICE[,OPTION...], with the options
@@ -63,10 +75,10 @@ const portHelp = `A port is written DEVICE[,OPTION...], with the options
                            frames in a second, such as frames over these limits; for guests
 
 As soon as a port has a VLAN, the switch separates VLANs, and ports without vlan and trunk are in
-VLAN 1, untagged; until then tags pass unchanged, and all ports are in one network.`
+VLAN 1, untagged; until then tags pass unchanged, and all ports are in one network.` + vxlanHelp
 
-// devicePorts adds the flags --tap, --packet, --vhost-user and --stream, which append to ports in
-// the order given.
+// devicePorts adds the flags --tap, --packet, --vxlan, --vhost-user and --stream, which append to
+// ports in the order given.
 func devicePorts(cmd *cobra.Command, a *app, ports *[]wantedPort) {
 	for _, kind := range []struct{ name, word, usage string }{
 		{
@@ -78,6 +90,10 @@ func devicePorts(cmd *cobra.Command, a *app, ports *[]wantedPort) {
 			"a port on an existing device, by a packet socket, such as an uplink or a QEMU's tap (repeatable)",
 		},
 		{
+			control.VXLAN, "",
+			"a port to other hosts by VXLAN, which needs no privilege: vni=77,remote=192.0.2.2 (repeatable)",
+		},
+		{
 			control.VhostUser, "PATH",
 			"a port for a guest that shares its memory, by the socket of its vhost-user frontend (repeatable)",
 		},
@@ -86,7 +102,11 @@ func devicePorts(cmd *cobra.Command, a *app, ports *[]wantedPort) {
 			"a port for frames over a stream socket, as of QEMU's -netdev stream or of passt (repeatable)",
 		},
 	} {
-		cmd.Flags().Var(nicflags.Value(kind.word+"[,OPTION...]", "", func(s string) error {
+		form := kind.word + "[,OPTION...]"
+		if kind.name == control.VXLAN {
+			form = "[NAME,]vni=N,remote=ADDRESS[,OPTION...]"
+		}
+		cmd.Flags().Var(nicflags.Value(form, "", func(s string) error {
 			p, err := parsePort(kind.name, s)
 			if err == nil {
 				err = p.isNew(*ports)
@@ -97,6 +117,7 @@ func devicePorts(cmd *cobra.Command, a *app, ports *[]wantedPort) {
 	}
 	complete(cmd, control.Tap, cobra.NoFileCompletions)
 	complete(cmd, control.Packet, a.interfaceNames)
+	complete(cmd, control.VXLAN, cobra.NoFileCompletions)
 }
 
 // isNew returns an error if another port has the same name or device.
@@ -105,7 +126,7 @@ func (w *wantedPort) isNew(others []wantedPort) error {
 		switch {
 		case o.Name == w.Name:
 			return fmt.Errorf("port %s is given twice", w.Name)
-		case o.Device == w.Device:
+		case o.Device == w.Device && w.Device != "":
 			return fmt.Errorf("device %s is given twice", w.Device)
 		}
 	}
@@ -119,9 +140,15 @@ func parsePort(kind, text string) (wantedPort, error) {
 	if err := w.path(); err != nil {
 		return w, err
 	}
+	words = words[1:]
+	if kind == control.VXLAN {
+		w.VXLAN, w.Device = &vport.VXLAN{}, ""
+		if strings.Contains(w.Name, "=") { // the first word is an option
+			w.Name, words = "", strings.Split(text, ",")
+		}
+	}
 	options := w.options()
 	seen := map[string]bool{}
-	words = words[1:]
 	for len(words) > 0 {
 		option := words[0]
 		words = words[1:]
@@ -149,6 +176,9 @@ func parsePort(kind, text string) (wantedPort, error) {
 	if w.connect && w.listen {
 		return w, errors.New("client and server exclude each other")
 	}
+	if w.VXLAN != nil && w.Name == "" {
+		w.Name = fmt.Sprintf("vxlan%d", w.VXLAN.VNI)
+	}
 	if err := w.secure(); err != nil {
 		return w, err
 	}
@@ -172,7 +202,7 @@ func (w *wantedPort) path() (err error) {
 }
 
 // repeatable are the options that may be given several times.
-var repeatable = map[string]bool{"mac": true, "ip": true, "ethertype": true}
+var repeatable = map[string]bool{"mac": true, "ip": true, "ethertype": true, "remote": true}
 
 // secure completes the port security by the guest's address.
 func (w *wantedPort) secure() error {
@@ -237,12 +267,29 @@ func (w *wantedPort) options() *pflag.FlagSet {
 		upTo(f, "queues", &w.queues, control.MaxQueues)
 	case control.VhostUser:
 		upTo(f, "queues", &w.Queues, control.MaxPairs)
+	case control.VXLAN:
+		w.vxlanOptions(f)
 	}
 	if w.atPath() {
 		f.BoolVar(&w.connect, "client", false, "")
 		f.BoolVar(&w.listen, "server", false, "")
 	}
 	return f
+}
+
+func (w *wantedPort) vxlanOptions(f *pflag.FlagSet) {
+	v := w.VXLAN
+	upTo(f, "vni", &v.VNI, vxlan.MaxVNI)
+	upTo(f, "port", &v.Port, 65535)
+	f.Var(nicflags.Value("ADDRESS", "", func(s string) error {
+		a, err := hostAddress(s)
+		v.Remotes = append(v.Remotes, a)
+		return err
+	}), "remote", "")
+	f.Var(nicflags.Value("ADDRESS", "", func(s string) (err error) {
+		v.Local, err = hostAddress(s)
+		return err
+	}), "local", "")
 }
 
 // upTo adds an option that sets to to a number from 1 to most.

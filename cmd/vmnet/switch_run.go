@@ -251,7 +251,7 @@ func (a *app) printRunning(name, socket, status string, opened []openPort) error
 		return err
 	}
 	for _, p := range opened {
-		if err := a.line("  %s: %s %s, %s", p.Name, p.Kind, p.Device, p.how); err != nil {
+		if err := a.line("  %s: %s %s, %s", p.Name, p.Kind, p.Where(), p.how); err != nil {
 			return err
 		}
 	}

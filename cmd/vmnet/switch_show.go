@@ -226,7 +226,7 @@ func holderOf(p control.Port) string {
 }
 
 func portRow(p control.Port) []string {
-	row := []string{p.Name, p.Kind, p.Device, "", "", "", portSettings(p.Config), "", "", "", "", p.Label}
+	row := []string{p.Name, p.Kind, p.Where(), "", "", "", portSettings(p.Config), "", "", "", "", p.Label}
 	row[10] = holderOf(p)
 	if st := p.Stats; st != nil {
 		total := st.Total()

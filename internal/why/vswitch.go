@@ -195,7 +195,19 @@ func (w *walker) resetPort(p *control.Port, flag, option string) string {
 	}
 	name := w.NIC.Source
 	return "vmnet switch remove-port " + name + " " + p.Name + ", then vmnet switch add-port " + name + " --" + p.Kind +
-		" " + p.Device + option
+		" " + addArgument(p) + option
+}
+
+// addArgument is how add-port names a port.
+func addArgument(p *control.Port) string {
+	if p.VXLAN == nil {
+		return p.Device
+	}
+	argument := fmt.Sprintf("%s,vni=%d", p.Name, p.VXLAN.VNI)
+	for _, a := range p.VXLAN.Remotes {
+		argument += ",remote=" + a.String()
+	}
+	return argument
 }
 
 // switchUplink follows the frame to the port that leads out of the switch.
@@ -203,14 +215,14 @@ func (w *walker) switchUplink(in *control.Port) {
 	for i := range w.Switch.Ports {
 		p := &w.Switch.Ports[i]
 		l := w.link(p.Device)
-		if p.Kind != control.Packet || l != nil && l.Tun != nil { // a guest's
+		if p.Kind != control.VXLAN && (p.Kind != control.Packet || l != nil && l.Tun != nil) { // a guest's
 			continue
 		}
 		if w.switchLeaves(in, p); !w.stopped {
 			if l != nil {
 				w.below(l)
 			}
-			w.pass("uplink "+p.Device, "the frame leaves the switch; vmnet switch capture %s shows what comes back",
+			w.pass("uplink "+p.Where(), "the frame leaves the switch; vmnet switch capture %s shows what comes back",
 				w.NIC.Source)
 		}
 		return

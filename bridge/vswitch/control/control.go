@@ -42,17 +42,20 @@ const (
 	// connected socket, or the directory of Device, which is then the path at which frontends
 	// listen (vswitch.OpenVhostUser).
 	VhostUser = "vhost-user"
+
+	// VXLAN is a port to other hosts (Port.VXLAN). Its files are those of vswitch.VXLANFiles.
+	VXLAN = "vxlan"
 )
 
-var kinds = []string{Tap, Packet, Socket, Stream, VhostUser}
+var kinds = []string{Tap, Packet, Socket, Stream, VhostUser, VXLAN}
 
 // A Port is a port of a switch, as AddPort takes it and Ports returns it.
 type Port struct {
 	Name string `json:"name"`
-	Kind string `json:"kind"` // Tap, Packet, Socket, Stream or VhostUser
+	Kind string `json:"kind"` // Tap, Packet, Socket, Stream, VhostUser or VXLAN
 
-	// Device is the interface's name, in replies its current one. It is empty for a socket. For
-	// vhost-user and stream it is the path of the socket.
+	// Device is the interface's name, in replies its current one. It is empty for a socket and
+	// VXLAN. For vhost-user and stream it is the path of the socket.
 	Device string `json:"device,omitempty"`
 
 	// Label is a text of at most 255 bytes that the switch keeps and does not read, like the
@@ -77,11 +80,21 @@ type Port struct {
 	// Queues is the number of pairs of queues that a VhostUser's guest may use; 0 means one.
 	Queues int `json:"queues,omitempty"`
 
+	VXLAN *vport.VXLAN `json:"vxlan,omitempty"` // of a port of that kind only
+
 	// Segments are the networks to which the device is connected outside the switch, as
 	// internal/endpoint finds them. Two ports on one of them would make a loop.
 	Segments []vport.Segment `json:"segments,omitempty"`
 	Config   vport.Config    `json:"config"`
 	Stats    *vport.Stats    `json:"stats,omitempty"` // only in replies
+}
+
+// Where returns what the port is connected to: its device, or for VXLAN the segment and its hosts.
+func (p Port) Where() string {
+	if p.VXLAN != nil {
+		return p.VXLAN.String()
+	}
+	return p.Device
 }
 
 // MaxQueues is the most queues that a tap may have: a message also has room for a holder's two
@@ -118,6 +131,10 @@ func (p Port) validate() error {
 		return errors.New("link file without a tap: only ports of kind tap take one")
 	case p.Queues < 0 || p.Queues > MaxPairs || p.Queues > 0 && p.Kind != VhostUser:
 		return fmt.Errorf("%d queues: want 1 to %d, for a port of kind %s only", p.Queues, MaxPairs, VhostUser)
+	case (p.VXLAN != nil) != (p.Kind == VXLAN):
+		return fmt.Errorf("a segment and kind %s: want a segment with a port of kind %s, and no other", p.Kind, VXLAN)
+	case p.VXLAN != nil && p.Config.Hairpin:
+		return errors.New("hairpin: a frame from the other hosts must not go back to them")
 	case p.Stats != nil:
 		return errors.New("stats are read-only and must not be set in a request")
 	case len(p.Segments) > maxSegments:
@@ -126,6 +143,11 @@ func (p Port) validate() error {
 	for _, s := range p.Segments {
 		if err := errors.Join(checkText("segment", s.Key, 1, vport.MaxName),
 			checkText("segment", s.Name, 1, vport.MaxName)); err != nil {
+			return err
+		}
+	}
+	if p.VXLAN != nil {
+		if err := p.VXLAN.Validate(); err != nil {
 			return err
 		}
 	}
@@ -187,6 +209,7 @@ type FDBEntry struct {
 	// untagged frames.
 	VLAN   int    `json:"vlan,omitempty"`
 	Port   string `json:"port"`
+	Remote string `json:"remote,omitempty"` // the remote host behind a port of kind vxlan, if it is known
 	Static bool   `json:"static,omitempty"` // added by a client: it neither ages nor moves
 	Age    int    `json:"age"`              // seconds since it was seen
 }

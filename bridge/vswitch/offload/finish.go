@@ -64,12 +64,18 @@ func (f *Finisher) Start(h Header, frame []byte, l Limits) Reason {
 			return why
 		}
 	}
+	if h.GSOType == GSONone && l.Recut && !l.admits(frame, len(frame)) {
+		h = shortened(h, frame, l)
+	}
 	if h.GSOType == GSONone {
 		return f.startWhole(h, l)
 	}
 	p, why := parse(h, frame)
 	if why != OK {
 		return why
+	}
+	if l.Recut && !l.admits(frame, min(len(frame), p.segment(h))) {
+		h.GSOSize = p.fitting(h, frame, l)
 	}
 	if len(frame)-p.head <= int(h.GSOSize) {
 		return f.startWhole(h, l)

@@ -111,6 +111,10 @@ type Limits struct {
 	// (TUN_F_UDP_TUNNEL_GSO and TUN_F_UDP_TUNNEL_GSO_CSUM). It needs TunnelHeaderLen.
 	Tunnels bool
 
+	// Recut cuts TCP into segments that fit the MTU, even if the sender made longer ones. Otherwise
+	// they are refused.
+	Recut bool
+
 	// MTU limits the bytes after the Ethernet header and its VLAN tags; 0 means no limit. For a
 	// super-frame it limits each segment. An untagged frame may have four bytes more, as in the
 	// kernel.

@@ -180,7 +180,7 @@ func (c *session) awaitTaken() error {
 // freeze takes all ports from the switch, and returns what they and the FDB hold. On error, thaw
 // returns those that it has taken.
 func (s *ports) freeze() (rests map[string]vswitch.Rest, entries []control.FDBEntry, err error) {
-	entries = s.entries(s.names())
+	entries = s.entries(s.indexed())
 	rests = map[string]vswitch.Rest{}
 	for _, name := range slices.Sorted(maps.Keys(s.byName)) {
 		r, err := s.sw.HandOver(name)
@@ -227,7 +227,7 @@ func (s *ports) relearn(entries []control.FDBEntry) {
 		mac, err := f.Address()
 		p := ports[f.Port]
 		switch {
-		case err != nil || p == nil:
+		case err != nil || p == nil || f.Remote != "": // a VXLAN port hears of it again
 		case f.Static:
 			_ = s.sw.AddStatic(f.Port, mac, f.VLAN) // fails for one that AddPort has added
 		default:

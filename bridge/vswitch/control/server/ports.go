@@ -44,6 +44,8 @@ func filesOf(p *control.Port) (least, most int) {
 		least, most = 1, control.MaxQueues
 	case control.Packet:
 		least, most = endpoint.PacketFileCount, endpoint.PacketFileCount
+	case control.VXLAN:
+		least, most = endpoint.VXLANFileCount, endpoint.VXLANFileCount
 	default:
 		least, most = 1, 1
 	}
@@ -79,6 +81,8 @@ func open(p *control.Port, files []*os.File, rest vswitch.Rest) (*vswitch.Wire, 
 		w, err = vswitch.OpenStream(files[0], filepath.Base(p.Device))
 	case control.VhostUser:
 		w, err = vswitch.OpenVhostUser(files[0], filepath.Base(p.Device), max(p.Queues, 1))
+	case control.VXLAN:
+		w, err = vswitch.OpenVXLANFiles(files, *p.VXLAN)
 	default:
 		mtu := p.Config.MTU
 		if mtu == 0 {
@@ -366,12 +370,17 @@ func (s *ports) drop() {
 // reported with the name of a port that has just taken another one's index.
 func (s *ports) fdb() []control.FDBEntry { return s.entries(s.byIndex()) }
 
-func (s *ports) entries(names map[int]string) []control.FDBEntry {
+func (s *ports) entries(ports map[int]*vswitch.Port) []control.FDBEntry {
 	filters := s.sw.FiltersVLANs()
 	var all []control.FDBEntry
 	for _, e := range s.sw.FDB().Dump() {
-		if name, ok := names[e.Port]; ok {
-			f := control.FDBEntry{MAC: e.Key.MAC().String(), Port: name, Static: e.Static, Age: int(e.Age.Seconds())}
+		if p, ok := ports[e.Port]; ok {
+			f := control.FDBEntry{
+				MAC: e.Key.MAC().String(), Port: p.Name(), Static: e.Static, Age: int(e.Age.Seconds()),
+			}
+			if host, ok := p.RemoteHost(e.Key); ok {
+				f.Remote = host.String()
+			}
 			if filters {
 				f.VLAN = int(e.Key.VLAN())
 			}
@@ -381,19 +390,19 @@ func (s *ports) entries(names map[int]string) []control.FDBEntry {
 	return all
 }
 
-func (s *ports) byIndex() map[int]string {
+func (s *ports) byIndex() map[int]*vswitch.Port {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.names()
+	return s.indexed()
 }
 
-// names is byIndex for a caller that holds the lock.
-func (s *ports) names() map[int]string {
-	names := map[int]string{}
-	for name, e := range s.byName {
-		names[e.in.PortIndex()] = name
+// indexed is byIndex for a caller that holds the lock.
+func (s *ports) indexed() map[int]*vswitch.Port {
+	ports := map[int]*vswitch.Port{}
+	for _, e := range s.byName {
+		ports[e.in.PortIndex()] = e.in
 	}
-	return names
+	return ports
 }
 
 // flush removes the addresses learned behind a port, or behind all ports if name is empty.
@@ -405,7 +414,7 @@ func (s *ports) flush(name string) error {
 	}
 	for n, e := range s.byName {
 		if name == "" || n == name {
-			s.sw.FDB().FlushPort(e.in.PortIndex(), false)
+			e.in.Flush()
 		}
 	}
 	return nil
