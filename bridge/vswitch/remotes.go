@@ -28,6 +28,17 @@ func (p *Port) RemoteHost(k Key) (host netip.Addr, ok bool) {
 	return host, false
 }
 
+// GuestMTU returns the MTU in bytes that guests of the switch need for all of their frames to reach
+// the other hosts; 0 if it has no VXLAN port.
+func (sw *Switch) GuestMTU() (mtu int) {
+	for _, p := range sw.table.Load().ports {
+		if most := p.limits.Load().MTU; p.wire.overlay != nil && (mtu == 0 || most < mtu) {
+			mtu = most
+		}
+	}
+	return mtu
+}
+
 // forget removes an address from the table, in all VLANs.
 func (q *vxlanQueue) forget(mac uint64) {
 	q.table.remove(0, len(q.table.slots), func(slot int, w uint64) bool { return q.table.keyAt(slot, w).mac() == mac })

@@ -58,26 +58,30 @@ func (s *switchSocket) planPort(r *nic.Record, kind string, invalid error) (_ In
 	if r.Netns, err = s.m.NS.Inode(); err != nil {
 		return Interface{}, err
 	}
-	return Interface{Name: s.name, MaxMTU: switchMTU(s.spec)}, planSwitch(s.spec, r)
+	mtu, err := planSwitch(s.spec, r)
+	return Interface{Name: s.name, MaxMTU: mtu}, err
 }
 
-// planSwitch sets in the record what the switch decides. The switch must answer.
-func planSwitch(s nic.Spec, r *nic.Record) (err error) {
+// planSwitch sets in the record what the switch decides, and returns the MTU of the port in bytes.
+// Each port has its own: that of Ethernet, or less if other hosts are behind one that carries less.
+// The switch must answer.
+func planSwitch(s nic.Spec, r *nic.Record) (mtu int, err error) {
 	if r.Source, err = s.Switch.Canonical(); err != nil {
-		return err
+		return 0, err
 	}
 	r.Switch, r.Port, r.Limits = true, s.Port.String(), s.Switch.Limits()
-	if mtu := switchMTU(s); mtu > maxTapMTU {
-		return fmt.Errorf("MTU %d: a switch carries at most %d bytes", mtu, maxTapMTU)
+	if s.MTU > maxTapMTU {
+		return 0, fmt.Errorf("MTU %d: a switch carries at most %d bytes", s.MTU, maxTapMTU)
 	}
-	return switches.With(context.Background(), r.Source, func(ctx context.Context, c *control.Client) error {
-		_, err := c.Info(ctx)
+	err = switches.With(context.Background(), r.Source, func(ctx context.Context, c *control.Client) error {
+		info, err := c.Info(ctx)
+		if mtu = nic.EthernetMTU; info.GuestMTU != 0 {
+			mtu = min(mtu, info.GuestMTU)
+		}
 		return err
 	})
+	return cmp.Or(s.MTU, mtu), err
 }
-
-// switchMTU returns what a port of a switch carries, in bytes: each port has its own MTU.
-func switchMTU(s nic.Spec) int { return cmp.Or(s.MTU, nic.EthernetMTU) }
 
 func (s *switchSocket) steps(w making) []step.Step {
 	list := []step.Step{{
@@ -164,9 +168,8 @@ func (s *switchTap) plan(_ context.Context, r *nic.Record) (_ Interface, err err
 		return Interface{}, fmt.Errorf("a tap for a switch: %w (--via socket needs no privilege)", err)
 	}
 	s.name, s.altName = s.spec.InterfaceName()
-	s.mtu = switchMTU(s.spec)
 	r.Type = nic.TypeTap
-	if err := planSwitch(s.spec, r); err != nil {
+	if s.mtu, err = planSwitch(s.spec, r); err != nil {
 		return Interface{}, err
 	}
 	_, err = control.Path(r.Source)

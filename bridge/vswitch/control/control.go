@@ -190,6 +190,10 @@ type Info struct {
 	Sandbox  []string `json:"sandbox,omitempty"`
 	Poll     float64  `json:"poll_us,omitempty"` // vswitch.Config.Poll in microseconds
 	PollCPUs []int    `json:"poll_cpus,omitempty"`
+
+	// GuestMTU is the MTU in bytes that guests need for all of their frames to reach other hosts; 0
+	// if the switch has no port of kind vxlan.
+	GuestMTU int `json:"guest_mtu,omitempty"`
 }
 
 // FDBStats counts what happened to addresses of the FDB since the switch began (vswitch.FDBStats).

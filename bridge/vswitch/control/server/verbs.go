@@ -131,6 +131,7 @@ func (s *Server) Info() control.Info {
 			info.Down++
 		}
 	}
+	info.GuestMTU = s.ports.sw.GuestMTU()
 	info.VLANFiltering = s.ports.sw.FiltersVLANs()
 	return info
 }
