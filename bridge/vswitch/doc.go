@@ -13,7 +13,7 @@
 //
 // # Wires
 //
-// A port's frames pass through its wire (wire.go), which is of one of six kinds. A tap is on a
+// A port's frames pass through its wire (wire.go), which is of one of seven kinds. A tap is on a
 // tap wire only if the switch itself has the tap's queues. A guest's tap is on a packet wire: QEMU
 // has its queues, and the switch has its kernel side. A lane is a tap beside a packet wire.
 //
@@ -27,6 +27,7 @@
 //	other programs               socket      OpenSocket     mmsgQueue    in the frame
 //	guest (--via vhost-user)     vhost-user  OpenVhostUser  vhostQueue   in the frame
 //	other hosts (--vxlan)        vxlan       OpenVXLAN      vxlanQueue   in the frame
+//	the host's IP (--tun)        tun         OpenTun        tunQueue     none
 //
 // A packetQueue is an mmsgQueue with a second path and a receive ring (arrivals), and a laneQueue
 // is a tapQueue. Which wire a guest has is decided by portOf in internal/backend/switch.go. vmnet's
@@ -50,6 +51,8 @@
 //	        find the frames   unframer.take        unframe.go
 //	    from a guest's memory vhostQueue.receive   vhostuser.go       Giant
 //	      again, polling it   pollers.poll         poller.go
+//	    from a tun            tunQueue.receive     tun.go
+//	      find the neighbor   tunQueue.packet      tun.go             Short, Unanswered, Full
 //	    from other hosts      vxlanQueue.receive   vxlan_receive.go   Stranger, OtherSegment,
 //	                                                                  Unreadable
 //	      find the frames     vxlanQueue.take      vxlan_receive.go
@@ -84,6 +87,9 @@
 //	        to a stream       streamQueue.send     stream.go          Full, Down
 //	          or its backlog  streamSender.queue   stream_send.go
 //	        to its memory     vhostQueue.send      vhostuser.go       Full, TooBig, Down
+//	        to a tun          tunQueue.send        tun_send.go
+//	          or to it itself stripper.packet      tun_send.go        Advertised, Full, Down,
+//	                                                                  Gone, Rejected
 //	        to other hosts    vxlanQueue.send      vxlan_send.go      Unreachable, Full, TooBig,
 //	          find the host   encapsulator.route   vxlan_send.go      Gone, Rejected
 //	          note a result   sender.note          sender.go          Full, Down, Gone,
@@ -111,6 +117,13 @@
 // together become a super-frame (offload.Joiner); a super-frame that leaves is cut, and its
 // segments leave in one system call (encapsulator). A frame that came from the port never leaves by
 // it.
+//
+// # The host's IP
+//
+// A tun port is itself a station: it has an Ethernet address, and answers ARP and neighbor
+// discovery for the host's addresses (discovery.go). IP packets for it go to a tun without their
+// Ethernet headers. A packet from the tun waits until its destination's Ethernet address is known
+// (neighbors.go). The vnet header passes, with its offsets moved by the Ethernet header's length.
 //
 // # VLAN tags
 //

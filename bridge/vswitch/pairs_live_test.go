@@ -40,7 +40,8 @@ func corners() []corner {
 		all = append(all, corner{"plain tap", mtu, "none"}, corner{"socket", mtu, "none"},
 			corner{"stream", mtu, "none"}, corner{"vxlan", mtu, "all"})
 	}
-	return append(all, corner{"vxlan", 1500, "none"}, corner{"vxlan switch", 1500, "all"})
+	return append(all, corner{"vxlan", 1500, "none"}, corner{"vxlan switch", 1500, "all"},
+		corner{"tun", 1500, "all"}, corner{"tun", 9000, "all"})
 }
 
 // host makes host n.
@@ -67,6 +68,8 @@ func (c corner) host(t *testing.T, sw *vswitch.Switch, n int) *host {
 		h = vxlanHost(t, sw, n, n%2 == 0, cfg)
 	case "vxlan switch":
 		h = vxlanSwitchHost(t, sw, n, cfg)
+	case "tun":
+		h = tunHost(t, sw, n, cfg)
 	case "socket":
 		return socketHost(t, sw, n, cfg)
 	case "stream":

@@ -35,6 +35,8 @@ const (
 	Unreadable // receiving failed with an error
 
 	Stranger     // came to a VXLAN port from a host that is not one of its remote ones
+	Advertised   // a router's advertisement or redirect, for the kernel behind a tun port
+	Unanswered   // came from a tun, and no station answers for its destination
 	OtherSegment // has no VXLAN header, or that of another segment than the port's
 
 	// Indescribable is a super-frame that a packet socket cannot receive, since a vnet header
@@ -67,7 +69,8 @@ func fromOffload(r offload.Reason) Reason {
 // for Isolated, since another port may have lied about the destination's place. Nor is it for
 // Looped, for which the other port may be the cause.
 func (r Reason) refused() bool {
-	return r != Delivered && r != Unreadable && r != Indescribable && r != Isolated && r != Looped && r != Stranger
+	return r != Delivered && r != Unreadable && r != Indescribable && r != Isolated && r != Looped && r != Stranger &&
+		r != Unanswered
 }
 
 // TooBig is the reason for a frame larger than the target's MTU.
@@ -110,6 +113,10 @@ func (r Reason) String() string {
 		return "super-frame that a packet socket cannot describe"
 	case Stranger:
 		return "from no remote host of the port"
+	case Advertised:
+		return "router advertisement or redirect to a tun"
+	case Unanswered:
+		return "destination does not answer"
 	case OtherSegment:
 		return "not of the port's VXLAN segment"
 	case Overrun:

@@ -40,6 +40,7 @@ type sender struct {
 	results [batchSize]vhostuser.Result
 
 	encap *encapsulator // for VXLAN wires; made for the first list
+	strip *stripper     // for tun wires; made for the first list
 
 	records *recordWriter // made for the first frame that is captured
 }

@@ -202,6 +202,9 @@ func (sw *Switch) addPort(name string, w *Wire, cfg vport.Config) (*Port, error)
 	if w.overlay != nil {
 		w.overlay.begin(p)
 	}
+	if w.tun != nil {
+		w.tun.begin(p)
+	}
 	sw.replace(old, old.with(p), p)
 	if w.link != nil {
 		p.receivers.Go(p.follow)

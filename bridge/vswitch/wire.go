@@ -18,8 +18,8 @@ import (
 const batchSize = offload.Burst
 
 // A Wire is the link endpoint of a port: it receives and sends the port's frames. OpenTap,
-// OpenPacket, OpenSocket, OpenStream, OpenVhostUser and OpenVXLAN make the six kinds. A Wire owns
-// its fds. AddPort takes ownership of the Wire.
+// OpenPacket, OpenSocket, OpenStream, OpenTun, OpenVhostUser and OpenVXLAN make the seven kinds. A
+// Wire owns its fds. AddPort takes ownership of the Wire.
 type Wire struct {
 	kind   string
 	device string         // name of the device; empty if it has none
@@ -35,9 +35,10 @@ type Wire struct {
 	frontends *frontends   // of a vhost-user wire, otherwise nil
 	stream    *streamQueue // of a stream wire, otherwise nil
 	overlay   *vxlanQueue  // of a VXLAN wire, otherwise nil
+	tun       *tunQueue    // of a tun wire, otherwise nil
 }
 
-// Kind returns "tap", "packet", "socket", "stream", "vhost-user" or "vxlan".
+// Kind returns "tap", "packet", "socket", "stream", "tun", "vhost-user" or "vxlan".
 func (w *Wire) Kind() string { return w.kind }
 
 // Verified says that something at the other end verifies the checksums of all frames that it sends

@@ -169,7 +169,7 @@ privileges, and passes them to the switch. To add a port for a guest, use vmnet 
 	outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		if len(ports) == 0 {
-			return usagef("no port given: want --tap, --packet, --vxlan, --vhost-user or --stream")
+			return usagef("no port given: want --tap, --packet, --vxlan, --tun, --vhost-user or --stream")
 		}
 		return withSwitch(cmd.Context(), args[0], func(ctx context.Context, c *control.Client) error {
 			return a.addPorts(ctx, c, ports)

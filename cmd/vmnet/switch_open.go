@@ -41,6 +41,8 @@ func openPorts(ctx context.Context, ns *netns.NS, wanted []wantedPort) (opened [
 			p, err = w.openTap(ns, c)
 		case control.VhostUser, control.Stream:
 			p, err = w.openSocket()
+		case control.Tun:
+			p, err = w.openTun(ns, c)
 		case control.VXLAN:
 			p, err = w.openVXLAN(ns)
 		default:
@@ -144,6 +146,57 @@ func (w *wantedPort) followed(ns *netns.NS, tap *tun.Tap, how string) (openPort,
 	p.Link = true
 	closeBoth := func() error { return errors.Join(tap.Close(), link.Close()) }
 	return openPort{Port: p, files: append(slices.Clone(tap.Queues()), link), close: closeBoth, how: how}, nil
+}
+
+// openTun opens a persistent tun, or makes one with the port's addresses, which the kernel removes
+// with its queue.
+func (w *wantedPort) openTun(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
+	link, err := c.Link(w.Device)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return w.makeTun(ns, c)
+	case err != nil:
+		return openPort{}, err
+	case link.Tun == nil || link.Tun.Tap || link.Tun.MultiQueue:
+		return openPort{}, fmt.Errorf("%s is not a tun with one queue (ip tuntap add %s mode tun)", w.Device, w.Device)
+	case !link.Tun.Persist || link.Tun.Attached:
+		return openPort{}, fmt.Errorf("another process has the tun %s open (use another one)", w.Device)
+	}
+	t, err := tun.OpenTun(ns, w.Device)
+	if err != nil {
+		return openPort{}, err
+	}
+	how := "opened"
+	if !link.Up {
+		how = "opened, the link is down"
+	}
+	return w.followed(ns, t, how)
+}
+
+func (w *wantedPort) makeTun(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
+	t, err := tun.CreateTun(ns, w.Device)
+	if err != nil {
+		return openPort{}, err
+	}
+	link, err := c.Link(w.Device)
+	if err == nil {
+		attrs := []rtnl.Attr{rtnl.Up(true)}
+		if w.Config.MTU != 0 {
+			attrs = append(attrs, rtnl.MTU(w.Config.MTU))
+		}
+		for _, p := range w.Tun.Addresses {
+			if err == nil {
+				err = c.AddAddr(link.Index, p)
+			}
+		}
+		if err == nil {
+			err = c.Set(link.Index, attrs...)
+		}
+	}
+	if err != nil {
+		return openPort{}, errors.Join(err, t.Close())
+	}
+	return w.followed(ns, t, "made")
 }
 
 func (w *wantedPort) openPacket(ctx context.Context, ns *netns.NS, c *rtnl.Conn) (openPort, error) {

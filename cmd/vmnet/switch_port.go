@@ -16,7 +16,6 @@ import (
 	"vmnet/bridge/portsec"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/bridge/vswitch/vport"
-	"vmnet/bridge/vxlan"
 	"vmnet/internal/cli/nicflags"
 )
 
@@ -27,17 +26,6 @@ type wantedPort struct {
 	connect bool // to a socket, rather than listen at it
 	listen  bool
 }
-
-// vxlanHelp describes the options that only --vxlan has.
-const vxlanHelp = `
-
-A port of --vxlan is written [NAME,]vni=N,remote=ADDRESS[,OPTION...], with these options besides:
-
-    vni=N                  the segment, 1 to 16777215
-    remote=ADDRESS         another host of the segment (repeatable); no other host is heard
-    local=ADDRESS          this host's address by which the others know it (default: the one that
-                           the route to each of them has)
-    port=N                 UDP port of the segment (default 4789)`
 
 // portHelp describes the syntax of ports, for run and add-port.
 const portHelp = `A port is written DEVICE[,OPTION...], with the options
@@ -75,10 +63,10 @@ const portHelp = `A port is written DEVICE[,OPTION...], with the options
                            frames in a second, such as frames over these limits; for guests
 
 As soon as a port has a VLAN, the switch separates VLANs, and ports without vlan and trunk are in
-VLAN 1, untagged; until then tags pass unchanged, and all ports are in one network.` + vxlanHelp
+VLAN 1, untagged; until then tags pass unchanged, and all ports are in one network.` + ownHelp
 
-// devicePorts adds the flags --tap, --packet, --vxlan, --vhost-user and --stream, which append to
-// ports in the order given.
+// devicePorts adds the flags --tap, --packet, --vxlan, --tun, --vhost-user and --stream, which
+// append to ports in the order given.
 func devicePorts(cmd *cobra.Command, a *app, ports *[]wantedPort) {
 	for _, kind := range []struct{ name, word, usage string }{
 		{
@@ -92,6 +80,10 @@ func devicePorts(cmd *cobra.Command, a *app, ports *[]wantedPort) {
 		{
 			control.VXLAN, "",
 			"a port to other hosts by VXLAN, which needs no privilege: vni=77,remote=192.0.2.2 (repeatable)",
+		},
+		{
+			control.Tun, "DEVICE",
+			"a port for the host's IP, by a tun with the addresses address=10.7.0.1/24 (repeatable)",
 		},
 		{
 			control.VhostUser, "PATH",
@@ -118,6 +110,7 @@ func devicePorts(cmd *cobra.Command, a *app, ports *[]wantedPort) {
 	complete(cmd, control.Tap, cobra.NoFileCompletions)
 	complete(cmd, control.Packet, a.interfaceNames)
 	complete(cmd, control.VXLAN, cobra.NoFileCompletions)
+	complete(cmd, control.Tun, cobra.NoFileCompletions)
 }
 
 // isNew returns an error if another port has the same name or device.
@@ -146,6 +139,9 @@ func parsePort(kind, text string) (wantedPort, error) {
 		if strings.Contains(w.Name, "=") { // the first word is an option
 			w.Name, words = "", strings.Split(text, ",")
 		}
+	}
+	if kind == control.Tun {
+		w.Tun = &vport.Tun{}
 	}
 	options := w.options()
 	seen := map[string]bool{}
@@ -179,6 +175,9 @@ func parsePort(kind, text string) (wantedPort, error) {
 	if w.VXLAN != nil && w.Name == "" {
 		w.Name = fmt.Sprintf("vxlan%d", w.VXLAN.VNI)
 	}
+	if w.Tun != nil && len(w.Config.MACs) == 0 {
+		w.Config.MACs = []net.HardwareAddr{w.ownMAC()}
+	}
 	if err := w.secure(); err != nil {
 		return w, err
 	}
@@ -202,7 +201,7 @@ func (w *wantedPort) path() (err error) {
 }
 
 // repeatable are the options that may be given several times.
-var repeatable = map[string]bool{"mac": true, "ip": true, "ethertype": true, "remote": true}
+var repeatable = map[string]bool{"mac": true, "ip": true, "ethertype": true, "remote": true, "address": true}
 
 // secure completes the port security by the guest's address.
 func (w *wantedPort) secure() error {
@@ -269,27 +268,14 @@ func (w *wantedPort) options() *pflag.FlagSet {
 		upTo(f, "queues", &w.Queues, control.MaxPairs)
 	case control.VXLAN:
 		w.vxlanOptions(f)
+	case control.Tun:
+		w.tunOptions(f)
 	}
 	if w.atPath() {
 		f.BoolVar(&w.connect, "client", false, "")
 		f.BoolVar(&w.listen, "server", false, "")
 	}
 	return f
-}
-
-func (w *wantedPort) vxlanOptions(f *pflag.FlagSet) {
-	v := w.VXLAN
-	upTo(f, "vni", &v.VNI, vxlan.MaxVNI)
-	upTo(f, "port", &v.Port, 65535)
-	f.Var(nicflags.Value("ADDRESS", "", func(s string) error {
-		a, err := hostAddress(s)
-		v.Remotes = append(v.Remotes, a)
-		return err
-	}), "remote", "")
-	f.Var(nicflags.Value("ADDRESS", "", func(s string) (err error) {
-		v.Local, err = hostAddress(s)
-		return err
-	}), "local", "")
 }
 
 // upTo adds an option that sets to to a number from 1 to most.

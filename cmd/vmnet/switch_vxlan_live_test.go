@@ -95,7 +95,8 @@ func TestLiveVXLANBetweenSwitches(t *testing.T) {
 	b.end()
 }
 
-// underlay joins two hosts by a veth pair with that MTU, with the addresses 192.0.2.1 and 192.0.2.2.
+// underlay joins two hosts by a veth pair with that MTU, with the addresses 192.0.2.1 and
+// 192.0.2.2.
 func underlay(t *testing.T, near, far *netns.NS, mtu int) {
 	t.Helper()
 	nl := nstest.Handle(t, near)

@@ -26,8 +26,28 @@ func SetTap(fd int) (device string, limits offload.Limits, err error) {
 	case flags&unix.IFF_VNET_HDR == 0:
 		return device, limits, nil
 	}
-	limits, err = setOffloads(fd)
+	limits, err = setOffloads(fd, true)
 	if err != nil {
+		err = fmt.Errorf("set the vnet header of %s: %w", device, err)
+	}
+	return device, limits, err
+}
+
+// SetTun is SetTap for the queue of a tun, which must have a vnet header. That has 10 bytes.
+func SetTun(fd int) (device string, limits offload.Limits, err error) {
+	ifr, err := unix.NewIfreq("")
+	if err != nil {
+		return "", limits, err
+	}
+	if err := unix.IoctlIfreq(fd, unix.TUNGETIFF, ifr); err != nil {
+		return "", limits, fmt.Errorf("TUNGETIFF: %w (want the queue of a tun)", err)
+	}
+	const want = unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR
+	device = ifr.Name()
+	if flags := ifr.Uint16(); flags&want != want {
+		return device, limits, fmt.Errorf("%s has flags %#x: want IFF_TUN, IFF_NO_PI and IFF_VNET_HDR", device, flags)
+	}
+	if limits, err = setOffloads(fd, false); err != nil {
 		err = fmt.Errorf("set the vnet header of %s: %w", device, err)
 	}
 	return device, limits, err
@@ -39,9 +59,9 @@ const (
 	tunTunnelCsum = 0x100 // TUN_F_UDP_TUNNEL_GSO_CSUM
 )
 
-// setOffloads requests as many offloads as the kernel supports. The kernel refuses those that it
-// does not know.
-func setOffloads(fd int) (offload.Limits, error) {
+// setOffloads requests as many offloads as the kernel supports, those of tunnels if wanted. The
+// kernel refuses those that it does not know.
+func setOffloads(fd int, tunnels bool) (offload.Limits, error) {
 	const (
 		tso = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
 		uso = tso | unix.TUN_F_USO4 | unix.TUN_F_USO6
@@ -56,7 +76,10 @@ func setOffloads(fd int) (offload.Limits, error) {
 			unix.IoctlSetPointerInt(fd, unix.TUNSETVNETLE, 1),
 			unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, offloads))
 	}
-	err := set(uso | tunTunnels | tunTunnelCsum)
+	err := error(unix.EINVAL)
+	if tunnels {
+		err = set(uso | tunTunnels | tunTunnelCsum)
+	}
 	if errors.Is(err, unix.EINVAL) {
 		limits.Tunnels, limits.VnetHdr = false, offload.HeaderLen
 		err = set(uso)

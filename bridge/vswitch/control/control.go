@@ -45,14 +45,18 @@ const (
 
 	// VXLAN is a port to other hosts (Port.VXLAN). Its files are those of vswitch.VXLANFiles.
 	VXLAN = "vxlan"
+
+	// Tun is a port by which the kernel behind a tun is a station (Port.Tun). Its file is the tun's
+	// queue.
+	Tun = "tun"
 )
 
-var kinds = []string{Tap, Packet, Socket, Stream, VhostUser, VXLAN}
+var kinds = []string{Tap, Packet, Socket, Stream, VhostUser, VXLAN, Tun}
 
 // A Port is a port of a switch, as AddPort takes it and Ports returns it.
 type Port struct {
 	Name string `json:"name"`
-	Kind string `json:"kind"` // Tap, Packet, Socket, Stream, VhostUser or VXLAN
+	Kind string `json:"kind"` // one of the kinds above
 
 	// Device is the interface's name, in replies its current one. It is empty for a socket and
 	// VXLAN. For vhost-user and stream it is the path of the socket.
@@ -71,7 +75,7 @@ type Port struct {
 	// AddPort takes the read end.
 	Lifeline uint64 `json:"lifeline,omitempty"`
 
-	// Link says that a file of vswitch.LinkFile follows the queues of a tap.
+	// Link says that a file of vswitch.LinkFile follows the queues of a tap or tun.
 	Link bool `json:"link,omitempty"`
 
 	// Verified is that of vswitch.Wire. Only the process that has the switch can say so.
@@ -81,6 +85,7 @@ type Port struct {
 	Queues int `json:"queues,omitempty"`
 
 	VXLAN *vport.VXLAN `json:"vxlan,omitempty"` // of a port of that kind only
+	Tun   *vport.Tun   `json:"tun,omitempty"`   // of a port of that kind only
 
 	// Segments are the networks to which the device is connected outside the switch, as
 	// internal/endpoint finds them. Two ports on one of them would make a loop.
@@ -127,14 +132,18 @@ func (p Port) validate() error {
 		return fmt.Errorf("holder %d: want a process id", p.Holder)
 	case p.Holder == 0 && p.Lifeline != 0:
 		return errors.New("lifeline without a holder")
-	case p.Link && p.Kind != Tap:
-		return errors.New("link file without a tap: only ports of kind tap take one")
+	case p.Link && p.Kind != Tap && p.Kind != Tun:
+		return errors.New("link file without a tap: only ports of kind tap and tun take one")
 	case p.Queues < 0 || p.Queues > MaxPairs || p.Queues > 0 && p.Kind != VhostUser:
 		return fmt.Errorf("%d queues: want 1 to %d, for a port of kind %s only", p.Queues, MaxPairs, VhostUser)
 	case (p.VXLAN != nil) != (p.Kind == VXLAN):
 		return fmt.Errorf("a segment and kind %s: want a segment with a port of kind %s, and no other", p.Kind, VXLAN)
 	case p.VXLAN != nil && p.Config.Hairpin:
 		return errors.New("hairpin: a frame from the other hosts must not go back to them")
+	case (p.Tun != nil) != (p.Kind == Tun):
+		return fmt.Errorf("addresses and kind %s: want addresses with a port of kind %s, and no other", p.Kind, Tun)
+	case p.Tun != nil && len(p.Config.MACs) != 1:
+		return fmt.Errorf("%d MAC addresses: a port of kind %s has one (mac=MAC)", len(p.Config.MACs), Tun)
 	case p.Stats != nil:
 		return errors.New("stats are read-only and must not be set in a request")
 	case len(p.Segments) > maxSegments:
@@ -148,6 +157,11 @@ func (p Port) validate() error {
 	}
 	if p.VXLAN != nil {
 		if err := p.VXLAN.Validate(); err != nil {
+			return err
+		}
+	}
+	if p.Tun != nil {
+		if err := p.Tun.Validate(); err != nil {
 			return err
 		}
 	}

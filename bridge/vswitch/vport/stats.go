@@ -14,7 +14,7 @@ const (
 // Stats has a port's state, and its counters since it was added.
 type Stats struct {
 	Name    string       `json:"name"`
-	Kind    string       `json:"kind"` // kind of its wire: "tap", "packet", "socket", "stream", "vhost-user", "vxlan"
+	Kind    string       `json:"kind"` // kind of its wire, as vswitch.Wire.Kind returns it
 	MTU     int          `json:"mtu"`  // in bytes, for frames that leave by it
 	State   State        `json:"state"`
 	Ended   string       `json:"ended,omitempty"`   // why it has ended

@@ -92,6 +92,20 @@ func create(ns *netns.NS, name string, flags uint16) (*Tap, error) {
 	return t, nil
 }
 
+// CreateTun is Create for a tun with one queue: a device for IP packets, without Ethernet headers.
+func CreateTun(ns *netns.NS, name string) (*Tap, error) { return create(ns, name, tunFlags) }
+
+const tunFlags = unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR
+
+// OpenTun is Open for an existing tun with one queue.
+func OpenTun(ns *netns.NS, name string) (*Tap, error) {
+	t := &Tap{Name: name, ns: ns, flags: tunFlags}
+	if err := t.open(0); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
 // AddQueue opens one more queue. The tap must have been created with multi.
 func (t *Tap) AddQueue() error { return t.open(0) }
 

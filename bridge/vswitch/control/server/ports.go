@@ -81,6 +81,8 @@ func open(p *control.Port, files []*os.File, rest vswitch.Rest) (*vswitch.Wire, 
 		w, err = vswitch.OpenStream(files[0], filepath.Base(p.Device))
 	case control.VhostUser:
 		w, err = vswitch.OpenVhostUser(files[0], filepath.Base(p.Device), max(p.Queues, 1))
+	case control.Tun:
+		w, err = openTun(p, files)
 	case control.VXLAN:
 		w, err = vswitch.OpenVXLANFiles(files, *p.VXLAN)
 	default:
@@ -118,6 +120,16 @@ func openTap(p *control.Port, files []*os.File, rest vswitch.Rest) (*vswitch.Wir
 	}
 	if err == nil && p.Link {
 		if err = w.FollowOn(files[queues], rest); err != nil {
+			return nil, errors.Join(err, w.Close())
+		}
+	}
+	return w, err
+}
+
+func openTun(p *control.Port, files []*os.File) (*vswitch.Wire, error) {
+	w, err := vswitch.OpenTun(files[0], p.Config.MACs[0], *p.Tun)
+	if err == nil && p.Link {
+		if err = w.Follow(files[1]); err != nil {
 			return nil, errors.Join(err, w.Close())
 		}
 	}
