@@ -50,10 +50,9 @@ func OpenTun(f *os.File, mac net.HardwareAddr, cfg vport.Tun) (*Wire, error) {
 // tunQueue is a station that has no more than addresses, and the tun behind it.
 type tunQueue struct {
 	file
-	mac   uint64
-	nets  []netip.Prefix // own addresses, of which the last one is link-local if any is of IPv6
-	port  *Port          // set before the first receive
-	write func(fd uintptr)
+	mac  uint64
+	nets []netip.Prefix // own addresses, of which the last one is link-local if any is of IPv6
+	port *Port          // set before the first receive
 
 	// The current receive.
 	drain  func(fd uintptr) bool // the method drainTun, bound once

@@ -210,7 +210,7 @@ func TestTunResolves(t *testing.T) {
 
 // TestTunBounds: neither the host nor others on the switch make the tables large.
 func TestTunBounds(t *testing.T) {
-	q, s := dryTun(t)
+	q, _ := dryTun(t)
 	for i := range 5000 {
 		for range 20 {
 			_ = q.packet(ipPacket(netip.AddrFrom4([4]byte{10, 7, byte(i >> 8), byte(i)}), 1000))
@@ -219,7 +219,7 @@ func TestTunBounds(t *testing.T) {
 	if len(q.known.by) > maxNeighbors || q.known.waiting > maxWaiting || len(q.out) > maxOut {
 		t.Errorf("%d neighbors, %d bytes, %d frames", len(q.known.by), q.known.waiting, len(q.out))
 	}
-	q, s = dryTun(t)
+	q, s := dryTun(t)
 	for i := range 5000 {
 		a := netip.AddrFrom4([4]byte{10, 7, 0, byte(i)})
 		q.sends(s, arpMessage(arpReply, guestMAC, a, doorMAC, own4), arpMessage(arpRequest, guestMAC, a, 0, a),

@@ -29,7 +29,6 @@ func dryVXLAN(t testing.TB) *vxlanQueue {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.wire.overlay = q
 	q.begin(p)
 	return q
 }

@@ -5,8 +5,8 @@ const (
 	icmpCsum    = 2 // offsetof(struct icmp6hdr, icmp6_cksum)
 )
 
-// ICMPv6Summed reports whether the ICMPv6 message that follows an IPv6 header has a correct checksum.
-// The packet must have a whole header.
+// ICMPv6Summed reports whether the ICMPv6 message that follows an IPv6 header has a correct
+// checksum. The packet must have a whole header.
 func ICMPv6Summed(packet []byte) bool { return fold(icmpSum(packet)) == 0xffff }
 
 // SumICMPv6 writes the checksum of the ICMPv6 message that follows an IPv6 header.
