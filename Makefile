@@ -182,7 +182,7 @@ cross: ## build and vet for arm64, riscv64 and s390x, and tests of bytes as thei
 # same for the switch.
 bench: ## attach, launch and networks, port security, rates and migration against other ways, docs/bench (10 minutes; root)
 	sh testvm/setup.sh --packages libvirt-daemon,libvirt-clients,qemu-system-common,nftables,dnsmasq-base,iptables,busybox-static,passt,frr
-	$(GO) test -v -run '^$$' -bench 'HostSteps|Attach|BridgeHelper|Launch|FirstLease|NAT$$|UserNetwork|PortSecurity|Guard|LiveTCP|Migration|Move|Scale' -benchtime 1x -p 1 -timeout 15m ./bridge/vswitch ./internal/backend ./internal/bench ./internal/evpn ./internal/kernel/bpfguard ./internal/kernel/ratelimit ./tapmgr
+	$(GO) test -v -run '^$$' -bench 'HostSteps|Overlay|Attach|BridgeHelper|Launch|FirstLease|NAT$$|UserNetwork|PortSecurity|Guard|LiveTCP|Migration|Move|Scale' -benchtime 1x -p 1 -timeout 15m ./bridge/vswitch ./internal/backend ./internal/bench ./internal/evpn ./internal/kernel/bpfguard ./internal/kernel/ratelimit ./tapmgr
 
 # The switch against others: tables and plots in docs/bench. It takes 20 minutes on a quiet machine.
 # With BENCH=-quick it takes two minutes, and prints the tables. BENCH=-h prints all options.

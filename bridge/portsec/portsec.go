@@ -211,7 +211,7 @@ func (cfg Config) Own() []netip.Prefix {
 	if len(family(own, false)) == 0 || len(cfg.MAC) != 6 {
 		return own
 	}
-	local := netip.PrefixFrom(linkLocal(cfg.MAC), 128)
+	local := netip.PrefixFrom(LinkLocal(cfg.MAC), 128)
 	if !slices.ContainsFunc(own, func(p netip.Prefix) bool { return p.Contains(local.Addr()) }) {
 		own = append(own, local)
 	}
@@ -228,9 +228,9 @@ func family(all []netip.Prefix, four bool) (some []netip.Prefix) {
 	return some
 }
 
-// linkLocal returns the link-local address with the modified EUI-64 of the MAC address (RFC 4291,
+// LinkLocal returns the link-local address with the modified EUI-64 of the MAC address (RFC 4291,
 // appendix A).
-func linkLocal(mac net.HardwareAddr) netip.Addr {
+func LinkLocal(mac net.HardwareAddr) netip.Addr {
 	return netip.AddrFrom16([16]byte{
 		0: 0xfe, 1: 0x80, 8: mac[0] ^ 2, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe,
 		13: mac[3], 14: mac[4], 15: mac[5],

@@ -182,12 +182,3 @@ func multicastMAC(a netip.Addr) uint64 {
 	b := a.As16()
 	return 0x3333_0000_0000 | uint64(binary.BigEndian.Uint32(b[12:]))
 }
-
-// linkLocalOf returns the IPv6 link-local address of an Ethernet address (RFC 4291, appendix A).
-func linkLocalOf(mac uint64) netip.Addr {
-	var b [16]byte
-	b[0], b[1], b[11], b[12] = 0xfe, 0x80, 0xff, 0xfe
-	b[8], b[9], b[10] = byte(mac>>40)^2, byte(mac>>32), byte(mac>>24)
-	b[13], b[14], b[15] = byte(mac>>16), byte(mac>>8), byte(mac)
-	return netip.AddrFrom16(b)
-}

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmnet/bridge/portsec"
 	"vmnet/bridge/vswitch/offload"
 	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/endpoint"
@@ -75,7 +76,7 @@ const maxOut = 256
 func newTunQueue(mac uint64, cfg vport.Tun) *tunQueue {
 	q := &tunQueue{mac: mac, nets: slices.Clone(cfg.Addresses), room: make([]byte, tapRoom), known: newNeighbors()}
 	if slices.ContainsFunc(q.nets, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
-		q.nets = append(q.nets, netip.PrefixFrom(linkLocalOf(mac), 64))
+		q.nets = append(q.nets, netip.PrefixFrom(portsec.LinkLocal(hardware(mac)), 64))
 	}
 	q.drain = q.drainTun
 	return q
@@ -326,3 +327,5 @@ func (q *tunQueue) resolve(dst netip.Addr, kind uint16, data []byte) (mac uint64
 }
 
 func (q *tunQueue) close() error { return q.file.close() }
+
+func hardware(mac uint64) net.HardwareAddr { return Key(mac << vidBits).MAC() }

@@ -8,11 +8,14 @@ import (
 	"os"
 	"testing"
 
+	"vmnet/bridge/portsec"
 	"vmnet/bridge/vswitch/offload"
 	"vmnet/bridge/vswitch/vport"
 )
 
 const doorMAC = 0x0200_0000_00aa
+
+func localOf(mac uint64) netip.Addr { return portsec.LinkLocal(hardware(mac)) }
 
 // dryTun makes a tun port without a tun: what is written to it vanishes.
 func dryTun(t testing.TB) (*tunQueue, *sender) {
@@ -64,7 +67,7 @@ const guestMAC = 0x0200_0000_0009
 func TestTunAnnounces(t *testing.T) {
 	q, _ := dryTun(t)
 	q.begin(q.port)
-	want := []netip.Addr{own4, own6, linkLocalOf(doorMAC)}
+	want := []netip.Addr{own4, own6, localOf(doorMAC)}
 	if len(q.out) != len(want) {
 		t.Fatalf("%d frames", len(q.out))
 	}
@@ -88,7 +91,7 @@ func TestTunAnswers(t *testing.T) {
 	ask6 := func(target, sender netip.Addr) []byte {
 		return ndMessage(ndSolicit, 0, guestMAC, sender, solicitedNode(target), target, 0)
 	}
-	local := linkLocalOf(doorMAC)
+	local := localOf(doorMAC)
 	for name, test := range map[string]struct {
 		frame   []byte
 		from    netip.Addr // whose address the answer says
@@ -101,7 +104,7 @@ func TestTunAnswers(t *testing.T) {
 		"ARP for another":     {frame: ask4(guest4, guest4)},
 		"ARP in its own name": {ask4(own4, own4), own4, guestMAC, netip.Addr{}},
 		"ND":                  {ask6(own6, guest6), own6, guestMAC, guest6},
-		"ND, link-local":      {ask6(local, linkLocalOf(guestMAC)), local, guestMAC, linkLocalOf(guestMAC)},
+		"ND, link-local":      {ask6(local, localOf(guestMAC)), local, guestMAC, localOf(guestMAC)},
 		"ND probe":            {ask6(own6, netip.IPv6Unspecified()), own6, multicastMAC(allNodes), netip.Addr{}},
 		"ND for another":      {frame: ask6(guest6, guest6)},
 		"ND, wrong sum": {frame: func() []byte {

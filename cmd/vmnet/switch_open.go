@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
 
+	"vmnet/bridge/portsec"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/endpoint"
 	"vmnet/internal/kernel/netns"
@@ -180,23 +182,33 @@ func (w *wantedPort) makeTun(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
 	}
 	link, err := c.Link(w.Device)
 	if err == nil {
-		attrs := []rtnl.Attr{rtnl.Up(true)}
-		if w.Config.MTU != 0 {
-			attrs = append(attrs, rtnl.MTU(w.Config.MTU))
-		}
-		for _, p := range w.Tun.Addresses {
-			if err == nil {
-				err = c.AddAddr(link.Index, p)
-			}
-		}
-		if err == nil {
-			err = c.Set(link.Index, attrs...)
-		}
+		err = w.setTun(c, link.Index)
 	}
 	if err != nil {
 		return openPort{}, errors.Join(err, t.Close())
 	}
 	return w.followed(ns, t, "made")
+}
+
+// setTun gives a new tun what the port says: the MTU, and the addresses for which the switch
+// answers. The kernel assigns none by itself.
+func (w *wantedPort) setTun(c *rtnl.Conn, index int) error {
+	addresses, attrs := slices.Clone(w.Tun.Addresses), []rtnl.Attr{rtnl.Up(true)}
+	if w.Config.MTU != 0 {
+		attrs = append(attrs, rtnl.MTU(w.Config.MTU))
+	}
+	if slices.ContainsFunc(addresses, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		if err := c.Set(index, rtnl.NoIPv6Autoconf()); err != nil {
+			return err
+		}
+		addresses = append(addresses, netip.PrefixFrom(portsec.LinkLocal(w.Config.MACs[0]), 64))
+	}
+	for _, p := range addresses {
+		if err := c.AddAddr(index, p); err != nil {
+			return fmt.Errorf("address %s: %w", p, err)
+		}
+	}
+	return c.Set(index, attrs...)
 }
 
 func (w *wantedPort) openPacket(ctx context.Context, ns *netns.NS, c *rtnl.Conn) (openPort, error) {

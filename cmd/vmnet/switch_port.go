@@ -178,6 +178,9 @@ func parsePort(kind, text string) (wantedPort, error) {
 	if w.Tun != nil && len(w.Config.MACs) == 0 {
 		w.Config.MACs = []net.HardwareAddr{w.ownMAC()}
 	}
+	if w.Tun != nil {
+		w.Config.NoFlood = true // it is for one address, which the switch knows
+	}
 	if err := w.secure(); err != nil {
 		return w, err
 	}

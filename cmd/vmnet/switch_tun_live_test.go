@@ -3,10 +3,12 @@ package main
 import (
 	"context"
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"vmnet/bridge/portsec"
 	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/nstest"
 	"vmnet/testvm/traffic"
@@ -48,6 +50,24 @@ func TestLiveTunOfSwitch(t *testing.T) {
 		t.Errorf("%s", out)
 	}
 	send("10.7.0.1")
+	if err := guest.Do(func() error {
+		return exec.Command("ip", "addr", "add", "fd07::2/64", "dev", "tap0", "nodad").Run()
+	}); err != nil {
+		t.Fatal(err)
+	}
+	link, err := nl.LinkByName("tap0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	local := portsec.LinkLocal(sw.ports()["tun0"].Config.MACs[0]).WithZone(strconv.Itoa(link.Attrs().Index))
+	for _, to := range []string{"fd07::1", local.String()} {
+		nstest.Eventually(t, patience, to+" answers", func() bool {
+			return guest.Do(func() error {
+				_, err := traffic.SendPing(ctx, traffic.Ping{Addr: to, Count: 5, UntilFirst: true})
+				return err
+			}) == nil
+		})
+	}
 	p := sw.ports()["tun0"]
 	if p.Stats.Kind != "tun" || p.Stats.MTU != 1400 || len(p.Config.MACs) != 1 || len(p.Tun.Addresses) != 2 {
 		t.Errorf("%+v, %+v", p, p.Stats)

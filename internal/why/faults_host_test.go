@@ -338,6 +338,14 @@ var otherFaults = []fault{
 		"not in VLAN 1", "vmnet switch remove-port sw0 up, then vmnet switch add-port sw0 --packet eth1,vlan=1",
 	},
 	{
+		"another VLAN at a switch's VXLAN port", func(f *Facts) {
+			p := f.onSwitchUplink()
+			p.Kind, p.Device, p.Config.VLAN = control.VXLAN, "", 20
+			p.VXLAN = &vport.VXLAN{VNI: 77, Remotes: []netip.Addr{netip.MustParseAddr("192.0.2.2")}}
+		}, "port up", "not in VLAN 1",
+		"then vmnet switch add-port sw0 --vxlan up,vni=77,remote=192.0.2.2,vlan=1",
+	},
+	{
 		"unknown addresses at a switch", func(f *Facts) {
 			f.onSwitch().Ports[1].Config.NoFlood = true
 			f.Frame.Kind = ICMP

@@ -11,6 +11,7 @@ import (
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/bridge/vswitch/vport"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/tapmgr/nic"
 )
 
@@ -198,8 +199,30 @@ func (w *walker) resetPort(p *control.Port, flag, option string) string {
 		" " + addArgument(p) + option
 }
 
+// switchExit returns the port that leads out of the switch, and its link if it has one: a device
+// that is no guest's or, without one, other hosts or the host's IP.
+func (w *walker) switchExit() (exit *control.Port, link *rtnl.Link) {
+	for i := range w.Switch.Ports {
+		p := &w.Switch.Ports[i]
+		switch l := w.link(p.Device); {
+		case p.Kind == control.Packet && (l == nil || l.Tun == nil):
+			return p, l
+		case exit == nil && (p.Kind == control.VXLAN || p.Kind == control.Tun):
+			exit, link = p, l
+		}
+	}
+	return exit, link
+}
+
 // addArgument is how add-port names a port.
 func addArgument(p *control.Port) string {
+	if p.Tun != nil {
+		argument := p.Device
+		for _, a := range p.Tun.Addresses {
+			argument += ",address=" + a.String()
+		}
+		return argument
+	}
 	if p.VXLAN == nil {
 		return p.Device
 	}
@@ -212,12 +235,7 @@ func addArgument(p *control.Port) string {
 
 // switchUplink follows the frame to the port that leads out of the switch.
 func (w *walker) switchUplink(in *control.Port) {
-	for i := range w.Switch.Ports {
-		p := &w.Switch.Ports[i]
-		l := w.link(p.Device)
-		if p.Kind != control.VXLAN && (p.Kind != control.Packet || l != nil && l.Tun != nil) { // a guest's
-			continue
-		}
+	if p, l := w.switchExit(); p != nil {
 		if w.switchLeaves(in, p); !w.stopped {
 			if l != nil {
 				w.below(l)
