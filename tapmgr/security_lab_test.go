@@ -68,7 +68,8 @@ func TestLabSecurityOfIPVtaps(t *testing.T) {
 }
 
 // TestLabSecurityOfOVS: on a bridge of Open vSwitch that forwards in the kernel, what a guest
-// forges does not come out, what nobody has asked for does not reach it, and its rates are in force.
+// forges does not come out, what nobody has asked for does not reach it, and its rates are in
+// force.
 func TestLabSecurityOfOVS(t *testing.T) {
 	lab.Inside(t)
 	h := newHost(t)

@@ -119,8 +119,8 @@ func (m Machine) hookProgram(ctx context.Context, name, program string) []Check 
 	if real, err := filepath.EvalSymlinks(m.at(program)); err == nil {
 		beside := filepath.Join(filepath.Dir(real), "vmnet")
 		if _, err := os.Stat(beside); err != nil {
-			return warn(name, "install vmnet beside it", "%v: no guest whose NICs are declared can migrate to this host",
-				err)
+			return warn(name, "install vmnet beside it",
+				"%v: no guest whose NICs are declared can migrate to this host", err)
 		}
 	}
 	return ok(name, "%s", program)

@@ -41,8 +41,8 @@ while :; do
 done
 `
 
-// startup bounds the start of libvirtd, which takes 0.2 s on an idle machine, and over 30 s beside a
-// load of 32.
+// startup bounds the start of libvirtd, which takes 0.2 s on an idle machine, and over 30 s beside
+// a load of 32.
 const startup = 2 * time.Minute
 
 // Daemon is a running libvirtd.

@@ -43,10 +43,10 @@ func (a arrivals) expect(uuid domainxml.UUID) error {
 	return os.WriteFile(a.file(uuid), []byte(strconv.FormatInt(inventory.SinceBoot(), 10)), 0o600)
 }
 
-// has reports whether the guest arrives.
+// has reports whether the guest arrives. None arrives at the libvirt of a user who is not root.
 func (a arrivals) has(uuid domainxml.UUID) (bool, error) {
 	text, err := os.ReadFile(a.file(uuid))
-	if errors.Is(err, fs.ErrNotExist) {
+	if isNone(err) {
 		return false, nil
 	}
 	if err != nil {
@@ -63,10 +63,15 @@ func (a arrivals) has(uuid domainxml.UUID) (bool, error) {
 // forget is for a guest whose NICs' records say it by now, or that has ended.
 func (a arrivals) forget(uuid domainxml.UUID) error {
 	err := os.Remove(a.file(uuid))
-	if errors.Is(err, fs.ErrNotExist) {
+	if isNone(err) {
 		return nil
 	}
 	return err
+}
+
+// isNone reports whether there is no file, or none that the caller may read.
+func isNone(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)
 }
 
 // expect is for a guest that is about to arrive.
