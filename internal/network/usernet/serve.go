@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -54,6 +55,7 @@ func Serve(ctx context.Context, c Config, ready func(socket string)) (err error)
 		return err
 	}
 	catch(syscall.SIGPIPE)
+	leaveProcessors()
 	place, err := swserver.Prepare(c.Network.Name, os.Geteuid(), os.Getegid())
 	if errors.Is(err, swserver.ErrRunning) {
 		return fmt.Errorf("network %s: %w (vmnet switch stop %[1]s ends it)", c.Network.Name, err)
@@ -93,6 +95,16 @@ func Serve(ctx context.Context, c Config, ready func(socket string)) (err error)
 	listening = true
 	defer func() { err = errors.Join(err, l.Close()) }()
 	return s.run(ctx, l, ready)
+}
+
+// leaveProcessors has the switch use half of the machine's processors at most. The other ones are
+// for guests and the way out, without which it has nothing to do. A processor that waits beside the
+// one that forwards a frame costs more than it gives: Go wakes it for each batch, to look for more
+// work (BenchmarkUserNetwork). GOMAXPROCS in the environment takes precedence.
+func leaveProcessors() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(max(1, runtime.NumCPU()/2))
+	}
 }
 
 // plug has the agent make the network, and adds its interface to the switch.
