@@ -170,7 +170,7 @@ func (v *view) received(r *receiver, frames []frame, at time.Time) {
 	w := r.out.recordWriter()
 	for i := range frames {
 		if f := &frames[i]; !v.drops || f.lost != Delivered {
-			w.add(v, record{at: at, queue: r.n, why: f.lost, vnet: f.headerLen(), head: f.data})
+			w.add(v, record{at: at, queue: r.n, why: f.lost, vnet: f.headerLen(), head: f.data, rest: f.rest})
 		}
 	}
 	w.send(v, capture.In)
@@ -185,26 +185,30 @@ func (v *view) sent(s *sender, queue int) {
 	w, at := s.recordWriter(), time.Now()
 	for i := range s.n {
 		if f, why := &s.list[i], s.reasons[i]; v.drops == (why != Delivered) {
-			w.add(v, record{at: at, queue: queue, why: why, vnet: s.vnet, head: f.Head, payload: f.Payload})
+			w.add(v, record{
+				at: at, queue: queue, why: why, vnet: s.vnet, head: f.Head, payload: f.Payload, rest: f.Rest,
+			})
 		}
 	}
 	w.send(v, capture.Out)
 }
 
 // refuse drops a frame that r has received and p cannot send.
-func (p *Port) refuse(r *receiver, data []byte, why Reason) {
+func (p *Port) refuse(r *receiver, f *frame, why Reason) {
 	p.drop(why)
 	for _, v := range p.path.Load().views {
-		v.refused(r, data, why)
+		v.refused(r, f, why)
 	}
 }
 
-func (v *view) refused(r *receiver, data []byte, why Reason) {
+func (v *view) refused(r *receiver, f *frame, why Reason) {
 	if !v.out || !v.drops || !v.writing.TryRLock() {
 		return
 	}
 	defer v.writing.RUnlock()
 	w := r.out.recordWriter()
-	w.add(v, record{at: time.Now(), queue: r.n % len(v.port.wire.queues), why: why, vnet: vnetLen, head: data})
+	w.add(v, record{
+		at: time.Now(), queue: r.n % len(v.port.wire.queues), why: why, vnet: vnetLen, head: f.data, rest: f.rest,
+	})
 	w.send(v, capture.Out)
 }

@@ -8,6 +8,12 @@
 // the destination port takes it. If it does not, package offload segments the frame and fills in
 // checksums.
 //
+// Of a long frame from a guest's memory, only the start is copied before it is sent, and the rest
+// (frame.rest) stays where it is until the batch is done. Another guest's ring gets a copy of it, a
+// system call gets it as further pieces. What reads more than headers has the frame copied first
+// (receiver.whole): segmentation, checks of headers that are not all in the start, and wires that
+// do not set Wire.pieces.
+//
 // The switch follows IEEE 802.1D and 802.1Q as the kernel's bridge does (net/bridge/br_input.c,
 // br_forward.c), without a spanning tree and without multicast snooping.
 //
@@ -61,6 +67,7 @@
 //	    check a frame         receiver.accept      forward.go         Down, Looped, BadSource,
 //	                                                                  Spoofed, LinkLocal
 //	      parse it            frame.parse          frame.go           Short, Giant
+//	      copy its rest       receiver.whole       forward.go         Unreadable
 //	      find its VLAN       table.classify       vlan.go            VLAN
 //	      learn its source    FDB.Learn            fdb.go
 //	    pick the targets      receiver.forward     forward.go
@@ -86,14 +93,16 @@
 //	        to a socket wire  mmsgQueue.send       mmsg.go
 //	        to a stream       streamQueue.send     stream.go          Full, Down
 //	          or its backlog  streamSender.queue   stream_send.go
-//	        to its memory     vhostQueue.send      vhostuser.go       Full, TooBig, Down
+//	        to its memory     vhostQueue.send      vhostuser.go       Full, TooBig, Down,
+//	                                                                  Unreadable
 //	        to a tun          tunQueue.send        tun_send.go
 //	          or to it itself stripper.packet      tun_send.go        Advertised, Full, Down,
 //	                                                                  Gone, Rejected
 //	        to other hosts    vxlanQueue.send      vxlan_send.go      Unreachable, Full, TooBig,
 //	          find the host   encapsulator.route   vxlan_send.go      Gone, Rejected
 //	          note a result   sender.note          sender.go          Full, Down, Gone,
-//	                                                                  Rejected, TooBig
+//	                                                                  Rejected, TooBig,
+//	                                                                  Unreadable
 //
 // receiver.accept also drops with the reasons of package portsec, frame.parse and receiver.finish
 // with those of package offload. The kernel counts Overrun of packet and VXLAN wires, and

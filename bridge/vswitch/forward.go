@@ -13,7 +13,8 @@ type receiver struct {
 	sw    *Switch
 	port  *Port
 	queue queue
-	n     int // number of the queue
+	n     int         // number of the queue
+	guest *vhostQueue // the queue, if batches come from a guest's memory
 
 	polling *polling // made when a poller first looks for its frames
 
@@ -37,8 +38,16 @@ func newReceiver(sw *Switch, p *Port, n int) *receiver {
 	return &receiver{sw: sw, port: p, queue: p.wire.queues[n], n: n, out: newSender()}
 }
 
+// inPlace prepares for batches that are in place in a guest's memory.
+func (r *receiver) inPlace() {
+	if q, ok := r.queue.(*vhostQueue); ok {
+		r.guest, r.out.guests.From = q, q.pair
+	}
+}
+
 func (r *receiver) run() {
 	defer r.out.close()
+	r.inPlace()
 	for {
 		n, err := r.queue.receive(r.frames[:])
 		if err != nil {
@@ -51,10 +60,13 @@ func (r *receiver) run() {
 	}
 }
 
-// handle sends a batch of n frames where they go.
+// handle sends a batch of n frames where they go, and ends it.
 func (r *receiver) handle(n int) {
 	r.port.path.Load().input(r, r.frames[:n])
 	r.ports = nil // a waiting receiver must not keep a removed port and its buffers alive
+	if r.guest != nil {
+		r.guest.pair.Done(&r.out.guests)
+	}
 }
 
 // rest waits after a batch of n frames if the port is over one of its limits.
@@ -76,7 +88,7 @@ func (r *receiver) input(frames []frame) {
 		why := f.lost
 		if why == Delivered {
 			count++
-			bytes += uint64(max(0, len(f.data)-vnetLen))
+			bytes += uint64(f.size())
 			why = r.accept(f)
 		}
 		if why == Delivered {
@@ -98,7 +110,14 @@ func (r *receiver) input(frames []frame) {
 // frame. Like the kernel's bridge, it learns from link-local frames other than pause frames
 // (__br_handle_local_finish in net/bridge/br_input.c).
 func (r *receiver) accept(f *frame) Reason {
-	if why := f.parse(); why != Delivered {
+	why := f.parse()
+	if why != Delivered && f.more > 0 { // the headers may be longer than data
+		if !r.whole(f) {
+			return Unreadable
+		}
+		why = f.parse()
+	}
+	if why != Delivered {
 		return why
 	}
 	p := r.port
@@ -113,6 +132,9 @@ func (r *receiver) accept(f *frame) Reason {
 	case !set.admits(f.src):
 		return Spoofed
 	case set.security != nil:
+		if f.more > 0 && !portsec.Suffices(f.ether()) && !r.whole(f) {
+			return Unreadable
+		}
 		if why := set.security.Verdict(f.ether()); why != portsec.Pass {
 			return securityBase + Reason(why)
 		}
@@ -226,8 +248,12 @@ func (r *receiver) flush(frames []frame) {
 // add appends a frame to the list for a target, in the form that the target takes. A frame that is
 // finished in software is sent at once, after the list.
 func (r *receiver) add(to *Port, f *frame) {
-	if !to.set.Load().down.take(r.now, f.data) {
-		to.refuse(r, f.data, Rated)
+	if !to.set.Load().down.take(r.now, f.data, f.more) {
+		to.refuse(r, f, Rated)
+		return
+	}
+	if !to.wire.pieces && !r.whole(f) {
+		to.refuse(r, f, Unreadable)
 		return
 	}
 	limits := to.limits.Load()
@@ -242,23 +268,26 @@ func (r *receiver) add(to *Port, f *frame) {
 	retag := tagged != f.tagged || tci != f.tci
 	// The answer is the same for the frame as it leaves: a frame may be one tag longer than the
 	// MTU allows, and its outermost tag does not count (Limits.admits in package offload).
-	fits := offload.Fits(f.vnet, f.ether(), *limits)
+	fits := offload.FitsStart(f.vnet, f.ether(), f.more, *limits)
 	switch {
+	case !fits && !r.whole(f):
+		to.refuse(r, f, Unreadable)
+		return
 	case fits && !retag && limits.VnetHdr <= vnetLen:
-		r.out.add(offload.Frame{Head: f.data[vnetLen-limits.VnetHdr:]})
+		r.out.add(offload.Frame{Head: f.data[vnetLen-limits.VnetHdr:], Rest: f.rest})
 		return
 	case !fits && !retag:
 		r.finish(to, limits, f.vnet, f.data)
 		return
 	}
 	head, shift := r.heads[r.out.n][:], 0
-	out := offload.Frame{Head: head[:offload.MaxVnetHdr], Payload: f.ether()}
+	out := offload.Frame{Head: head[:offload.MaxVnetHdr], Payload: f.ether(), Rest: f.rest}
 	if retag {
 		out, shift = f.retag(head, tci, tagged)
 	}
 	if fits {
 		out.Head = out.Head[offload.MaxVnetHdr-limits.VnetHdr:]
-		offload.Describe(f.vnet, f.ether(), out.Head[:limits.VnetHdr], shift)
+		offload.DescribeStart(f.vnet, f.ether(), f.more, out.Head[:limits.VnetHdr], shift)
 		r.out.add(out)
 		return
 	}
@@ -269,10 +298,14 @@ func (r *receiver) add(to *Port, f *frame) {
 	r.finish(to, limits, h, r.copied)
 }
 
+// whole makes a frame's data the whole frame, as what reads more than headers needs it. It reports
+// whether it could: if the memory of the guest that has sent it is gone, the guest's session ends.
+func (r *receiver) whole(f *frame) bool { return f.more == 0 || r.guest.whole(f) }
+
 // hasten has frames from and to a port of verified frames be few and long: see Wire.Verified.
 func (r *receiver) hasten(to *Port, f *frame, limits *offload.Limits) {
 	if to.wire.verified {
-		offload.RaiseMSS(f.vnet, f.ether(), r.port.limits.Load().MTU)
+		offload.RaiseMSS(f.vnet, f.ether(), f.more, r.port.limits.Load().MTU)
 		return
 	}
 	if f.vnet.Flags != 0 || f.vnet.GSOType != offload.GSONone || !limits.CSum && len(f.ether()) <= limits.MTU+etherLen {
@@ -284,10 +317,10 @@ func (r *receiver) hasten(to *Port, f *frame, limits *offload.Limits) {
 	}
 }
 
-// finish converts a frame into frames that the target takes, and sends them.
+// finish converts a whole frame into frames that the target takes, and sends them.
 func (r *receiver) finish(to *Port, limits *offload.Limits, h offload.Header, data []byte) {
 	if why := r.fin.Start(h, data[vnetLen:], *limits); why != offload.OK {
-		to.refuse(r, data, fromOffload(why))
+		to.refuse(r, &frame{data: data}, fromOffload(why))
 		return
 	}
 	r.send(to)

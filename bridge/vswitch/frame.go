@@ -29,6 +29,12 @@ const etherTypeVLAN = 0x8100
 type frame struct {
 	data []byte // vnet header and Ethernet frame, valid until the batch is done
 
+	// rest is what follows data, more bytes, where data is only the first vhostuser.HeadLen bytes
+	// of a guest's frame. It stays in the guest's memory: nothing in it is read here but by
+	// receiver.whole, so what was checked is what is sent.
+	rest [][]byte
+	more int
+
 	vnet     offload.Header
 	dst, src uint64
 	vid      uint16 // its VLAN, from the tag or the port
@@ -37,8 +43,11 @@ type frame struct {
 	lost     Reason // why it was dropped; data is nil if the queue has dropped it
 }
 
-// ether returns the Ethernet frame.
+// ether returns the Ethernet frame, or its start if there is more.
 func (f *frame) ether() []byte { return f.data[vnetLen:] }
+
+// size returns the length of the Ethernet frame.
+func (f *frame) size() int { return max(0, len(f.data)-vnetLen) + f.more }
 
 // headerLen returns the length of the vnet header, or 0 if data is too short for one.
 func (f *frame) headerLen() int {
@@ -54,7 +63,7 @@ func (f *frame) segments() int {
 	if f.vnet.GSOType == offload.GSONone || size == 0 {
 		return 1
 	}
-	return max(1, (len(f.data)-vnetLen+size-1)/size)
+	return max(1, (f.size()+size-1)/size)
 }
 
 // parse parses the addresses and the tag, or returns why the frame is invalid. It does not change
@@ -63,11 +72,11 @@ func (f *frame) parse() Reason {
 	if len(f.data) < vnetLen+etherLen {
 		return Short
 	}
-	if len(f.data) > vnetLen+maxBig {
+	if f.size() > maxBig {
 		return Giant
 	}
 	f.vnet, _ = offload.Parse(f.data)
-	if why := offload.Check(f.vnet, f.ether()); why != offload.OK {
+	if why := offload.CheckStart(f.vnet, f.ether(), f.more); why != offload.OK {
 		return fromOffload(why)
 	}
 	e := f.ether()
@@ -110,9 +119,9 @@ const maxVID = 1<<vidBits - 1
 // headMax is the length of the longest head that retag writes: vnet header, addresses and a tag.
 const headMax = offload.MaxVnetHdr + macsLen + tagLen
 
-// retag returns the frame with that tag, or without a tag, in two pieces. It writes the first into
-// head, which must have room for headMax bytes. The second is part of the frame itself, which does
-// not change. The first begins with room for a vnet header of MaxVnetHdr. shift is the number of
+// retag returns the frame with that tag, or without a tag. It writes the first piece into head,
+// which must have room for headMax bytes. The others are parts of the frame itself, which does not
+// change. The first begins with room for a vnet header of MaxVnetHdr. shift is the number of
 // bytes by which the offsets in the frame's own vnet header change.
 func (f *frame) retag(head []byte, tci uint16, tagged bool) (out offload.Frame, shift int) {
 	e, n, rest := f.ether(), offload.MaxVnetHdr+macsLen, macsLen
@@ -125,5 +134,5 @@ func (f *frame) retag(head []byte, tci uint16, tagged bool) (out offload.Frame, 
 		binary.BigEndian.PutUint16(head[n+2:], tci)
 		n, shift = n+tagLen, shift+tagLen
 	}
-	return offload.Frame{Head: head[:n], Payload: e[rest:]}, shift
+	return offload.Frame{Head: head[:n], Payload: e[rest:], Rest: f.rest}, shift
 }

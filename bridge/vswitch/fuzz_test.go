@@ -28,7 +28,8 @@ func (m *memory) receive([]frame) (int, error) {
 
 func (m *memory) send(s *sender) {
 	for i := range s.n {
-		m.sent = append(m.sent, append(bytes.Clone(s.list[i].Head), s.list[i].Payload...))
+		f := &s.list[i]
+		m.sent = append(m.sent, slices.Concat(f.Head, f.Payload, slices.Concat(f.Rest...)))
 		s.note(i, 0)
 	}
 }

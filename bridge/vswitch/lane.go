@@ -46,7 +46,7 @@ func (l *lane) send(f *offload.Frame) syscall.Errno {
 	errno := syscall.Errno(unix.EBADF)
 	_ = l.conn.Control(func(fd uintptr) {
 		for errno = unix.EINTR; errno == unix.EINTR; {
-			errno = writev(fd, &v)
+			errno = writev(fd, v[:])
 		}
 	})
 	runtime.KeepAlive(f)

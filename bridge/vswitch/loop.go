@@ -19,7 +19,7 @@ import (
 
 const (
 	echoSlots    = 4096             // number of frames that are remembered
-	echoBytes    = 256              // bytes that are hashed of each frame, after addresses and tag
+	echoBytes    = 224              // bytes that are hashed of each frame, after addresses and tag: frame.data has them
 	echoWindow   = time.Second      // how long a frame is remembered
 	echoLimit    = 64               // echoes on a port in one window that prove a loop
 	hairpinLimit = 1024             // the same for a hairpin port, which receives its own frames
@@ -77,7 +77,7 @@ func (e *echoes) hash(f *frame, filters bool) uint64 {
 		vlan = f.tagVID()
 	}
 	const odd = 0x9e37_79b9_7f4a_7c15 // spreads a small number
-	more := (uint64(vlan)<<32 | uint64(len(rest))) * odd
+	more := (uint64(vlan)<<32 | uint64(len(rest)+f.more)) * odd
 	return bits.RotateLeft64(maphash.Bytes(e.seed, addresses), 1) ^
 		maphash.Bytes(e.seed, rest[:min(len(rest), echoBytes)]) ^ more
 }

@@ -68,6 +68,7 @@ func OpenPacketFiles(files []*os.File) (*Wire, error) {
 	socket, claim, link, second := files[0], files[1], files[2], files[3]
 	w := &Wire{
 		kind:   "packet",
+		pieces: true,
 		limits: offload.Limits{CSum: true, TSO4: true, TSO6: true, TSOECN: true, USO: true, VnetHdr: vnetLen},
 	}
 	held, err := duplicate(claim, endpoint.CheckClaim)

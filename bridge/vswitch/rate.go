@@ -21,8 +21,8 @@ func (m *meter) set(b portrate.Bucket) {
 	m.byUnit.depth = int64(b.PacketDepth())
 }
 
-// costs returns how many nanoseconds a frame takes of each bucket.
-func (m *meter) costs(data []byte) (bits, frames int64) {
+// costs returns how many nanoseconds a frame takes of each bucket, of which more bytes follow data.
+func (m *meter) costs(data []byte, more int) (bits, frames int64) {
 	h, ok := offload.Parse(data)
 	if !ok {
 		return 0, 0
@@ -31,7 +31,7 @@ func (m *meter) costs(data []byte) (bits, frames int64) {
 	if h.GSOType != offload.GSONone {
 		size = int(h.GSOSize)
 	}
-	bytes, n := portrate.Wire(len(data)-vnetLen, size)
+	bytes, n := portrate.Wire(len(data)-vnetLen+more, size)
 	if m.limit.Bits != 0 {
 		bits = int64(float64(bytes) * 8 * float64(time.Second) / float64(m.limit.Bits))
 	}
@@ -42,14 +42,14 @@ func (m *meter) costs(data []byte) (bits, frames int64) {
 }
 
 // take reports whether a frame may pass. One that a bucket refuses may have cost the other one.
-func (m *meter) take(now int64, data []byte) bool {
-	return m.limit.IsZero() || m.pass(now, data)
+func (m *meter) take(now int64, data []byte, more int) bool {
+	return m.limit.IsZero() || m.pass(now, data, more)
 }
 
 // pass is take for a meter that limits anything, and reports whether the frame may pass: take is
 // inlined where frames are forwarded.
-func (m *meter) pass(now int64, data []byte) bool {
-	bits, frames := m.costs(data)
+func (m *meter) pass(now int64, data []byte, more int) bool {
+	bits, frames := m.costs(data, more)
 	return (frames == 0 || m.byUnit.pass(now, frames)) && (bits == 0 || m.byBits.pass(now, bits))
 }
 
@@ -59,7 +59,7 @@ func (m *meter) pass(now int64, data []byte) bool {
 func (m *meter) spend(now int64, frames []frame) (wait time.Duration) {
 	var bits, units int64
 	for i := range frames {
-		b, u := m.costs(frames[i].data)
+		b, u := m.costs(frames[i].data, frames[i].more)
 		bits, units = bits+b, units+u
 	}
 	return max(m.byBits.owe(now, bits, time.Hour), m.byUnit.owe(now, units, time.Hour))

@@ -32,7 +32,7 @@ const (
 	Broadcasts // exceeds the port's storm limit of broadcasts
 	Multicasts // exceeds the limit of multicast frames
 	Unknowns   // exceeds the limit of frames to unknown addresses
-	Unreadable // receiving failed with an error
+	Unreadable // receiving failed with an error, or the memory of the guest that sent it is gone
 
 	Stranger     // came to a VXLAN port from a host that is not one of its remote ones
 	Advertised   // a router's advertisement or redirect, for the kernel behind a tun port

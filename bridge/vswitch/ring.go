@@ -170,9 +170,8 @@ func (s *sender) request(fd uintptr, i int) sqe {
 		opcode: opWrite, fd: int32(fd), addr: addressOf(f.Head), len: uint32(len(f.Head)),
 		flags: unix.RWF_NOWAIT, userData: uint64(i),
 	}
-	if len(f.Payload) > 0 {
-		s.vector(i)
-		e.opcode, e.addr, e.len = opWritev, uint64(uintptr(unsafe.Pointer(&s.iovs[i]))), uint32(len(s.iovs[i]))
+	if v := s.vector(i); len(v) > 1 {
+		e.opcode, e.addr, e.len = opWritev, uint64(uintptr(unsafe.Pointer(&v[0]))), uint32(len(v))
 	}
 	return e
 }

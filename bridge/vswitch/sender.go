@@ -3,6 +3,7 @@ package vswitch
 import (
 	"errors"
 	"runtime"
+	"slices"
 	"syscall"
 	"unsafe"
 
@@ -28,6 +29,8 @@ type sender struct {
 
 	msgs  [batchSize]mmsghdr
 	iovs  [batchSize][2]unix.Iovec
+	more  []unix.Iovec     // those of frames with a Rest; made for the first one
+	room  []byte           // a copy of such a frame
 	write func(fd uintptr) // the methods below, bound once
 	burst func(fd uintptr)
 
@@ -54,9 +57,6 @@ type mmsghdr struct {
 func newSender() *sender {
 	s := &sender{}
 	s.write, s.burst = s.writeEach, s.sendmmsg
-	for i := range s.msgs {
-		s.msgs[i].hdr.Iov = &s.iovs[i][0]
-	}
 	return s
 }
 
@@ -67,7 +67,7 @@ func (s *sender) add(f offload.Frame) {
 
 // begin resets the results for a new list, whose vnet headers have that length.
 func (s *sender) begin(vnet int) {
-	s.frames, s.bytes, s.vnet = 0, 0, vnet
+	s.frames, s.bytes, s.vnet, s.more = 0, 0, vnet, s.more[:0]
 	if s.failed {
 		clear(s.drops[:])
 		clear(s.reasons[:])
@@ -93,17 +93,21 @@ func (s *sender) drop(first, end int, why Reason) {
 
 // note records the result of the list's frame i.
 func (s *sender) note(i int, errno syscall.Errno) {
+	f := &s.list[i]
 	if errno != 0 {
 		why := reasonOf(errno)
-		if why == Gone {
+		switch {
+		case why == Gone:
 			s.gone = errno
+		case errno == unix.EFAULT && f.Rest != nil:
+			s.guests.From.Faulted(errno)
+			why = Unreadable
 		}
 		s.drop(i, i+1, why)
 		return
 	}
-	f := &s.list[i]
 	s.frames++
-	s.bytes += uint64(len(f.Head) + len(f.Payload) - s.vnet)
+	s.bytes += uint64(f.Len() - s.vnet)
 }
 
 // ringFrom is the number of frames from which a ring pays.
@@ -126,11 +130,10 @@ func (s *sender) writeEach(fd uintptr) {
 		f := &s.list[i]
 		for {
 			var errno syscall.Errno
-			if len(f.Payload) == 0 {
+			if v := s.vector(i); len(v) == 1 {
 				errno = write(fd, f.Head)
 			} else {
-				s.vector(i)
-				errno = writev(fd, &s.iovs[i])
+				errno = writev(fd, v)
 			}
 			if errno != unix.EINTR {
 				s.note(i, errno)
@@ -158,7 +161,41 @@ func (s *sender) close() {
 	s.ring, s.noRing = nil, true
 }
 
-func (s *sender) vector(i int) { s.iovs[i] = vectorOf(&s.list[i]) }
+// vector returns the pieces of the list's frame i that are not empty. The first one is the Head.
+func (s *sender) vector(i int) []unix.Iovec {
+	f := &s.list[i]
+	s.iovs[i] = vectorOf(f)
+	v := s.iovs[i][:1+min(len(f.Payload), 1)]
+	if f.Rest == nil {
+		return v
+	}
+	if s.more == nil {
+		s.more = make([]unix.Iovec, 0, len(s.iovs)*len(s.iovs[0])+vhostuser.MaxPieces) // those of a batch
+	}
+	first := len(s.more)
+	s.more = append(s.more, v...)
+	for _, piece := range f.Rest {
+		v := unix.Iovec{Base: unsafe.SliceData(piece)}
+		v.SetLen(len(piece))
+		s.more = append(s.more, v)
+	}
+	return s.more[first:]
+}
+
+// whole returns the list's frame i, with a copy of its Rest in its Payload. It reports false if the
+// memory of the guest that has sent it is gone. The copy is valid until the next one.
+func (s *sender) whole(i int) (offload.Frame, bool) {
+	f := s.list[i]
+	if f.Rest == nil {
+		return f, true
+	}
+	s.room = append(s.room[:0], f.Payload...)
+	n := f.Len() - len(f.Head)
+	s.room = slices.Grow(s.room, n)[:n]
+	ok := s.guests.From.Copy(s.room[len(f.Payload):], f.Rest...)
+	f.Payload, f.Rest = s.room, nil
+	return f, ok
+}
 
 func vectorOf(f *offload.Frame) (v [2]unix.Iovec) {
 	v[0].Base, v[1].Base = unsafe.SliceData(f.Head), unsafe.SliceData(f.Payload)
@@ -171,14 +208,25 @@ func vectorOf(f *offload.Frame) (v [2]unix.Iovec) {
 // longer header at its start. Such a header is in the sender's own memory. A message of one part
 // costs the kernel less.
 func (s *sender) socketVector(i int) {
-	s.vector(i)
-	s.msgs[i].hdr.SetIovlen(1 + min(len(s.list[i].Payload), 1))
+	v := s.vector(i)
+	s.msgs[i].hdr.Iov = &v[0]
+	s.msgs[i].hdr.SetIovlen(len(v))
 	if s.vnet > vnetLen {
 		head := s.list[i].Head
 		copy(head[s.vnet-vnetLen:], head[:vnetLen])
-		s.iovs[i][0].Base = &head[s.vnet-vnetLen]
-		s.iovs[i][0].SetLen(len(head) - (s.vnet - vnetLen))
+		v[0].Base = &head[s.vnet-vnetLen]
+		v[0].SetLen(len(head) - (s.vnet - vnetLen))
 	}
+}
+
+// sendSecond sends the list's frame i by the secondary.
+func (s *sender) sendSecond(i int) {
+	f, ok := s.whole(i)
+	if !ok {
+		s.drop(i, i+1, Unreadable)
+		return
+	}
+	s.note(i, s.second.send(&f))
 }
 
 // onlySecond reports whether only the secondary can send frame i.
@@ -196,7 +244,7 @@ func (s *sender) sendmmsg(fd uintptr) {
 	}
 	for i := 0; i < s.n; {
 		if s.onlySecond(i) {
-			s.note(i, s.second.send(&s.list[i]))
+			s.sendSecond(i)
 			i++
 			continue
 		}
@@ -221,7 +269,7 @@ func (s *sender) sendRun(fd uintptr, i, end int) (next int) {
 		s.drop(i, s.n, Full)
 		return s.n
 	case errno == unix.EMSGSIZE && s.second != nil:
-		s.note(i, s.second.send(&s.list[i]))
+		s.sendSecond(i)
 		return i + 1
 	case errno != 0:
 		s.note(i, errno)

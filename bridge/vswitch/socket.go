@@ -31,7 +31,7 @@ func OpenSocket(f *os.File, mtu int) (*Wire, error) {
 		batch: batchSize, size: min(mtu+etherLen+2*tagLen, maxFrame), lacks: lacksHeader,
 	})
 	q.ended = func(syscall.Errno) bool { return true }
-	return &Wire{kind: "socket", most: mtu, queues: []queue{q}}, nil
+	return &Wire{kind: "socket", most: mtu, pieces: true, queues: []queue{q}}, nil
 }
 
 // SocketPair makes a wire as OpenSocket does, and returns its other end, which is for QEMU and has

@@ -38,7 +38,7 @@ func OpenStream(f *os.File, name string) (*Wire, error) {
 			return nil, errors.Join(fmt.Errorf("open stream: %w", err), q.close())
 		}
 	}
-	return &Wire{kind: "stream", stream: q, queues: []queue{q}}, nil
+	return &Wire{kind: "stream", pieces: true, stream: q, queues: []queue{q}}, nil
 }
 
 // StreamPair makes a wire as OpenStream does, and returns its other end, which is for QEMU and has

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"unsafe"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/vswitch/offload"
+	"vmnet/internal/vhostuser"
 )
 
 // maxBacklog is how many bytes may wait for a stream's other end, besides what its socket has. A
@@ -37,7 +39,7 @@ type streamSender struct {
 	s       *sender
 	push    func(fd uintptr) // the method pushFrames, bound once
 	prefix  [batchSize][prefixLen]byte
-	vectors [3 * batchSize]unix.Iovec
+	vectors [3*batchSize + vhostuser.MaxPieces]unix.Iovec
 	hdr     unix.Msghdr
 }
 
@@ -68,8 +70,12 @@ func (t *streamSender) pushFrames(fd uintptr) {
 		var errno syscall.Errno
 		if first, errno = t.sendNow(fd); errno != 0 {
 			why := reasonOf(errno)
-			if why == Gone {
+			switch {
+			case why == Gone:
 				why = Down // the receiver finds it gone too
+			case errno == unix.EFAULT && t.s.guests.From != nil:
+				t.s.guests.From.Faulted(errno)
+				why = Unreadable
 			}
 			t.s.drop(first, t.s.n, why)
 			return
@@ -77,7 +83,7 @@ func (t *streamSender) pushFrames(fd uintptr) {
 	}
 	for i := first; i < t.s.n; i++ {
 		f := &t.s.list[i]
-		if len(t.backlog)-t.at+prefixLen+len(f.Head)+len(f.Payload) > maxBacklog {
+		if len(t.backlog)-t.at+prefixLen+f.Len() > maxBacklog {
 			t.s.drop(i, i+1, Full)
 			continue
 		}
@@ -95,13 +101,12 @@ func (t *streamSender) sendNow(fd uintptr) (done int, errno syscall.Errno) {
 	n := 0
 	for i := range t.s.n {
 		f := &t.s.list[i]
-		binary.BigEndian.PutUint32(t.prefix[i][:], uint32(len(f.Head)+len(f.Payload)))
+		binary.BigEndian.PutUint32(t.prefix[i][:], uint32(f.Len()))
 		for _, part := range [][]byte{t.prefix[i][:], f.Head, f.Payload} {
-			if len(part) > 0 {
-				t.vectors[n].Base = &part[0]
-				t.vectors[n].SetLen(len(part))
-				n++
-			}
+			n = t.vector(n, part)
+		}
+		for _, part := range f.Rest {
+			n = t.vector(n, part)
 		}
 	}
 	t.hdr.Iov = &t.vectors[0]
@@ -113,7 +118,7 @@ func (t *streamSender) sendNow(fd uintptr) (done int, errno syscall.Errno) {
 	}
 	for done < t.s.n && sent > 0 && errno == 0 {
 		f := &t.s.list[done]
-		whole := prefixLen + len(f.Head) + len(f.Payload)
+		whole := prefixLen + f.Len()
 		if sent < whole {
 			t.queue(f, sent)
 		}
@@ -124,16 +129,37 @@ func (t *streamSender) sendNow(fd uintptr) (done int, errno syscall.Errno) {
 	return done, errno
 }
 
-// queue appends a frame to the backlog, without its first bytes, which are sent.
+// vector makes a piece the nth one of the message, and returns the number of the next one.
+func (t *streamSender) vector(n int, piece []byte) int {
+	if len(piece) == 0 {
+		return n
+	}
+	t.vectors[n].Base = &piece[0]
+	t.vectors[n].SetLen(len(piece))
+	return n + 1
+}
+
+// queue appends a frame to the backlog, without its first bytes, which are sent. What cannot be
+// read of it, since the memory of its guest is gone, is replaced by zeros: the frame has to be
+// completed.
 func (t *streamSender) queue(f *offload.Frame, sent int) {
 	if t.at > len(t.backlog)/2 {
 		t.backlog, t.at = t.backlog[:copy(t.backlog, t.backlog[t.at:])], 0
 	}
 	var prefix [prefixLen]byte
-	binary.BigEndian.PutUint32(prefix[:], uint32(len(f.Head)+len(f.Payload)))
+	binary.BigEndian.PutUint32(prefix[:], uint32(f.Len()))
 	for _, part := range [][]byte{prefix[:], f.Head, f.Payload} {
 		skip := min(sent, len(part))
 		t.backlog, sent = append(t.backlog, part[skip:]...), sent-skip
+	}
+	for _, part := range f.Rest {
+		skip := min(sent, len(part))
+		part, sent = part[skip:], sent-skip
+		at := len(t.backlog)
+		t.backlog = slices.Grow(t.backlog, len(part))[:at+len(part)]
+		if !t.s.guests.From.Copy(t.backlog[at:], part) {
+			clear(t.backlog[at:])
+		}
 	}
 }
 

@@ -25,7 +25,7 @@ func OpenTap(queues ...*os.File) (*Wire, error) {
 	if len(queues) == 0 {
 		return nil, errors.New("open tap: no queue")
 	}
-	w := &Wire{kind: "tap"}
+	w := &Wire{kind: "tap", pieces: true}
 	for i, f := range queues {
 		q, limits, err := openTapQueue(f)
 		if err == nil && i > 0 && limits.VnetHdr != w.limits.VnetHdr {
@@ -148,7 +148,7 @@ func write(fd uintptr, b []byte) syscall.Errno {
 	return errno
 }
 
-func writev(fd uintptr, v *[2]unix.Iovec) syscall.Errno {
-	_, _, errno := unix.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(v)), 2)
+func writev(fd uintptr, v []unix.Iovec) syscall.Errno {
+	_, _, errno := unix.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(unsafe.SliceData(v))), uintptr(len(v)))
 	return errno
 }

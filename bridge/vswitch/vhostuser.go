@@ -38,7 +38,7 @@ func OpenVhostUser(f *os.File, name string, pairs int) (*Wire, error) {
 
 func openVhostUser(f *os.File, name string, pairs int) (*Wire, error) {
 	v := &frontends{}
-	w := &Wire{kind: "vhost-user", limits: offload.Limits{VnetHdr: vhostuser.VnetHdr}, frontends: v}
+	w := &Wire{kind: "vhost-user", limits: offload.Limits{VnetHdr: vhostuser.VnetHdr}, pieces: true, frontends: v}
 	var err error
 	if v.device, err = vhostuser.New(pairs, func() { v.port.frontendChanged() }); err != nil {
 		return nil, err
@@ -48,10 +48,7 @@ func openVhostUser(f *os.File, name string, pairs int) (*Wire, error) {
 		return nil, errors.Join(err, v.device.Close())
 	}
 	for n := range pairs {
-		w.queues = append(w.queues, &vhostQueue{
-			frontends: v, pair: v.device.Pair(n),
-			room: make([]byte, tapRoom), got: make([][]byte, batchSize),
-		})
+		w.queues = append(w.queues, &vhostQueue{frontends: v, pair: v.device.Pair(n)})
 	}
 	return w, nil
 }
@@ -135,8 +132,7 @@ type vhostQueue struct {
 	frontends *frontends
 	gathered  bool
 	pair      *vhostuser.Pair
-	room      []byte
-	got       [][]byte
+	got       [batchSize]vhostuser.Received
 }
 
 func (q *vhostQueue) receive(frames []frame) (int, error) {
@@ -146,25 +142,36 @@ func (q *vhostQueue) receive(frames []frame) (int, error) {
 		}
 		q.gathered = true
 	}
-	n, err := q.pair.Receive(q.room, q.got[:len(frames)])
+	n, err := q.pair.Receive(q.got[:len(frames)])
 	q.take(frames, n)
 	return n, err
 }
 
 // look is receive without waiting.
 func (q *vhostQueue) look(frames []frame) (n int, ok bool) {
-	n, ok = q.pair.Look(q.room, q.got[:len(frames)])
+	n, ok = q.pair.Look(q.got[:len(frames)])
 	q.take(frames, n)
 	return n, ok
 }
 
 func (q *vhostQueue) take(frames []frame, n int) {
-	for i, data := range q.got[:n] {
-		frames[i] = frame{data: data}
-		if data == nil {
-			frames[i].lost = Giant
+	for i := range n {
+		g, f := &q.got[i], &frames[i] // parse sets the other fields
+		f.data, f.rest, f.more, f.lost = g.Head, g.Rest, g.More, Delivered
+		if g.Head == nil {
+			f.lost = Giant
 		}
 	}
+}
+
+// whole reports whether it could make the frame whole: see receiver.whole.
+func (q *vhostQueue) whole(f *frame) bool {
+	g := vhostuser.Received{Head: f.data, Rest: f.rest, More: f.more}
+	if !q.pair.Whole(&g) {
+		return false
+	}
+	f.data, f.rest, f.more = g.Head, nil, 0
+	return true
 }
 
 func (q *vhostQueue) send(s *sender) {
@@ -177,6 +184,8 @@ func (q *vhostQueue) send(s *sender) {
 			s.drop(i, i+1, Full)
 		case vhostuser.TooLong:
 			s.drop(i, i+1, TooBig)
+		case vhostuser.Lost:
+			s.drop(i, i+1, Unreadable)
 		default: // it was made for a driver that is gone
 			s.drop(i, i+1, Down)
 		}

@@ -30,6 +30,10 @@ type Wire struct {
 	queues []queue
 	claim  func() error // gives up the claim; called by Close and unclaim; may be nil
 
+	// pieces says that the queues send frames that are not whole (frame.rest). Frames for other
+	// wires are copied first.
+	pieces bool
+
 	verified bool // see Verified
 
 	frontends *frontends   // of a vhost-user wire, otherwise nil

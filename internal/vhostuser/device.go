@@ -141,7 +141,7 @@ func (d *Device) begin(conn *net.UnixConn) error {
 func (d *Device) reset() error {
 	d.mu.Lock()
 	for i := range d.rings {
-		d.rings[i].reset(d.mem)
+		d.rings[i].reset()
 		d.wake(i)
 	}
 	d.mem.Unmap()
@@ -194,11 +194,10 @@ func (d *Device) running() bool {
 // remember replaces the memory. Rings that are not in the new one are stopped until the frontend
 // sets them up again.
 func (d *Device) remember(next *guestmem.Memory) {
-	old := d.mem
 	d.mem = next
 	for i := range d.rings {
 		if r := &d.rings[i]; r.ring != nil && r.ring.Place(next, r.layout) != nil {
-			r.stop(old)
+			r.stop()
 		}
 		d.wake(i)
 	}

@@ -368,7 +368,7 @@ func TestNoAllocation(t *testing.T) {
 		t.Fatal(err)
 	}
 	nstest.Eventually(t, within, "the device is ready", func() bool { return dev.State().Ready })
-	p, room, frames := dev.Pair(0), make([]byte, RoomLen), make([][]byte, 64)
+	p, frames := dev.Pair(0), make([]Received, 64)
 	list := []offload.Frame{{Head: make([]byte, VnetHdr), Payload: ether(60, 0)}}
 	var s Sender
 	results := make([]Result, 1)
@@ -378,8 +378,9 @@ func TestNoAllocation(t *testing.T) {
 	for range 100 {
 		f.Pair[0].Send(frame)
 		runtime.ReadMemStats(&before)
-		n, err := p.Receive(room, frames)
+		n, err := p.Receive(frames)
 		p.Send(&s, list, results)
+		p.Done(&s)
 		runtime.ReadMemStats(&after)
 		if n == 0 || err != nil || results[0] != Sent {
 			t.Fatal(n, err, results)

@@ -44,15 +44,18 @@ func newBench(t testing.TB, pairs int) *bench {
 	for n := range pairs {
 		go func() {
 			defer func() { done <- struct{}{} }()
-			room, frames := make([]byte, 4*RoomLen), make([][]byte, 64)
+			p, s, frames := b.dev.Pair(n), Sender{}, make([]Received, 64)
 			for {
-				n, err := b.dev.Pair(n).Receive(room, frames)
+				n, err := p.Receive(frames)
 				if err != nil {
 					return
 				}
-				for _, f := range frames[:n] {
-					b.got <- slices.Clone(f)
+				for i := range n {
+					if p.Whole(&frames[i]) {
+						b.got <- slices.Clone(frames[i].Head)
+					}
 				}
+				p.Done(&s)
 			}
 		}()
 	}

@@ -21,9 +21,9 @@ func BenchmarkLook(b *testing.B) {
 		b.Fatal(err)
 	}
 	nstest.Eventually(b, within, "the device is ready", func() bool { return dev.State().Ready })
-	p, room, frames := dev.Pair(0), make([]byte, RoomLen), make([][]byte, 64)
+	p, frames := dev.Pair(0), make([]Received, 64)
 	for b.Loop() {
-		if n, ok := p.Look(room, frames); n != 0 || !ok {
+		if n, ok := p.Look(frames); n != 0 || !ok {
 			b.Fatal(n, ok)
 		}
 	}

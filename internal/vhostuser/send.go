@@ -3,6 +3,7 @@ package vhostuser
 import (
 	"encoding/binary"
 	"runtime/debug"
+	"slices"
 
 	"vmnet/bridge/vswitch/offload"
 	"vmnet/internal/vhostuser/guestmem"
@@ -19,18 +20,49 @@ const (
 	Down            // there is no frontend, or its ring is not in use
 	TooLong         // longer than the guest's buffers
 	Rejected        // it asks for an offload that the guest has not negotiated
+	Lost            // the memory of the guest that has sent it is gone
 )
 
 // A Sender puts frames into guests' memory for one goroutine. It does not allocate once its buffers
 // have grown.
 type Sender struct {
+	// From is where the frames come from, with the Rests of its batch. It is nil for frames that do
+	// not come from a guest's memory.
+	From *Pair
+
 	pieces [][]byte
 	chains []virtq.Chain
+	owed   []debt
+}
+
+// A debt is a ring whose driver is to be woken when the batch is done. To wake it may take a while,
+// if its frontend is hostile, and the lock of From is held until then.
+type debt struct {
+	dev  *Device
+	ring *vring
+}
+
+func (s *Sender) owe(d *Device, r *vring) {
+	if one := (debt{d, r}); !slices.Contains(s.owed, one) {
+		s.owed = append(s.owed, one)
+	}
+}
+
+// wake wakes the drivers that are owed it. The caller holds no lock.
+func (s *Sender) wake() {
+	for _, o := range s.owed {
+		o.dev.mu.RLock()
+		o.ring.interrupt(o.dev.ticks.Load())
+		o.dev.mu.RUnlock()
+	}
+	clear(s.owed) // removed devices must not be kept alive
+	s.owed = s.owed[:0]
 }
 
 // Send puts frames into the guest's ring and sets the result of each, up to the length of results.
-// Head and Payload of a frame are the vnet header of VnetHdr bytes and the Ethernet frame, in two
-// pieces; Head has at least the header. Send writes to the header. It never waits for the guest.
+// The pieces of a frame are the vnet header of VnetHdr bytes and the Ethernet frame; Head has at
+// least the header. Send writes to the header. It never waits for the guest. If s.From is not nil,
+// its Done wakes the guest.
 //
 // If the guest has not enabled the pair, its first pairs take the frames.
 func (p *Pair) Send(s *Sender, list []offload.Frame, results []Result) {
@@ -49,7 +81,11 @@ func (p *Pair) Send(s *Sender, list []offload.Frame, results []Result) {
 	r.mu.Lock()
 	interrupts := d.put(s, r, list, results)
 	r.mu.Unlock()
-	if interrupts {
+	switch {
+	case !interrupts:
+	case s.From != nil:
+		s.owe(d, r)
+	default:
 		r.interrupt(d.ticks.Load())
 	}
 }
@@ -80,34 +116,60 @@ func (d *Device) target(ring int) *vring {
 // the memory is broken, the frames are down and the session ends.
 func (d *Device) put(s *Sender, r *vring, list []offload.Frame, results []Result) (interrupts bool) {
 	var err error
+	for done := 0; done < len(list) && err == nil; {
+		done, err = d.putFrom(done, s, r.ring, list, results)
+	}
+	if err == nil && r.ring.Unpublished() {
+		interrupts, err = d.publish(r.ring)
+	}
+	if err != nil {
+		fill(results, Down)
+		d.fail(err)
+	}
+	return interrupts
+}
+
+// putFrom puts the frames from first on into a ring. It returns early, behind a frame that could
+// not be read. Nothing of that one is in the ring.
+func (d *Device) putFrom(first int, s *Sender, ring *virtq.Ring, list []offload.Frame, results []Result) (
+	done int, err error,
+) {
 	defer func() {
-		if f := recover(); f != nil {
+		f := recover()
+		switch {
+		case f == nil:
+		case s.From != nil && !d.mem.Has(f):
+			s.From.dev.fail(s.From.dev.mem.Fault(f))
+			results[done], done = Lost, done+1
+		default:
 			err = d.mem.Fault(f)
-		}
-		if err != nil {
-			fill(results, Down)
-			d.fail(err)
-			interrupts = false
 		}
 	}()
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	sent := false
-	for i := range list {
-		f := &list[i]
+	for done = first; done < len(list); done++ {
+		f := &list[done]
 		if !takes(d.features, f.Head) {
-			results[i] = Rejected
+			results[done] = Rejected
 			continue
 		}
-		if results[i], err = d.putFrame(s, r.ring, f); err != nil {
-			return false
+		if results[done], err = d.putFrame(s, ring, f); err != nil {
+			return done, err
 		}
-		sent = sent || results[i] == Sent
 	}
-	if !sent {
-		return false
-	}
-	r.ring.Publish()
-	return r.ring.Interrupts()
+	return done, nil
+}
+
+// publish makes the used chains of a ring known to the guest, and reports whether it wants an
+// interrupt.
+func (d *Device) publish(ring *virtq.Ring) (interrupts bool, err error) {
+	defer func() {
+		if f := recover(); f != nil {
+			interrupts, err = false, d.mem.Fault(f)
+		}
+	}()
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	ring.Publish()
+	return ring.Interrupts(), nil
 }
 
 // maxPieces limits the pieces of memory for one frame: a guest that offers buffers of a byte each
@@ -117,7 +179,7 @@ const maxPieces = 1024
 // putFrame copies a frame into as many chains as it needs: one, unless the guest merges buffers.
 func (d *Device) putFrame(s *Sender, ring *virtq.Ring, f *offload.Frame) (Result, error) {
 	header := headerOf(d.features)
-	size := uint32(len(f.Head) + len(f.Payload) - VnetHdr + header)
+	size := uint32(f.Len() - VnetHdr + header)
 	merges := d.features&featureMergeable != 0
 	s.pieces, s.chains = s.pieces[:0], s.chains[:0]
 	for room := uint32(0); room < size; {
@@ -142,7 +204,7 @@ func (d *Device) putFrame(s *Sender, ring *virtq.Ring, f *offload.Frame) (Result
 		f.Head[0] = 0 // virtio 1.2, 5.1.6.4.1
 	}
 	binary.LittleEndian.PutUint16(f.Head[offload.HeaderLen:], uint16(len(s.chains)))
-	s.scatter(d.mem, f.Head[:header], f.Head[VnetHdr:], f.Payload)
+	s.scatter(d.mem, f.Rest, f.Head[:header], f.Head[VnetHdr:], f.Payload)
 	for _, c := range s.chains {
 		n := min(c.Len, size)
 		ring.Use(c.Head, n)
@@ -151,18 +213,27 @@ func (d *Device) putFrame(s *Sender, ring *virtq.Ring, f *offload.Frame) (Result
 	return Sent, nil
 }
 
-// scatter copies parts one after the other to the pieces.
-func (s *Sender) scatter(mem *guestmem.Memory, parts ...[]byte) {
+// scatter copies parts, and then the rest, one after the other to the pieces.
+func (s *Sender) scatter(mem *guestmem.Memory, rest [][]byte, parts ...[]byte) {
 	to := s.pieces
 	for _, part := range parts {
-		for len(part) > 0 {
-			n := mem.Write(to[0], part)
-			part = part[n:]
-			if to[0] = to[0][n:]; len(to[0]) == 0 {
-				to = to[1:]
-			}
+		to = spread(mem, to, part)
+	}
+	for _, part := range rest {
+		to = spread(mem, to, part)
+	}
+}
+
+// spread copies a part to pieces, and returns those that have room left.
+func spread(mem *guestmem.Memory, to [][]byte, part []byte) [][]byte {
+	for len(part) > 0 {
+		n := mem.Write(to[0], part)
+		part = part[n:]
+		if to[0] = to[0][n:]; len(to[0]) == 0 {
+			to = to[1:]
 		}
 	}
+	return to
 }
 
 // Tick is called about once a second. It ends sessions whose frontend keeps a goroutine waiting

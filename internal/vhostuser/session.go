@@ -287,7 +287,7 @@ func (s *session) setRing(m *message) (reply []byte, err error) {
 		r.enabled, r.disabled = value == 1, value != 1
 		s.wake(index)
 	case getVringBase:
-		base := uint32(r.stop(s.mem))
+		base := uint32(r.stop())
 		s.wake(index)
 		if !s.running() { // QEMU frees the log, and sends another one if it starts the rings again
 			s.dropLog()
@@ -348,7 +348,7 @@ func (s *session) setFile(m *message) error {
 	case f == nil:
 		return errors.New("a ring without a kick file: this backend does not poll")
 	}
-	r.stop(s.mem) // a ring in use goes on where it is
+	r.stop() // a ring in use goes on where it is
 	r.kick = f
 	if s.features&featureProtocol == 0 {
 		r.enabled = true

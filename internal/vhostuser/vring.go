@@ -53,25 +53,13 @@ func (r *vring) start(mem *guestmem.Memory, features uint64) (err error) {
 }
 
 // stop ends the use of the ring, and returns the next available entry.
-func (r *vring) stop(mem *guestmem.Memory) uint16 {
+func (r *vring) stop() uint16 {
 	if r.ring != nil {
-		r.flush(mem)
 		r.base, r.ring = r.ring.Next(), nil
 	}
 	_ = r.kick.close()
 	r.kick = nil
 	return r.base
-}
-
-// flush publishes what Pair.publish has not published yet. The frames are copied already.
-func (r *vring) flush(mem *guestmem.Memory) {
-	defer func() {
-		if p := recover(); p != nil {
-			_ = mem.Fault(p) // the session ends, for this reason or another one
-		}
-	}()
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	r.ring.Publish()
 }
 
 // interrupt wakes the guest's driver.
@@ -85,8 +73,8 @@ func (r *vring) interrupt(tick int64) {
 func (r *vring) setCall(e *event) error { return r.call.Swap(e).close() }
 
 // reset forgets everything.
-func (r *vring) reset(mem *guestmem.Memory) {
-	r.stop(mem)
+func (r *vring) reset() {
+	r.stop()
 	_ = r.setCall(nil)
 	r.layout, r.base, r.enabled, r.disabled = virtq.Layout{}, 0, false, false
 }

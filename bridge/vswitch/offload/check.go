@@ -51,6 +51,10 @@ const (
 	protoMPLS     = 137
 )
 
+// MinStart is the least length in bytes of the start of a longer frame, for the functions that take
+// one: it has the Ethernet header with all tags that are parsed.
+const MinStart = etherLen + maxTags*vlanLen
+
 // minCsumStart is the least CsumStart, after an Ethernet and an IPv4 header. With it, filling in a
 // checksum never overwrites a MAC address or a VLAN tag. The kernel demands 20.
 const minCsumStart = etherLen + ipv4Len
@@ -61,24 +65,30 @@ const minCsumStart = etherLen + ipv4Len
 // limits above. It is more lenient in one case. To Check as to the kernel, a super-frame whose
 // payload is at most GSOSize is an ordinary frame. But the kernel counts TCP options as payload
 // there, and then drops such a frame.
-func Check(h Header, frame []byte) Reason {
+func Check(h Header, frame []byte) Reason { return CheckStart(h, frame, 0) }
+
+// CheckStart is Check for the start of a frame, which more bytes follow. It has MinStart bytes at
+// least. OK is true of the whole frame. Any other reason may only mean that the start has not all
+// headers.
+func CheckStart(h Header, start []byte, more int) Reason {
 	if h.Plain() {
 		return OK
 	}
 	if h.Flags&NeedsCsum != 0 {
-		if why := checkCsum(h, frame); why != OK {
+		if why := checkCsum(h, len(start)+more); why != OK {
 			return why
 		}
 	}
 	if h.GSOType == GSONone {
 		return OK
 	}
-	_, why := parse(h, frame)
+	_, why := parseStart(h, start, more)
 	return why
 }
 
-func checkCsum(h Header, frame []byte) Reason {
-	if h.CsumStart < minCsumStart || int(h.CsumStart)+int(h.CsumOffset)+h.csumLen() > len(frame) {
+// checkCsum checks that the checksum is in a frame of that many bytes.
+func checkCsum(h Header, size int) Reason {
+	if h.CsumStart < minCsumStart || int(h.CsumStart)+int(h.CsumOffset)+h.csumLen() > size {
 		return CsumRange
 	}
 	return OK

@@ -12,8 +12,21 @@ const slot = MaxVnetHdr + MaxHead
 // A Frame is a finished frame in two pieces, one iovec each. Head has the target's vnet header and
 // the rewritten headers, Payload is a part of the original frame. Either may be empty.
 // Copying the pieces together would cost about as much as the second iovec (BenchmarkLiveScatter).
+//
+// A frame that was not finished may also have Rest, which follows Payload and is in the memory of a
+// guest. Nothing in it was checked, and it may change or be gone at any time.
 type Frame struct {
 	Head, Payload []byte
+	Rest          [][]byte
+}
+
+// Len returns the length of all pieces in bytes.
+func (f *Frame) Len() int {
+	n := len(f.Head) + len(f.Payload)
+	for _, piece := range f.Rest {
+		n += len(piece)
+	}
+	return n
 }
 
 // A Finisher converts a frame that a target does not take into frames that it takes. Only one
@@ -60,7 +73,7 @@ func (f *Finisher) Start(h Header, frame []byte, l Limits) Reason {
 	f.partial = l.CSum && l.VnetHdr >= HeaderLen
 	f.vnet = l.VnetHdr
 	if h.Flags&NeedsCsum != 0 {
-		if why := checkCsum(h, frame); why != OK {
+		if why := checkCsum(h, len(frame)); why != OK {
 			return why
 		}
 	}
@@ -125,7 +138,7 @@ func (f *Finisher) startWhole(h Header, l Limits) Reason {
 			f.fill(h, f.scratch[f.vnet:f.vnet+end])
 		}
 	}
-	f.frames[0] = Frame{f.scratch[:f.vnet+end], f.frame[end:]}
+	f.frames[0] = Frame{Head: f.scratch[:f.vnet+end], Payload: f.frame[end:]}
 	f.whole = true
 	return OK
 }

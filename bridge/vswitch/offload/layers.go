@@ -50,6 +50,14 @@ type layout struct {
 	plain  bool // and there is no other IP header
 	udp    bool
 	routed bool // has a routing header: the pseudo header's destination is not the IP header's
+	more   int  // bytes that follow those that can be parsed
+	cut    bool // a header ends behind these
+}
+
+// truncated is the reason for a header that ends behind what can be parsed.
+func (p *layout) truncated() Reason {
+	p.cut = true
+	return Truncated
 }
 
 // ip returns the innermost IP header.
@@ -75,13 +83,18 @@ type wanted struct {
 }
 
 // parse parses a super-frame's headers and checks everything on which segmentation relies.
-func parse(h Header, frame []byte) (p layout, why Reason) {
+func parse(h Header, frame []byte) (p layout, why Reason) { return parseStart(h, frame, 0) }
+
+// parseStart is parse for the start of a frame, which more bytes follow. It does not return OK if
+// it has met a header that is not all in the start: with the whole frame, search might have found
+// another place.
+func parseStart(h Header, frame []byte, more int) (p layout, why Reason) {
 	proto, why := checkType(h)
 	if why != OK {
 		return p, why
 	}
-	p.udp = proto == protoUDP
-	to := wanted{proto: proto, at: -1, most: min(len(frame), MaxHead)}
+	p.udp, p.more = proto == protoUDP, more
+	to := wanted{proto: proto, at: -1, most: min(len(frame)+more, MaxHead)}
 	if h.Flags&NeedsCsum != 0 {
 		to.at = int(h.CsumStart)
 		to.most = min(to.at, to.most)
@@ -99,7 +112,10 @@ func parse(h Header, frame []byte) (p layout, why Reason) {
 	if why = p.transport(frame); why != OK {
 		return p, why
 	}
-	return p, p.checkCut(h, frame)
+	if why = p.checkCut(h, len(frame)+more); why == OK && p.cut && more > 0 {
+		return p, Truncated
+	}
+	return p, why
 }
 
 // push adds a layer, and reports whether there was room for it.
@@ -131,6 +147,9 @@ func (p *layout) link(frame []byte, kind uint16, at int, to wanted) Reason {
 func (p *layout) search(frame []byte, at int, to wanted) Reason {
 	was := *p
 	for ; at+ipv4Len <= to.most && was.tries < maxTries; at += 2 {
+		if at+ipv4Len > len(frame) {
+			return p.truncated()
+		}
 		b := frame[at:]
 		if v := b[0] >> 4; v != 4 && v != 6 {
 			continue
@@ -139,6 +158,7 @@ func (p *layout) search(frame []byte, at int, to wanted) Reason {
 		switch b[0] >> 4 {
 		case 4:
 			ihl := int(b[0]&15) * 4
+			p.cut = p.cut || len(b) < ihl
 			if ihl >= ipv4Len && len(b) >= ihl && fold(add(b[:ihl], 0)) == 0xffff {
 				why = p.ipv4(frame, at, to)
 			}
@@ -148,7 +168,7 @@ func (p *layout) search(frame []byte, at int, to wanted) Reason {
 		if why == OK {
 			return OK
 		}
-		was.tries = p.tries + 1
+		was.tries, was.cut = p.tries+1, p.cut
 		*p = was
 	}
 	return Tunnel
@@ -157,17 +177,17 @@ func (p *layout) search(frame []byte, at int, to wanted) Reason {
 func (p *layout) ipv4(frame []byte, at int, to wanted) Reason {
 	b := frame[at:]
 	if len(b) < ipv4Len {
-		return Truncated
+		return p.truncated()
 	}
 	ihl := int(b[0]&15) * 4
 	switch {
 	case b[0]>>4 != 4 || ihl < ipv4Len:
 		return Protocol
 	case len(b) < ihl:
-		return Truncated
+		return p.truncated()
 	case binary.BigEndian.Uint16(b[6:])&0x3fff != 0: // "more fragments", or an offset
 		return Fragment
-	case !isLength(b[2:], len(b)):
+	case !isLength(b[2:], len(b)+p.more):
 		return Length
 	case !p.push(layerIPv4, at):
 		return Headers
@@ -189,16 +209,16 @@ func (p *layout) ipv6(frame []byte, at int, to wanted) Reason {
 	b := frame[at:]
 	switch {
 	case len(b) < ipv6Len:
-		return Truncated
+		return p.truncated()
 	case b[0]>>4 != 6:
 		return Protocol
-	case !isLength(b[4:], len(b)-ipv6Len):
+	case !isLength(b[4:], len(b)+p.more-ipv6Len):
 		return Length
 	case !p.push(layerIPv6, at):
 		return Headers
 	}
 	proto, next := b[6], ipv6Len
-	if isJumbo(b) {
+	if isJumbo(b, p.more) {
 		p.jumbo = at + next
 	}
 	for range maxExts {
@@ -207,7 +227,7 @@ func (p *layout) ipv6(frame []byte, at int, to wanted) Reason {
 		}
 		p.routed = p.routed || proto == protoRouting
 		if len(b) < next+8 {
-			return Truncated
+			return p.truncated()
 		}
 		proto, next = b[next], next+8+int(b[next+1])*8
 	}
@@ -216,9 +236,10 @@ func (p *layout) ipv6(frame []byte, at int, to wanted) Reason {
 
 // isJumbo reports whether a hop-by-hop header is that of BIG TCP, whose only option is the length
 // (RFC 2675; struct hop_jumbo_hdr in include/net/ipv6.h).
-func isJumbo(b []byte) bool {
+func isJumbo(b []byte, more int) bool {
 	return len(b) >= ipv6Len+jumboLen && b[6] == protoHopByHop && b[ipv6Len+1] == 0 &&
-		b[ipv6Len+2] == 0xc2 && b[ipv6Len+3] == 4 && binary.BigEndian.Uint32(b[ipv6Len+4:]) == uint32(len(b)-ipv6Len)
+		b[ipv6Len+2] == 0xc2 && b[ipv6Len+3] == 4 &&
+		binary.BigEndian.Uint32(b[ipv6Len+4:]) == uint32(len(b)+more-ipv6Len)
 }
 
 // behindIP parses the payload of an IP header.
@@ -252,7 +273,7 @@ func (p *layout) behindIP(frame []byte, proto uint8, at int, to wanted) Reason {
 func (p *layout) inner(frame []byte, at int, to wanted, walk func([]byte, int, wanted) Reason) Reason {
 	switch {
 	case at > len(frame):
-		return Truncated
+		return p.truncated()
 	case at >= to.most && to.at >= 0:
 		return CsumPlace
 	}
@@ -261,10 +282,11 @@ func (p *layout) inner(frame []byte, at int, to wanted, walk func([]byte, int, w
 
 func (p *layout) udpTunnel(frame []byte, at int, to wanted) Reason {
 	b := frame[at:]
+	n := len(b) + p.more
 	switch {
 	case len(b) < udpLen:
-		return Truncated
-	case !isLength(b[4:], len(b)) && (len(b) <= math.MaxUint16 || binary.BigEndian.Uint16(b[4:]) != uint16(len(b))):
+		return p.truncated()
+	case !isLength(b[4:], n) && (n <= math.MaxUint16 || binary.BigEndian.Uint16(b[4:]) != uint16(n)):
 		return Length
 	}
 	ip, routed := p.ip(), p.routed
@@ -276,7 +298,7 @@ func (p *layout) udpTunnel(frame []byte, at int, to wanted) Reason {
 	if routed {
 		// only the sender knows the final destination; it has left the pseudo header's sum
 		// (udp_set_csum in net/ipv4/udp.c)
-		outer.pseudo = withoutLength(b[udpCsum:], len(b))
+		outer.pseudo = withoutLength(b[udpCsum:], n)
 		p.routed = false
 	}
 	return p.search(frame, at+udpLen, to)
@@ -285,7 +307,7 @@ func (p *layout) udpTunnel(frame []byte, at int, to wanted) Reason {
 func (p *layout) gre(frame []byte, at int, to wanted) Reason {
 	b := frame[at:]
 	if len(b) < greLen+greCsum {
-		return Truncated
+		return p.truncated()
 	}
 	if b[0]&0x80 != 0 && !p.push(layerGRE, at) {
 		return Headers
@@ -297,8 +319,8 @@ func (p *layout) pppoe(frame []byte, at int, to wanted) Reason {
 	b := frame[at:]
 	switch {
 	case len(b) < pppoeLen+2:
-		return Truncated
-	case int(binary.BigEndian.Uint16(b[4:])) != len(b)-pppoeLen:
+		return p.truncated()
+	case int(binary.BigEndian.Uint16(b[4:])) != len(b)+p.more-pppoeLen:
 		return Length
 	case !p.push(layerPPPoE, at):
 		return Headers
@@ -319,12 +341,12 @@ func (p *layout) transport(frame []byte) Reason {
 		least = udpLen
 	}
 	if len(frame) < p.l4+least {
-		return Truncated
+		return p.truncated()
 	}
 	p.head = p.l4 + least
 	b := frame[p.l4:]
 	if p.udp {
-		if int(binary.BigEndian.Uint16(b[4:])) != len(b) {
+		if int(binary.BigEndian.Uint16(b[4:])) != len(b)+p.more {
 			return Length
 		}
 		return OK
@@ -334,13 +356,13 @@ func (p *layout) transport(frame []byte) Reason {
 	case p.head < p.l4+tcpLen:
 		return Protocol
 	case len(frame) < p.head:
-		return Truncated
+		return p.truncated()
 	}
 	return OK
 }
 
-// checkCut checks the offset of the checksum and the limits.
-func (p *layout) checkCut(h Header, frame []byte) Reason {
+// checkCut checks the offset of the checksum and the limits of a frame of size bytes.
+func (p *layout) checkCut(h Header, size int) Reason {
 	csum, most := tcpCsum, MaxSegments
 	if p.udp {
 		csum, most = udpCsum, MaxUDPSegments
@@ -352,7 +374,7 @@ func (p *layout) checkCut(h Header, frame []byte) Reason {
 		return CsumPlace
 	case p.head > MaxHead:
 		return Headers
-	case len(frame)-p.head > int(h.GSOSize)*most:
+	case size-p.head > int(h.GSOSize)*most:
 		return Segments
 	}
 	return OK

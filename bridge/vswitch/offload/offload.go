@@ -130,16 +130,21 @@ const MaxVnetHdr = TunnelHeaderLen
 // Fits reports whether the target takes the frame unchanged, with the same header. The frame must
 // have passed Check. If it does not fit, a Finisher converts it. A super-frame without NeedsCsum
 // never fits, since a receiver may rely on both being set (virtio 1.2, 5.1.6.4).
-func Fits(h Header, frame []byte, l Limits) bool {
+func Fits(h Header, frame []byte, l Limits) bool { return FitsStart(h, frame, 0, l) }
+
+// FitsStart reports whether the target takes a frame of which only the start is there. The frame
+// has passed CheckStart with the same arguments.
+func FitsStart(h Header, start []byte, more int, l Limits) bool {
+	size := len(start) + more
 	if h.Flags&NeedsCsum != 0 && !l.CSum || h.sctp() {
 		return false
 	}
 	if h.GSOType == GSONone {
-		return l.admits(frame, len(frame))
+		return l.admits(start, size)
 	}
-	p, why := parse(h, frame)
-	return why == OK && h.Flags&NeedsCsum != 0 && l.takesCut(h.GSOType, &p) && len(frame)-p.outer() <= maxIP &&
-		l.admits(frame, min(len(frame), p.segment(h)))
+	p, why := parseStart(h, start, more)
+	return why == OK && h.Flags&NeedsCsum != 0 && l.takesCut(h.GSOType, &p) && size-p.outer() <= maxIP &&
+		l.admits(start, min(size, p.segment(h)))
 }
 
 // maxIP is the longest IP packet in bytes that its length field can express and a target takes. BIG
@@ -164,15 +169,18 @@ func (l Limits) takesCut(gsoType uint8, p *layout) bool {
 // Describe writes into b the vnet header of a frame that fits a target (Fits). b has the length of
 // the target's header, which may be 0. shift is the number of bytes that tags add for the target,
 // or remove if negative.
-func Describe(h Header, frame, b []byte, shift int) {
+func Describe(h Header, frame, b []byte, shift int) { DescribeStart(h, frame, 0, b, shift) }
+
+// DescribeStart is Describe for the start of a frame that fits (FitsStart).
+func DescribeStart(h Header, start []byte, more int, b []byte, shift int) {
 	clear(b)
 	if len(b) < HeaderLen {
 		return
 	}
 	shifted := h.Shifted(shift)
 	if h.GSOType != GSONone && len(b) >= TunnelHeaderLen {
-		if p, why := parse(h, frame); why == OK && p.overUDP() {
-			p.putTunnel(shifted, frame, b, shift)
+		if p, why := parseStart(h, start, more); why == OK && p.overUDP() {
+			p.putTunnel(shifted, start, b, shift)
 			return
 		}
 	}

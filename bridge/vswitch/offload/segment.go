@@ -97,7 +97,7 @@ func (f *Finisher) segment(room []byte) Frame {
 		f.network(p.layers[i], head, payload)
 	}
 	f.number += uint16((len(payload) + f.gso - 1) / f.gso)
-	return Frame{room[:n], payload}
+	return Frame{Head: room[:n], Payload: payload}
 }
 
 // describe writes the vnet header of a segment. The segment may be a super-frame itself, cut from

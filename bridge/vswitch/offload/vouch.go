@@ -19,7 +19,8 @@ type segment struct {
 	ip       layer
 }
 
-func segmentOf(b []byte) (s segment, ok bool) {
+// segmentOf returns where they are in a frame that begins with b, which more bytes follow.
+func segmentOf(b []byte, more int) (s segment, ok bool) {
 	if len(b) < etherLen+ipv4Len+tcpLen {
 		return s, false
 	}
@@ -35,7 +36,7 @@ func segmentOf(b []byte) (s segment, ok bool) {
 		length = s.l4 + int(binary.BigEndian.Uint16(ip[4:]))
 		ok = ip[0]>>4 == 6 && ip[6] == protoTCP
 	}
-	if !ok || length != len(b) || s.l4+tcpLen > len(b) {
+	if !ok || length != len(b)+more || s.l4+tcpLen > len(b) {
 		return s, false
 	}
 	s.head = s.l4 + int(b[s.l4+12]>>4)*4
@@ -46,7 +47,7 @@ func segmentOf(b []byte) (s segment, ok bool) {
 // (NeedsCsum), by replacing that checksum, and returns its vnet header. One that is longer than an
 // MTU becomes a super-frame. ok is false for other frames, which stay as they are.
 func Vouch(frame []byte, mtu int) (h Header, ok bool) {
-	s, ok := segmentOf(frame)
+	s, ok := segmentOf(frame, 0)
 	if !ok {
 		return h, false
 	}
@@ -69,9 +70,10 @@ func Vouch(frame []byte, mtu int) (h Header, ok bool) {
 // RaiseMSS has the receiver of a frame that begins a TCP connection send segments of up to MaxMSS
 // bytes in place of those that fill an MTU, which Vouch then makes super-frames. h is the frame's
 // vnet header. It changes no other frame, and none with another maximum segment size: who announces
-// a smaller one has a reason, such as a tunnel.
-func RaiseMSS(h Header, frame []byte, mtu int) {
-	s, ok := segmentOf(frame)
+// a smaller one has a reason, such as a tunnel. frame may be only the start, which more bytes
+// follow.
+func RaiseMSS(h Header, frame []byte, more, mtu int) {
+	s, ok := segmentOf(frame, more)
 	if !ok || frame[s.l4+13]&(tcpSYN|tcpRST) != tcpSYN {
 		return
 	}

@@ -85,7 +85,7 @@ func TestVouchNot(t *testing.T) {
 		if h, ok := Vouch(frame, 1500); ok || !bytes.Equal(frame, was) {
 			t.Errorf("%s: %+v", name, h)
 		}
-		RaiseMSS(Header{}, frame, 1500)
+		RaiseMSS(Header{}, frame, 0, 1500)
 		if !bytes.Equal(frame, was) {
 			t.Errorf("%s: RaiseMSS has changed it", name)
 		}
@@ -145,7 +145,7 @@ func TestRaiseMSS(t *testing.T) {
 				if !partial {
 					got, want, header = done(got), done(want), Header{}
 				}
-				RaiseMSS(header, got, c.mtu)
+				RaiseMSS(header, got, 0, c.mtu)
 				if !bytes.Equal(got, want) {
 					t.Errorf("got  %x\nwant %x", got, want)
 				}
@@ -165,7 +165,7 @@ func FuzzVouch(f *testing.F) {
 		if len(frame) > MaxFrame {
 			return
 		}
-		RaiseMSS(Header{}, frame, int(mtu))
+		RaiseMSS(Header{}, frame, 0, int(mtu))
 		was := bytes.Clone(frame)
 		h, ok := Vouch(frame, int(mtu))
 		if ok && Check(h, frame) != OK {

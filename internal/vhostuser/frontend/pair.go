@@ -297,6 +297,23 @@ func (p *Pair) Send(frames ...[]byte) (sent int) {
 	return n
 }
 
+// SendLost sends a frame of several pages, of which only the first ones exist: the file of the
+// memory ends there. The frontend can only be closed afterwards.
+func (p *Pair) SendLost(frame []byte) error {
+	s, f := &p.tx, p.f
+	id := s.free[0]
+	s.free = s.free[1:]
+	at := s.buffers + s.room*int(id)
+	copy(f.mem[at:at+s.room], frame)
+	if err := unix.Ftruncate(f.fd, int64(at+8191)&^4095); err != nil {
+		return err
+	}
+	p.descriptor(s.desc+16*int(id), at, len(frame), 0, 0)
+	s.offer(f, 0, id)
+	p.publish(s, 1)
+	return nil
+}
+
 // chain writes the descriptors of a frame that is at an offset.
 func (p *Pair) chain(frame []byte, at, pieces int, place func(i int) (at int, next uint16)) {
 	size := (len(frame) + pieces - 1) / pieces

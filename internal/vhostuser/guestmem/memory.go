@@ -167,6 +167,16 @@ func (m *Memory) AtUser(addr, n, align uint64) (unsafe.Pointer, error) {
 // Fault returns an error for a recovered panic if it is a fault of an access to this memory or its
 // log: the file has shrunk, or the host has no page left for it. It panics again for anything else.
 func (m *Memory) Fault(recovered any) error {
+	if err := m.faultOf(recovered); err != nil {
+		return err
+	}
+	panic(recovered)
+}
+
+// Has reports whether a recovered panic is a fault of an access to this memory.
+func (m *Memory) Has(recovered any) bool { return m.faultOf(recovered) != nil }
+
+func (m *Memory) faultOf(recovered any) error {
 	fault, ok := recovered.(interface {
 		error
 		Addr() uintptr
@@ -181,7 +191,7 @@ func (m *Memory) Fault(recovered any) error {
 			return fmt.Errorf("its log of written pages is gone: %w", fault)
 		}
 	}
-	panic(recovered)
+	return nil
 }
 
 // has reports whether an address of this process is in the area's mapping.
