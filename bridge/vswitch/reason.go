@@ -35,7 +35,6 @@ const (
 	Unreadable // receiving failed with an error, or the memory of the guest that sent it is gone
 
 	Stranger     // came to a VXLAN port from a host that is not one of its remote ones
-	Advertised   // a router's advertisement or redirect, for the kernel behind a tun port
 	Unanswered   // came from a tun, and no station answers for its destination
 	OtherSegment // has no VXLAN header, or that of another segment than the port's
 
@@ -48,6 +47,7 @@ const (
 	Down        // the target is down
 	Gone        // the target was removed, or its other end was closed
 	Rejected    // the target's kernel refused the frame
+	Advertised  // a router's advertisement or redirect, for the kernel behind a tun port
 	Unreachable // no remote host of the target can be reached now
 	Rated       // exceeds the rate to the guest behind the target (vport.Config.Rates)
 	offloadBase // the reasons of package offload follow

@@ -276,7 +276,7 @@ func TestLiveVXLANMTU(t *testing.T) {
 		t.Error("frames without a way to the other host are not counted")
 	}
 	a.at.ip("link set u0 up")
-	if err := ping(t, a.guest, b.guest.v4, 56); err != nil {
-		t.Errorf("once there is a way again: %v", err)
-	}
+	nstest.Eventually(t, 20*time.Second, "the guests reach each other once there is a way again", func() bool {
+		return ping(t, a.guest, b.guest.v4, 56) == nil
+	})
 }
