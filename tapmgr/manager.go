@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"vmnet/internal/backend"
@@ -170,4 +171,32 @@ func (m *Manager) findAnd(t nic.Target, open func(*guest.Found) (*guest.Guest, e
 		return nil, errors.Join(err, found.Close())
 	}
 	return &openGuest{g}, nil
+}
+
+// open opens the guest of NICs that process pid holds. A QEMU that waits for a switch which was
+// killed while it added a NIC answers nobody: then something serves it in place of the switch,
+// until end is called.
+func (r *reconciler) open(ctx, reading context.Context, pid int, nics []inventory.Device) (
+	g *openGuest, end func(), err error,
+) {
+	target, via := nic.Target{VM: nics[0].Want.VM, PID: pid}, nics[0].Want.Via
+	end = func() {}
+	g, err = r.m.open(reading, target, via)
+	lost := slices.ContainsFunc(nics, func(dev inventory.Device) bool { return dev.HasLostMemory() })
+	if r.Dry || !lost {
+		return g, end, err
+	}
+	if err == nil {
+		if _, err = g.Has(reading, nics[0].Want.NIC); err == nil {
+			return g, end, nil
+		}
+		err = errors.Join(err, g.Close())
+	}
+	if served := r.m.host.StandInFor(ctx, pid, nics); served != nil {
+		again, cancel := guest.WithTimeout(ctx)
+		defer cancel()
+		g, err = r.m.open(again, target, via)
+		end = served
+	}
+	return g, end, err
 }

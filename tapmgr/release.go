@@ -39,33 +39,6 @@ func (m *Manager) release(ctx context.Context, g *guest.Guest, dev *inventory.De
 	return errors.Join(m.host.WaitGoneFor(ctx, dev, backend.ReleaseWait), tried)
 }
 
-// open opens the guest of NICs that process pid holds. A QEMU that waits for a switch which was
-// killed while it added a NIC answers nobody: then something serves it in place of the switch,
-// until end is called.
-func (r *reconciler) open(ctx, reading context.Context, pid int, nics []inventory.Device) (
-	g *openGuest, end func(), err error,
-) {
-	target, via := nic.Target{VM: nics[0].Want.VM, PID: pid}, nics[0].Want.Via
-	end = func() {}
-	g, err = r.m.open(reading, target, via)
-	if r.Dry || !backend.MayWait(nics) {
-		return g, end, err
-	}
-	if err == nil {
-		if _, err = g.Has(reading, nics[0].Want.NIC); err == nil {
-			return g, end, nil
-		}
-		err = errors.Join(err, g.Close())
-	}
-	if served := r.m.host.StandInFor(ctx, pid, nics); served != nil {
-		again, cancel := guest.WithTimeout(ctx)
-		defer cancel()
-		g, err = r.m.open(again, target, via)
-		end = served
-	}
-	return g, end, err
-}
-
 // releaseSocket is release for a NIC without a link: its port and its label show whether it is
 // gone.
 func (m *Manager) releaseSocket(ctx context.Context, g *guest.Guest, dev *inventory.Device) error {

@@ -8,7 +8,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"vmnet/internal/endpoint"
 	"vmnet/internal/inventory"
@@ -125,20 +124,12 @@ func (h *NIC) StandIn(context.Context) (end func()) {
 	return endpoint.StandIn(h.Device.Socket, h.Device.Queues)
 }
 
-// MayWait reports whether one of a guest's NICs shares its memory with a switch that has lost it.
-// If the switch and vmnet were killed while QEMU added the NIC, QEMU waits for another switch.
-func MayWait(nics []inventory.Device) bool { return slices.ContainsFunc(nics, hasLostSwitch) }
-
-func hasLostSwitch(dev inventory.Device) bool {
-	return dev.Want.Type == nic.TypeVhostUser && dev.IsDisconnected()
-}
-
 // StandInFor is StandIn for NICs of process pid that have lost their switches. It returns nil if
 // QEMU listens for none.
 func (m *Maker) StandInFor(ctx context.Context, pid int, nics []inventory.Device) (end func()) {
 	var ends []func()
 	for _, dev := range nics {
-		if !hasLostSwitch(dev) {
+		if !dev.HasLostMemory() {
 			continue
 		}
 		if f, err := endpoint.FindFrontend(ctx, pid, nic.DeviceID(dev.Want.NIC)); err == nil {

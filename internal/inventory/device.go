@@ -83,6 +83,11 @@ func (dev *Device) IsDisconnected() bool {
 	return dev.Want.Switch && dev.SwitchPort.Path != "" && dev.SwitchPort.Port == nil && dev.SwitchPort.Err == nil
 }
 
+// HasLostMemory is IsDisconnected for a NIC by which the switch shared the guest's memory.
+func (dev *Device) HasLostMemory() bool {
+	return dev.Want.Type == nic.TypeVhostUser && dev.IsDisconnected()
+}
+
 // IsHealthy reports whether a NIC by a socket needs no mending, as far as its switch can say.
 func (dev *Device) IsHealthy() bool {
 	return dev.Want.Phase == nic.PhasePlugged && dev.SwitchPort.Err == nil && !dev.IsDisconnected()

@@ -14,8 +14,8 @@ import (
 // HandOver asks the switch to hand over its ports and its listening socket, with which it stops
 // serving, and calls take for each part that comes, and then entries with its addresses. take must
 // copy the files that it keeps. The switch goes on by itself if it does not hear Taken within 10
-// seconds, or if the connection ends. It hands over to its own user and root only. After an error of
-// HandOver, the Client is unusable: close it.
+// seconds, or if the connection ends. It hands over to its own user and root only. After an error
+// of HandOver, the Client is unusable: close it.
 func (c *Client) HandOver(ctx context.Context, take func(Handed, []*os.File) error,
 	entries func([]FDBEntry) error,
 ) error {

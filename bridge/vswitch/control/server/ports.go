@@ -5,12 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-
-	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch"
@@ -66,95 +63,6 @@ func holderFiles(p *control.Port) int {
 		return 1
 	}
 	return 2
-}
-
-// open makes the wire of a port, which rest is left of. It copies the files.
-func open(p *control.Port, files []*os.File, rest vswitch.Rest) (*vswitch.Wire, error) {
-	var w *vswitch.Wire
-	var err error
-	switch p.Kind {
-	case control.Tap:
-		w, err = openTap(p, files, rest)
-	case control.Packet:
-		w, err = vswitch.OpenPacketFiles(files)
-	case control.Stream:
-		w, err = vswitch.OpenStream(files[0], filepath.Base(p.Device))
-	case control.VhostUser:
-		w, err = vswitch.OpenVhostUser(files[0], filepath.Base(p.Device), max(p.Queues, 1))
-	case control.Tun:
-		w, err = openTun(p, files)
-	case control.VXLAN:
-		w, err = vswitch.OpenVXLANFiles(files, *p.VXLAN)
-	default:
-		mtu := p.Config.MTU
-		if mtu == 0 {
-			mtu = 1500 // the port's default
-		}
-		w, err = vswitch.OpenSocket(files[0], mtu)
-	}
-	if err == nil {
-		if err = roomForClients(); err != nil {
-			err = errors.Join(err, w.Close())
-		}
-	}
-	switch {
-	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
-		return nil, fmt.Errorf("%w: the switch has no file descriptors left for more ports "+
-			"(raise ulimit -n, or LimitNOFILE= of its unit)", err)
-	case errors.Is(err, unix.ENODEV):
-		return nil, err
-	case err != nil:
-		return nil, fmt.Errorf("%w port: %w", brport.ErrInvalid, err)
-	}
-	return w, nil
-}
-
-func openTap(p *control.Port, files []*os.File, rest vswitch.Rest) (*vswitch.Wire, error) {
-	queues := len(files)
-	if p.Link {
-		queues--
-	}
-	w, err := vswitch.OpenTap(files[:queues]...)
-	if err == nil && p.Verified {
-		w.Verified()
-	}
-	if err == nil && p.Link {
-		if err = w.FollowOn(files[queues], rest); err != nil {
-			return nil, errors.Join(err, w.Close())
-		}
-	}
-	return w, err
-}
-
-func openTun(p *control.Port, files []*os.File) (*vswitch.Wire, error) {
-	w, err := vswitch.OpenTun(files[0], p.Config.MACs[0], *p.Tun)
-	if err == nil && p.Link {
-		if err = w.Follow(files[1]); err != nil {
-			return nil, errors.Join(err, w.Close())
-		}
-	}
-	return w, err
-}
-
-// spareFiles is the number of fds that ports must leave free, so that clients can still connect and
-// remove ports.
-const spareFiles = 16
-
-func roomForClients() error {
-	var err error
-	var fds []int
-	for range spareFiles {
-		fd, openErr := unix.Eventfd(0, unix.EFD_CLOEXEC)
-		if openErr != nil {
-			err = openErr
-			break
-		}
-		fds = append(fds, fd)
-	}
-	for _, fd := range fds {
-		_ = unix.Close(fd)
-	}
-	return err
 }
 
 // add adds a port for a client, with copies of its files.
@@ -374,76 +282,4 @@ func (s *ports) drop() {
 		delete(s.byName, name)
 		_ = e.close()
 	}
-}
-
-// Addresses. While s.mu is held, a port's index cannot pass to another port.
-
-// fdb lists the FDB. It does not hold the lock while it reads the table, so that an entry may be
-// reported with the name of a port that has just taken another one's index.
-func (s *ports) fdb() []control.FDBEntry { return s.entries(s.byIndex()) }
-
-func (s *ports) entries(ports map[int]*vswitch.Port) []control.FDBEntry {
-	filters := s.sw.FiltersVLANs()
-	var all []control.FDBEntry
-	for _, e := range s.sw.FDB().Dump() {
-		if p, ok := ports[e.Port]; ok {
-			f := control.FDBEntry{
-				MAC: e.Key.MAC().String(), Port: p.Name(), Static: e.Static, Age: int(e.Age.Seconds()),
-			}
-			if host, ok := p.RemoteHost(e.Key); ok {
-				f.Remote = host.String()
-			}
-			if filters {
-				f.VLAN = int(e.Key.VLAN())
-			}
-			all = append(all, f)
-		}
-	}
-	return all
-}
-
-func (s *ports) byIndex() map[int]*vswitch.Port {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.indexed()
-}
-
-// indexed is byIndex for a caller that holds the lock.
-func (s *ports) indexed() map[int]*vswitch.Port {
-	ports := map[int]*vswitch.Port{}
-	for _, e := range s.byName {
-		ports[e.in.PortIndex()] = e.in
-	}
-	return ports
-}
-
-// flush removes the addresses learned behind a port, or behind all ports if name is empty.
-func (s *ports) flush(name string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if name != "" && s.byName[name] == nil {
-		return vswitch.ErrNoPort
-	}
-	for n, e := range s.byName {
-		if name == "" || n == name {
-			e.in.Flush()
-		}
-	}
-	return nil
-}
-
-func (s *ports) addStatic(f control.FDBEntry) error {
-	mac, err := f.Address()
-	if err != nil {
-		return err
-	}
-	return s.sw.AddStatic(f.Port, mac, f.VLAN)
-}
-
-func (s *ports) removeStatic(f control.FDBEntry) error {
-	mac, err := f.Address()
-	if err != nil {
-		return err
-	}
-	return s.sw.Forget(mac, f.VLAN)
 }

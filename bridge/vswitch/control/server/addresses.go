@@ -1,0 +1,78 @@
+package server
+
+import (
+	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/control"
+)
+
+// Addresses. While s.mu is held, a port's index cannot pass to another port.
+
+// fdb lists the FDB. It does not hold the lock while it reads the table, so that an entry may be
+// reported with the name of a port that has just taken another one's index.
+func (s *ports) fdb() []control.FDBEntry { return s.entries(s.byIndex()) }
+
+func (s *ports) entries(ports map[int]*vswitch.Port) []control.FDBEntry {
+	filters := s.sw.FiltersVLANs()
+	var all []control.FDBEntry
+	for _, e := range s.sw.FDB().Dump() {
+		if p, ok := ports[e.Port]; ok {
+			f := control.FDBEntry{
+				MAC: e.Key.MAC().String(), Port: p.Name(), Static: e.Static, Age: int(e.Age.Seconds()),
+			}
+			if host, ok := p.RemoteHost(e.Key); ok {
+				f.Remote = host.String()
+			}
+			if filters {
+				f.VLAN = int(e.Key.VLAN())
+			}
+			all = append(all, f)
+		}
+	}
+	return all
+}
+
+func (s *ports) byIndex() map[int]*vswitch.Port {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.indexed()
+}
+
+// indexed is byIndex for a caller that holds the lock.
+func (s *ports) indexed() map[int]*vswitch.Port {
+	ports := map[int]*vswitch.Port{}
+	for _, e := range s.byName {
+		ports[e.in.PortIndex()] = e.in
+	}
+	return ports
+}
+
+// flush removes the addresses learned behind a port, or behind all ports if name is empty.
+func (s *ports) flush(name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if name != "" && s.byName[name] == nil {
+		return vswitch.ErrNoPort
+	}
+	for n, e := range s.byName {
+		if name == "" || n == name {
+			e.in.Flush()
+		}
+	}
+	return nil
+}
+
+func (s *ports) addStatic(f control.FDBEntry) error {
+	mac, err := f.Address()
+	if err != nil {
+		return err
+	}
+	return s.sw.AddStatic(f.Port, mac, f.VLAN)
+}
+
+func (s *ports) removeStatic(f control.FDBEntry) error {
+	mac, err := f.Address()
+	if err != nil {
+		return err
+	}
+	return s.sw.Forget(mac, f.VLAN)
+}
