@@ -83,7 +83,7 @@ func (dev *Device) IsDisconnected() bool {
 	return dev.Want.Switch && dev.SwitchPort.Path != "" && dev.SwitchPort.Port == nil && dev.SwitchPort.Err == nil
 }
 
-// HasLostMemory is IsDisconnected for a NIC by which the switch shared the guest's memory.
+// HasLostMemory reports whether a NIC by which a switch shares the guest's memory IsDisconnected.
 func (dev *Device) HasLostMemory() bool {
 	return dev.Want.Type == nic.TypeVhostUser && dev.IsDisconnected()
 }
