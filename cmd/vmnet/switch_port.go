@@ -79,11 +79,11 @@ func devicePorts(cmd *cobra.Command, a *app, ports *[]wantedPort) {
 		},
 		{
 			control.VXLAN, "",
-			"a port to other hosts by VXLAN, which needs no privilege: vni=77,remote=192.0.2.2 (repeatable)",
+			"a port to other hosts by VXLAN, which needs no privilege (repeatable)",
 		},
 		{
 			control.Tun, "DEVICE",
-			"a port for the host's IP, by a tun with the addresses address=10.7.0.1/24 (repeatable)",
+			"a port for the host's IP, by a tun with the addresses that follow it (repeatable)",
 		},
 		{
 			control.VhostUser, "PATH",
@@ -96,7 +96,7 @@ func devicePorts(cmd *cobra.Command, a *app, ports *[]wantedPort) {
 	} {
 		form := kind.word + "[,OPTION...]"
 		if kind.name == control.VXLAN {
-			form = "[NAME,]vni=N,remote=ADDRESS[,OPTION...]"
+			form = "[NAME,]vni=N,OPTION..."
 		}
 		cmd.Flags().Var(nicflags.Value(form, "", func(s string) error {
 			p, err := parsePort(kind.name, s)
