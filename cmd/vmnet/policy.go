@@ -89,7 +89,7 @@ type policyTest struct {
 func (a *app) policyTestCommand() *cobra.Command {
 	var o policyTest
 	cmd := &cobra.Command{
-		Use:   "test --user USER --{bridge|network|share-memory|...} PLACE",
+		Use:   "test --user USER --{bridge|network|...} PLACE",
 		Short: "Show whether a user may have a NIC, and why",
 		Long: `Show whether a user may have a NIC: the rule that allows it, or the reason for the
 denial and its cure. Exit status: 0 for allowed, 1 for denied, 2 for wrong usage.
