@@ -54,7 +54,7 @@ generate: ## the BPF program of port security, from its C source (seconds; clang
 
 # Lab hosts need root, so other users get only the kernel of test guests.
 setup: ## Debian packages, as root, kernels for test guests, testpmd (minutes, once)
-	sh testvm/setup.sh $$([ "$$(id -u)" != 0 ] || echo --kernel full --dpdk)
+	sh testvm/setup.sh $$([ "$$(id -u)" != 0 ] || echo --kernel full --dpdk --network-manager)
 
 # The main job, on a real guest, in network and process namespaces of its own; then a switch in
 # userspace and two guests, without any capability; then networks of root and of a user.

@@ -105,6 +105,6 @@ func (c *Conn) CheckShared(ctx context.Context) error {
 	return nil
 }
 
-const sharedCure = "start the guest with -object memory-backend-memfd,id=mem,size=SIZE,share=on " +
-	"-machine memory-backend=mem, or by qemu-netup --via vhost-user, which adds that; libvirt's with " +
-	"<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>; or use --via tap"
+// sharedCure is short: vmnet-switch(8) has the arguments and the XML.
+const sharedCure = "share it: qemu-netup --via vhost-user, or memory-backend-memfd,share=on; libvirt: " +
+	"<access mode='shared'/>; or use --via tap"

@@ -195,8 +195,11 @@ func (r *reconciler) open(ctx, reading context.Context, pid int, nics []inventor
 	if served := r.m.host.StandInFor(ctx, pid, nics); served != nil {
 		again, cancel := guest.WithTimeout(ctx)
 		defer cancel()
-		g, err = r.m.open(again, target, via)
-		end = served
+		if g, err = r.m.open(again, target, via); err != nil {
+			return g, served, err
+		}
+		_, err = g.Has(again, nics[0].Want.NIC) // it answers: from here on, only a switch is to serve it
+		served()
 	}
 	return g, end, err
 }

@@ -276,7 +276,7 @@ func TestLiveSharedMemoryOfAnotherUser(t *testing.T) {
 		_, err := h.Attach(h.context(20*time.Second), s.on(g, "net0", nic.ByVhostUser))
 		return err
 	}
-	const refusal = "of user 65534 would get the memory of a guest of user 0: run the switch as that user or root"
+	const refusal = "is uid 65534's, and the guest uid 0's: run the switch as that user or root"
 	if err := attach(); !errors.Is(err, os.ErrPermission) || !strings.Contains(err.Error(), refusal) {
 		t.Errorf("without a rule: %v", err)
 	}

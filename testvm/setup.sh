@@ -3,13 +3,15 @@
 # installs) Debian's cloud kernel into the cache directory. Does nothing where everything is there.
 # Only packages need root.
 #
-#   setup.sh [--packages p1,p2]... [--kernel cloud|full]... [--dpdk]
+#   setup.sh [--packages p1,p2]... [--kernel cloud|full]... [--dpdk] [--network-manager]
 #   setup.sh --print-cache
 #
 #   --packages     more packages to install
 #   --kernel       another kernel to unpack besides the cloud one; the full one is for lab hosts,
 #                  whose modprobe and iw come with it
 #   --dpdk         unpack DPDK's testpmd too, the guest of a vhost-user frontend that is not QEMU
+#   --network-manager
+#                  unpack NetworkManager too, which a network's uplink is tested beside
 #   --print-cache  only print the cache directory
 #   VMNET_CACHE    the cache directory; the default is /var/cache/vmnet for root, whose kernels all
 #                  users boot, otherwise ${XDG_CACHE_HOME:-~/.cache}/vmnet
@@ -29,15 +31,14 @@ umask 022
 # passt has pasta, by which networks of users who are not root reach the world.
 # openvswitch-switch has ovsdb-server and ovs-vswitchd, and the packages of OVN their daemons, which
 # tests run by themselves. So is frr, which tells the hosts of a VXLAN segment where guests are.
-# NetworkManager is unpacked and not installed, since it would take this machine's interfaces. These
-# are its libraries.
 # netplan.io and ifupdown read what a network writes for the next boot; Debian's systemd has
 # systemd-networkd.
-packages='qemu-system-x86 qemu-system-arm qemu-system-misc qemu-system-ppc busybox-static lz4 xz-utils iproute2 gcc libc6-dev groff-base libcap2-bin procps libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients nftables dnsmasq-base isc-dhcp-client iptables ufw firewalld dbus-daemon passt openvswitch-switch ovn-central ovn-host frr netplan.io ifupdown libnm0 libndp0 libteamdctl0 libbluetooth3 libmm-glib0 libcurl3-gnutls'
+packages='qemu-system-x86 qemu-system-arm qemu-system-misc qemu-system-ppc busybox-static lz4 xz-utils iproute2 gcc libc6-dev groff-base libcap2-bin procps libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients nftables dnsmasq-base isc-dhcp-client iptables ufw firewalld dbus-daemon passt openvswitch-switch ovn-central ovn-host frr netplan.io ifupdown'
 # What these packages would start.
 services='firewalld frr openvswitch-switch ovs-record-hostname ovn-central ovn-host'
 kernels=cloud
 dpdk=
+manager=
 updated=
 
 say() { echo "setup.sh: $*"; }
@@ -66,8 +67,12 @@ while [ $# -gt 0 ]; do
         dpdk=yes && shift
         packages="$packages libbsd0 libelf1 libfdt1 libibverbs1 ibverbs-providers libjansson4 libnuma1 libpcap0.8"
         ;;
+    --network-manager) # not installed, since it would take this machine's interfaces
+        manager=yes && shift
+        packages="$packages libnm0 libndp0 libteamdctl0 libbluetooth3 libmm-glib0 libcurl3-gnutls"
+        ;;
     --print-cache) echo "$cache" && exit ;;
-    *) die "unknown argument $1 (known: --packages, --kernel, --dpdk, --print-cache)" ;;
+    *) die "unknown argument $1 (known: --packages, --kernel, --dpdk, --network-manager, --print-cache)" ;;
     esac
 done
 
@@ -217,12 +222,12 @@ unpack_kernel() {
 # unpack_network_manager makes $cache/network-manager. It appears whole or not at all.
 unpack_network_manager() {
     [ ! -d "$cache/network-manager" ] || return 0
-    [ -n "${VMNET_CACHE:-}" ] || [ ! -d "$system/network-manager" ] || return 0
+    apt-cache show network-manager >/dev/null 2>&1 || update
     mkdir -p "$cache"
     tmp=$(mktemp -d "$cache/.network-manager.XXXXXX")
     trap 'rm -rf "$tmp"' EXIT
     trap 'exit 1' HUP INT TERM
-    say "downloading network-manager (3 MB), to be unpacked into $cache"
+    say "downloading network-manager ($(megabytes network-manager) MB), to be unpacked into $cache"
     (cd "$tmp" && { apt download network-manager || { update && apt download network-manager; }; } &&
         dpkg-deb -x ./*.deb tree) || die "network-manager cannot be downloaded or unpacked: see above"
     chmod 755 "$tmp/tree"
@@ -263,7 +268,7 @@ unpack_dpdk() {
 }
 
 install_missing
-unpack_network_manager
+[ -z "$manager" ] || unpack_network_manager
 [ -z "$dpdk" ] || unpack_dpdk
 for kernel in $kernels; do
     case $kernel in

@@ -62,16 +62,19 @@ func (m *machine) kernels() (names []string) {
 	return names
 }
 
-// TestSetupTellsItsDownloads: a user gets one kernel, root also the lab hosts' one and testpmd. For
-// each download, setup prints its name, size and destination; it prints nothing if there is nothing
-// to do.
+// TestSetupTellsItsDownloads: a user gets one kernel, root also the lab hosts' one, testpmd and
+// NetworkManager. For each download, setup prints its name, size and destination; it prints nothing
+// if there is nothing to do.
 func TestSetupTellsItsDownloads(t *testing.T) {
 	const guests, hosts = "the kernel of test guests, linux-image-6.1.0-1-cloud-amd64 (31 MB)",
 		"the kernel of lab hosts, linux-image-6.1.0-1-amd64 (31 MB)"
-	const foreign = "DPDK's testpmd, dpdk-dev and its libraries (31 MB)"
+	const foreign, manager = "DPDK's testpmd, dpdk-dev and its libraries (31 MB)", "network-manager (31 MB)"
 	for uid, test := range map[string]struct{ kernels, told []string }{
 		"1000": {[]string{"cloud-kernel"}, []string{guests}},
-		"0":    {[]string{"cloud-kernel", "dpdk", "full-kernel"}, []string{foreign, guests, hosts}},
+		"0": {
+			[]string{"cloud-kernel", "dpdk", "full-kernel", "network-manager"},
+			[]string{manager, foreign, guests, hosts},
+		},
 	} {
 		m := newMachine(t, uid)
 		out, err := m.setup()

@@ -176,7 +176,7 @@ func (o *launchOptions) flags(f *pflag.FlagSet) *nicflags.NIC {
 			"default: by the program",
 		"auto", "qemu", "env")
 	f.BoolVar(&o.prepared, "prepared", o.prepared,
-		"the guest comes by migration (-incoming): its NICs are down until vmnet commit, as root")
+		"the guest comes by migration (-incoming): its NICs are down until vmnet commit (as root, if they have a device)")
 	f.BoolVar(&o.wait, "wait", o.wait,
 		"start PROGRAM once its NICs' ports forward, on a chassis of OVN once their flows are there")
 	f.StringVar(&o.netns, "netns",

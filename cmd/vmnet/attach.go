@@ -60,8 +60,8 @@ notices it only with pcie_ports=native on its command line. A machine without an
 microvm without pcie=on, can get a NIC only at its start, from qemu-netup.
 
 On a network (vmnet network create) the guest is known by its name, and its bridge is the network's.
-With --ip the network's server gives the guest that IPv4 address; one that is not free is refused. The
-attach waits until the server knows the guest. An IPv6 address is known by name on a network of
+With --ip the network's server gives the guest that IPv4 address; one that is not free is refused.
+The attach waits until the server knows the guest. An IPv6 address is known by name on a network of
 root, and the guest sets it itself.
 
 On a userspace switch (vmnet switch run), and on a network of a user who is not root, --via socket
@@ -70,11 +70,11 @@ makes no device. --via tap gives QEMU a tap whose kernel side the switch takes: 
 offloads and vhost, and needs CAP_NET_ADMIN and CAP_NET_RAW. With --via vhost-user the guest shares
 its memory with the switch, which copies frames from there and to there: the fastest, without
 privilege, for a guest that was started with shared memory. The switch can read and write all of
-that memory, so it must be of QEMU's own user or of root, or policy.yaml(5) must have share-memory
-for its user, and auto never chooses this. The port is removed when QEMU exits, however it exits. --storm limits the frames of the guest that are flooded,
-and --max-addresses the addresses that are learned. When the switch ends, vmnet reconcile connects a
-tap, or a NIC by vhost-user, to the next switch of that name; a NIC on a socket is disconnected
-until you attach it again.
+that memory, so it must be of QEMU's own user or of root, or of a user for whom policy.yaml(5) has
+share-memory; auto never chooses this. The port is removed when QEMU exits, however it exits.
+--storm limits the frames of the guest that are flooded, and --max-addresses the addresses that are
+learned. When the switch ends, vmnet reconcile connects a tap, or a NIC by vhost-user, to the next
+switch of that name; a NIC on a socket is disconnected until you attach it again.
 
 With --routed the guest has addresses of the LAN behind an uplink, without a bridge: the host routes
 each --ip to the guest's tap, and answers for it on the uplink by entries of proxy ARP and NDP. The
@@ -135,8 +135,8 @@ watch or vmnet reconcile removes it. With vmnet's hook (vmnet hook install) the 
 migrated and reverted to a snapshot with the NIC. With --persistent, libvirt also stores the NIC:
 the guest then starts with it, and a clone of the guest starts with a NIC of its own. Use --via
 monitor for settings that libvirt's XML cannot express, and for a port of a switch (--via
-monitor,socket): QEMU gets the fds through libvirt's monitor commands. libvirt then does not know
-the NIC, cannot migrate the guest with it, and marks the domain as tainted.`
+monitor,socket or monitor,vhost-user): QEMU gets the fds through libvirt's monitor commands. libvirt
+then does not know the NIC, cannot migrate the guest with it, and marks the domain as tainted.`
 
 const attachExamples = `  vmnet attach --vm P2 --bridge br0
   vmnet attach --vm P2 --bridge br-int --iface-id g1 --mtu 1442 --wait   # OVN

@@ -7,7 +7,9 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -105,9 +107,12 @@ func (a *app) takeOver(ctx context.Context, o *runVerb) (err error) {
 		return err
 	}
 	defer c.Close() // once more
-	_, uid := c.Peer()
+	pid, uid := c.Peer()
 	if self := os.Geteuid(); self != 0 && self != uid {
 		return fmt.Errorf("switch %s: it is user %d's: run this as that user or root", o.name, uid)
+	}
+	if unit := unitOf(pid); unit != "" && unit != unitOf(os.Getpid()) {
+		return fmt.Errorf("switch %s: %s runs it, and would end with it: systemctl restart %[2]s", o.name, unit)
 	}
 	info, err := c.Info(begin)
 	if err != nil {
@@ -144,6 +149,22 @@ func (a *app) takeOver(ctx context.Context, o *runVerb) (err error) {
 		err = a.serveSwitch(ctx, o, s, t.Listener, nil)
 	}
 	return errors.Join(err, closeSwitch(sw, s, t.Listener))
+}
+
+// unitOf returns the systemd service that a process is in, or "" (proc_pid_cgroup(5)).
+func unitOf(pid int) string {
+	groups, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid)) // of a process that has ended, it is in none
+	return serviceIn(string(groups))
+}
+
+func serviceIn(groups string) string {
+	for line := range strings.Lines(groups) {
+		path := strings.Split(strings.TrimSpace(line), "/")
+		if i := slices.IndexFunc(path, func(s string) bool { return strings.HasSuffix(s, ".service") }); i > 0 {
+			return path[i]
+		}
+	}
+	return ""
 }
 
 // sayReady tells the command that waits for this process, if one does.

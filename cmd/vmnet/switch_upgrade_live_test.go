@@ -101,6 +101,19 @@ func TestLiveSwitchUpgrade(t *testing.T) {
 	awaitGone(t, b, "b")
 }
 
+func TestServiceIn(t *testing.T) {
+	const unit = "/system.slice/system-vmnet\\x2dswitch.slice/vmnet-switch@sw0.service"
+	for want, groups := range map[string]string{
+		"vmnet-switch@sw0.service": "0::" + unit + "\n",
+		"a.service":                "3:cpu:/\n1:name=systemd:/system.slice/a.service/payload\n0::/\n",
+		"":                         "0::/user.slice/user-1000.slice/session-2.scope\n",
+	} {
+		if got := serviceIn(groups); got != want {
+			t.Errorf("%q: %q, want %q", groups, got, want)
+		}
+	}
+}
+
 // TestLiveSwitchUpgradeFails has the upgrade fail in the new process. The old one goes on.
 func TestLiveSwitchUpgradeFails(t *testing.T) {
 	forNobody(t)

@@ -165,10 +165,13 @@ func (m *Maker) Started(ctx context.Context, vm string, pid int) ([]nic.Action, 
 	})
 }
 
-// Awaits reports whether a guest has NICs that stay down until a commit.
+// Awaits reports whether a guest has NICs that stay down until a commit, or one that has begun a
+// commit and not ended it.
 func (m *Maker) Awaits(ctx context.Context, vm string) (bool, error) {
 	all, err := m.ByName(ctx, vm)
-	return slices.ContainsFunc(all, func(dev inventory.Device) bool { return dev.Want.Prepared }), err
+	return slices.ContainsFunc(all, func(dev inventory.Device) bool {
+		return dev.Want.Prepared || dev.Want.Phase == nic.PhaseChanging
+	}), err
 }
 
 // Release removes what was handed over by name to a guest that has ended, as libvirt says: no

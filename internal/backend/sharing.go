@@ -77,8 +77,7 @@ func (m *Maker) mayShare(sw string, uid int) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%w: switch %s of user %d would get the memory of a guest of user %d: %w",
-		fs.ErrPermission, sw, owner, uid, why)
+	return fmt.Errorf("%w: switch %s is uid %d's, and the guest uid %d's: %w", fs.ErrPermission, sw, owner, uid, why)
 }
 
 func (s *sharedGuest) steps(w making) []step.Step {

@@ -54,7 +54,7 @@ func (h *Host) View(dev *Device) (*View, error) {
 		found, err := bridges.ReadPort(h.NL, v.Home, dev.Link)
 		if err == nil {
 			v.port = &found
-			v.offMap, err = bridges.ReadUnmapped(h.NL, v.Home, found)
+			v.offMap, _ = bridges.ReadUnmapped(h.NL, v.Home, found) // advice, without which all else holds
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("its port was not compared: %w", err))

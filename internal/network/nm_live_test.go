@@ -88,7 +88,7 @@ func nmTree(t *testing.T) string {
 			return dir
 		}
 	}
-	nstest.Require(t, "networkmanager", false, "testvm/setup.sh")
+	nstest.Require(t, "networkmanager", false, "sh testvm/setup.sh --network-manager")
 	return ""
 }
 

@@ -102,7 +102,7 @@ func (w *watcher) serve(ctx context.Context, conn *libvirt.Conn) error {
 	w.domains.set(conn)
 	defer w.domains.set(nil)
 	w.bridges.all()
-	w.left = newLeavings()
+	w.left, w.coming = newLeavings(), newLeavings()
 	w.removeLeft(ctx, everybody) // of guests that ended while vmnet watch did not run
 	w.arrived(ctx, everybody)
 	w.ready()
@@ -113,6 +113,10 @@ func (w *watcher) serve(ctx context.Context, conn *libvirt.Conn) error {
 		case now := <-w.left.next(time.Now()):
 			for _, guest := range w.left.due(now) {
 				w.removeLeft(ctx, guest)
+			}
+		case now := <-w.coming.next(time.Now()):
+			for _, guest := range w.coming.due(now) {
+				w.arrived(ctx, guest)
 			}
 		case e, open := <-sub.C:
 			if !open {
@@ -166,7 +170,8 @@ func (w *watcher) domainEvent(ctx context.Context, conn *libvirt.Conn, e libvirt
 }
 
 // arrived commits the NICs of a guest that may have arrived from another host. The hook's own
-// process does so, too, unless something has ended it.
+// process does so, too, unless something has ended it. What fails is tried again, after pauses that
+// double.
 func (w *watcher) arrived(ctx context.Context, guest string) {
 	if w.Commit == nil {
 		return
@@ -179,7 +184,10 @@ func (w *watcher) arrived(ctx context.Context, guest string) {
 			w.report(Report{Text: "committed: its guest has arrived", Guest: n.VM, NIC: n.ID, Interface: n.Interface})
 		}
 	}
-	if err != nil && ctx.Err() == nil {
+	if err == nil {
+		w.coming.forget(guest)
+	} else if ctx.Err() == nil {
+		w.coming.later(guest, time.Now())
 		w.report(Report{Text: "not committed", Guest: guest, Err: err})
 	}
 }

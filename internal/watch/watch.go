@@ -95,6 +95,7 @@ type watcher struct {
 	rows    *rows
 	domains domains
 	left    *leavings // of serve
+	coming  *leavings // of serve: guests whose NICs could not be committed
 
 	changes *rtnl.Changes // nil without Networks
 	filters *rtnl.Changes // of qdiscs and filters

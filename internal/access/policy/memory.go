@@ -34,15 +34,17 @@ func (p *Policy) MayShare(q Sharing) Verdict {
 		return Verdict{Allowed: true, By: "their user, who has both"}
 	case p == nil:
 		return Verdict{Reasons: []Reason{{
-			File: DefaultPath, Cure: "write it as policy.yaml(5) describes",
-			Text: "it does not exist, and without it a switch has only the memory of its own user's guests",
+			File: DefaultPath, Cure: "see policy.yaml(5), share-memory; or use --via tap",
+			Text: "it does not exist",
 		}}, Example: "rules:\n  - {users: [\"*\"], bridges: [\"*\"]}\n  " + q.rule()}
 	}
 	ids := newNames()
 	for i := range p.rules {
 		r := &p.rules[i]
 		named := *r
-		named.anybody = r.anybody && q.UID != 0
+		if q.UID == 0 {
+			named.anybody, named.groups = false, nil
+		}
 		if !named.isFor(&Request{UID: q.UID, GIDs: q.GIDs}, ids) {
 			continue
 		}
@@ -53,7 +55,7 @@ func (p *Policy) MayShare(q Sharing) Verdict {
 	}
 	return Verdict{Reasons: []Reason{{
 		File: p.File, Text: fmt.Sprintf("no rule for uid %d has %s: [%s]", q.UID, shareMemory, userName(q.Owner)),
-		Cure: "add under rules: " + q.rule(),
+		Cure: "add " + q.rule() + "; or use --via tap",
 	}}}
 }
 

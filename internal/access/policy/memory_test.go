@@ -26,7 +26,7 @@ func TestMayShare(t *testing.T) {
 		{Sharing{UID: 2000, Owner: 2000}, "their user, who has both"},
 		{
 			Sharing{UID: 2000, Owner: 1500},
-			"no rule for uid 2000 has share-memory: [1500] (add under rules: - {users: [2000]",
+			"no rule for uid 2000 has share-memory: [1500] (add - {users: [2000]",
 		},
 		{Sharing{UID: 2000, Owner: 1600}, "no rule for uid 2000"},
 		{Sharing{UID: 0, Owner: 1700}, "no rule for uid 0"}, // "*" is not root

@@ -81,7 +81,10 @@ func ReadUnmapped(c *rtnl.Conn, br *rtnl.Link, cfg brport.Settings) (Unmapped, e
 		return Unmapped{}, err
 	}
 	vlans, err := c.PortVLANs(0)
-	return Unmapped{device, unmapped(ports, vlans, Effective(br, cfg))}, err
+	if err != nil {
+		return Unmapped{}, err
+	}
+	return Unmapped{device, unmapped(ports, vlans, Effective(br, cfg))}, nil
 }
 
 func hasMap(l *rtnl.Link) bool { return l.VXLAN != nil && l.VXLAN.VNIFilter }
@@ -108,9 +111,10 @@ func unmapped(ports []*rtnl.Link, vlans map[int][]rtnl.VLANs, cfg brport.Setting
 }
 
 // LeadsOut reports whether a port of a bridge is of a kind by which frames leave the host: a
-// physical device, a bond, a VLAN of one, or a VXLAN device.
+// physical device, a bond, a VLAN of one, or a tunnel.
 func LeadsOut(l *rtnl.Link) bool {
-	return slices.Contains([]string{"", "bond", "team", "vlan", "vxlan"}, l.Kind)
+	kinds := []string{"", "bond", "team", "vlan", "vxlan", "geneve", "gretap", "ip6gretap", "macsec", "bareudp"}
+	return slices.Contains(kinds, l.Kind)
 }
 
 // mapSteps make the map of a device, or of a new one if l is nil, as the Config says.

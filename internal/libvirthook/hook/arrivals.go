@@ -77,7 +77,7 @@ func isNone(err error) bool {
 // expect is for a guest that is about to arrive.
 func (w *work) expect(context.Context) error {
 	nics, err := w.nics()
-	if err != nil || !slices.ContainsFunc(nics, waits) {
+	if err != nil || !slices.ContainsFunc(nics, waits) || os.Geteuid() != 0 {
 		return err
 	}
 	w.Awaits = true
