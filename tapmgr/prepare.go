@@ -19,8 +19,8 @@ import (
 
 // Prepare is Attach for a guest that is to come from another QEMU, by migration or from a snapshot:
 // the NIC is complete, and its device is down until Commit. So the guest's address is never on the
-// network twice. Only root may prepare a NIC with a device; one by a socket or by vhost-user needs no
-// privilege.
+// network twice. Only root may prepare a NIC with a device; one by a socket or by vhost-user needs
+// no privilege.
 func (m *Manager) Prepare(ctx context.Context, spec nic.Spec) (nic.Result, error) {
 	spec.Prepared = true
 	if err := cmp.Or(spec.Validate(), spec.CheckLinkUp(), spec.CheckPlace()); err != nil {

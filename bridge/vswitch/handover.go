@@ -50,15 +50,16 @@ func (sw *Switch) HandOver(name string) (Rest, error) {
 		if s.once && p.wire.frontends != nil {
 			return Rest{}, fmt.Errorf("hand over port %q: its frontend would have to connect again", name)
 		}
-		s.handedOver.Store(true)
 	}
 	if p.wire.stream == nil {
+		p.wire.leaveFiles()
 		return sw.handOverDevice(p)
 	}
 	r, out, err := p.wire.stream.leave()
 	if err != nil {
 		return Rest{}, fmt.Errorf("hand over port %q: %w", name, err)
 	}
+	p.wire.leaveFiles()
 	if err := sw.remove(p); err != nil {
 		return Rest{}, errors.Join(err, r.Close())
 	}
@@ -85,6 +86,13 @@ func (w *Wire) source() *source {
 		return w.stream.source
 	}
 	return nil
+}
+
+// leaveFiles leaves the files of the wire's sockets where they are.
+func (w *Wire) leaveFiles() {
+	if s := w.source(); s != nil {
+		s.handedOver.Store(true)
+	}
 }
 
 // leave copies the current connection, if there will be others, and makes its sender keep the

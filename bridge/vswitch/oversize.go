@@ -103,6 +103,8 @@ func (o *oversize) sendBy(fd int, f *offload.Frame) syscall.Errno {
 func (o *oversize) makeRing(fd, n int) error {
 	o.slot = max(4096, 1<<bits.Len(uint(tpacketHead+n)))
 	o.slots = oversizeSlots
+	none := unix.TpacketReq{} // removes the ring of a switch that has handed the socket over
+	_ = unix.SetsockoptTpacketReq(fd, unix.SOL_PACKET, unix.PACKET_TX_RING, &none)
 	req := unix.TpacketReq{
 		Block_size: uint32(o.slot), Block_nr: uint32(o.slots), Frame_size: uint32(o.slot), Frame_nr: uint32(o.slots),
 	}

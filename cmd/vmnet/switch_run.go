@@ -32,6 +32,7 @@ type runVerb struct {
 	user      string
 	filter    bool
 	sandbox   sandbox.Mode
+	takenOver bool // from another process
 	poll      polling
 }
 
@@ -124,7 +125,7 @@ func (a *app) switchConfig(o *runVerb) vswitch.Config {
 // info describes the switch to clients.
 func (o *runVerb) info(name string) control.Info {
 	return control.Info{
-		Name: name, Version: versionText(), Ageing: int(o.ageing.Seconds()),
+		Name: name, Version: versionText(), Ageing: int(o.ageing.Seconds()), Addresses: o.addresses,
 		Poll: float64(o.poll.time) / float64(time.Microsecond), PollCPUs: o.poll.cpus,
 	}
 }
@@ -134,10 +135,12 @@ func closeSwitch(sw *vswitch.Switch, s *server.Server, l *server.Listener) error
 	err := sw.Close()
 	switch {
 	case l == nil:
-	case s.HandedTo() != 0:
-		err = errors.Join(err, l.Abandon())
 	default:
-		err = errors.Join(err, l.Close())
+		if _, taken := s.HandedTo(); taken {
+			err = errors.Join(err, l.Abandon())
+		} else {
+			err = errors.Join(err, l.Close())
+		}
 	}
 	s.Close()
 	return err
@@ -216,11 +219,14 @@ func listenAs(place *server.Place, to privilege.Caller) (*server.Listener, error
 func (a *app) serveSwitch(ctx context.Context, o *runVerb, s *server.Server, l *server.Listener,
 	opened []openPort,
 ) error {
-	s.Confined(a.confine(o, l.Path()))
+	s.Confined(a.confine(o, l.Path(), s.Ports()))
 	s.HandsOver(l)
 	status := fmt.Sprintf("switch %s: runs with %s, socket %s", o.name, count(s.Info().Ports, "port"), l.Path())
 	if err := a.printRunning(o.name, l.Path(), status, opened); err != nil {
-		return err
+		if !o.takenOver {
+			return err
+		}
+		a.note(err.Error()) // its guests need it all the same
 	}
 	a.tellAlone(s.Ports(), s.Info().VLANFiltering)
 	a.tellLimit()
@@ -229,7 +235,7 @@ func (a *app) serveSwitch(ctx context.Context, o *runVerb, s *server.Server, l *
 	}
 	err := s.Serve(ctx, l)
 	state, text, told := "ended", "ended", "STOPPING=1"
-	if pid := s.HandedTo(); pid != 0 {
+	if pid, taken := s.HandedTo(); taken {
 		state, text, told = "handed-over", fmt.Sprintf("handed over to process %d", pid), fmt.Sprintf("MAINPID=%d", pid)
 	}
 	if err := notify(told); err != nil {
@@ -262,9 +268,12 @@ func (a *app) printRunning(name, socket, status string, opened []openPort) error
 // already raised the soft limit to the hard one.
 const fewFiles = 2048
 
+// filesOfPort is how many files a port of most kinds needs.
+const filesOfPort = 12
+
 func (a *app) tellLimit() {
 	if limit, err := fdroom.Limit(); err == nil && limit < fewFiles {
 		a.note(fmt.Sprintf("the switch may open %d files, which is enough for about %d ports (raise ulimit -Hn)",
-			limit, max(0, int(limit)-100)/12))
+			limit, max(0, int(limit)-100)/filesOfPort))
 	}
 }

@@ -46,7 +46,7 @@ func sandboxFlag(cmd *cobra.Command, mode *sandbox.Mode) {
 
 // confine puts this process into its sandbox, and returns what is in force. What the kernel refuses
 // is a note: the switch serves its guests all the same.
-func (a *app) confine(o *runVerb, socket string) []string {
+func (a *app) confine(o *runVerb, socket string, ports []control.Port) []string {
 	_, _ = time.Now().Zone() // reads the time zone's file
 	c := sandbox.Config{
 		Mode:     o.sandbox,
@@ -58,7 +58,7 @@ func (a *app) confine(o *runVerb, socket string) []string {
 	if filepath.Base(socket) == control.SocketName {
 		c.RemoveDirs = append(c.RemoveDirs, filepath.Dir(filepath.Dir(socket)))
 	}
-	for _, p := range o.ports {
+	for _, p := range ports {
 		if p.Kind == control.VhostUser || p.Kind == control.Stream {
 			c.RemoveDirs = append(c.RemoveDirs, filepath.Dir(p.Device))
 		}

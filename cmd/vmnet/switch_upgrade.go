@@ -19,6 +19,7 @@ import (
 	"vmnet/bridge/vswitch/control"
 	"vmnet/bridge/vswitch/control/server"
 	"vmnet/internal/access/privilege"
+	"vmnet/internal/cli/fdroom"
 )
 
 func (a *app) switchUpgradeCommand() *cobra.Command {
@@ -64,7 +65,7 @@ type switchUpgraded struct {
 // readyEnv has the number of a pipe to which a process that has taken over a switch writes a byte.
 const readyEnv = "VMNET_SWITCH_READY"
 
-// upgradeBehind starts a process that takes over the switch, and waits until it has.
+// upgradeBehind starts a process that takes over the switch, and waits until it has, or has failed.
 func (a *app) upgradeBehind(ctx context.Context, o *runVerb) error {
 	self, err := os.Executable()
 	if err != nil {
@@ -83,46 +84,37 @@ func (a *app) upgradeBehind(ctx context.Context, o *runVerb) error {
 	if err != nil {
 		return fmt.Errorf("start the new process: %w", err)
 	}
-	defer context.AfterFunc(ctx, func() { _ = r.SetReadDeadline(time.Unix(1, 0)) })()
-	if _, err := io.ReadFull(r, make([]byte, 1)); err == nil {
+	stop := context.AfterFunc(ctx, func() { _ = r.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	_, err = io.ReadFull(r, make([]byte, 1))
+	switch {
+	case err == nil:
 		return a.result(switchUpgraded{Switch: o.name, PID: cmd.Process.Pid, Changed: true},
 			"switch %s: process %d has taken it over", o.name, cmd.Process.Pid)
+	case errors.Is(err, os.ErrDeadlineExceeded): // it may have taken the switch over, so it must not be killed
+		return fmt.Errorf("%w: process %d goes on with the upgrade", context.Cause(ctx), cmd.Process.Pid)
 	}
-	if ctx.Err() != nil {
-		_ = cmd.Process.Kill() // the old process then goes on
-	}
-	err = cmd.Wait()
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return fmt.Errorf("the new process has failed: %w (the old one goes on)", err)
+	return fmt.Errorf("the new process has failed: %w (the old one goes on)", cmd.Wait())
 }
 
 // takeOver makes this process the switch.
-func (a *app) takeOver(ctx context.Context, o *runVerb) (err error) {
+func (a *app) takeOver(ctx context.Context, o *runVerb) error {
 	begin, cancel := context.WithTimeoutCause(ctx, switchPatience, fmt.Errorf("timed out after %v", switchPatience))
 	defer cancel()
 	c, err := control.Dial(begin, o.name)
 	if err != nil {
 		return err
 	}
-	defer c.Close() // once more
-	pid, uid := c.Peer()
-	if self := os.Geteuid(); self != 0 && self != uid {
-		return fmt.Errorf("switch %s: it is user %d's: run this as that user or root", o.name, uid)
-	}
-	if unit := unitOf(pid); unit != "" && unit != unitOf(os.Getpid()) {
-		return fmt.Errorf("switch %s: %s runs it, and would end with it: systemctl restart %[2]s", o.name, unit)
-	}
+	defer c.Close()
 	info, err := c.Info(begin)
+	if err == nil {
+		err = a.becomeUserOf(o, c)
+	}
 	if err != nil {
 		return err
 	}
-	if err := privilege.GiveUp(privilege.Caller{UID: uid, GID: c.Group()}); err != nil {
-		return err
-	}
 	roomForOthers()
-	o.ageing, o.addresses, o.filter = time.Duration(info.Ageing)*time.Second, info.FDB.Slots, info.VLANFiltering
+	o.ageing, o.addresses, o.filter = time.Duration(info.Ageing)*time.Second, info.Addresses, info.VLANFiltering
 	o.poll = polling{time.Duration(info.Poll * float64(time.Microsecond)), info.PollCPUs}
 	if err := o.poll.check(); err != nil {
 		return err
@@ -132,23 +124,73 @@ func (a *app) takeOver(ctx context.Context, o *runVerb) (err error) {
 	t := s.Taking(c.Path())
 	defer t.Close()
 	err = c.HandOver(begin, t.Part, t.Entries)
-	if err == nil && t.Listener == nil {
-		err = errors.New("the switch has sent no socket")
+	if err == nil {
+		err = enoughFor(t)
 	}
 	if err == nil {
-		err = c.Taken(begin)
+		err = taken(ctx, c)
 	}
-	_ = c.Close() // the old process ends, or goes on
-	if err != nil {
+	if err != nil { // before the connection is closed: then the old process goes on
+		if t.Listener != nil {
+			err = errors.Join(err, t.Listener.Abandon())
+		}
 		err = errors.Join(err, sw.Close())
 		s.Close()
 		return err
 	}
-	if err = errors.Join(t.TakeOutput(), sayReady()); err == nil {
-		t.Close()
-		err = a.serveSwitch(ctx, o, s, t.Listener, nil)
+	// From here on there is no other switch. What fails is a note, and the switch goes on.
+	o.takenOver = true
+	err = errors.Join(t.Begin(), t.TakeOutput(), sayReady())
+	if err != nil {
+		a.note(err.Error())
 	}
-	return errors.Join(err, closeSwitch(sw, s, t.Listener))
+	t.Close()
+	_ = c.Close()
+	return errors.Join(a.serveSwitch(ctx, o, s, t.Listener, nil), closeSwitch(sw, s, t.Listener))
+}
+
+// becomeUserOf gives up all privileges and becomes the switch's user, if the caller may.
+func (a *app) becomeUserOf(o *runVerb, c *control.Client) error {
+	pid, uid := c.Peer()
+	self := os.Geteuid()
+	if self != 0 && self != uid {
+		return fmt.Errorf("switch %s: it is user %d's: run this as that user or root", o.name, uid)
+	}
+	if unit := unitOf(pid); unit != "" && unit != unitOf(os.Getpid()) {
+		return fmt.Errorf("switch %s: %s runs it, and would end with it: systemctl restart %[2]s", o.name, unit)
+	}
+	to := privilege.Caller{UID: uid, GID: c.Group()}
+	if self == uid {
+		var err error
+		if to, err = privilege.Who(); err != nil {
+			return err
+		}
+	}
+	return privilege.GiveUp(to)
+}
+
+// enoughFor returns an error if the switch lacks something that the ports need.
+func enoughFor(t *server.Taking) error {
+	if t.Listener == nil {
+		return errors.New("the switch has sent no socket")
+	}
+	limit, err := fdroom.Limit()
+	if need := uint64(100 + filesOfPort*t.Ports()); err == nil && limit < need {
+		return fmt.Errorf("no room for files here: %d may be open, %d ports need up to %d (raise ulimit -n)",
+			limit, t.Ports(), need)
+	}
+	return err
+}
+
+// taken tells the old process that this one is the switch now. It is not interrupted: halfway, no
+// process would have the ports.
+func taken(ctx context.Context, c *control.Client) error {
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), switchPatience)
+	defer cancel()
+	return c.Taken(ctx)
 }
 
 // unitOf returns the systemd service that a process is in, or "" (proc_pid_cgroup(5)).

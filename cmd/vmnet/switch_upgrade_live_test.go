@@ -40,6 +40,20 @@ func (r *running) upgrade() {
 	}
 }
 
+// listens checks that the kernel names the process that is the switch now.
+func (r *running) listens() {
+	r.t.Helper()
+	err := r.ask(func(_ context.Context, c *control.Client) error {
+		if pid, _ := c.Peer(); pid != r.cmd.Process.Pid {
+			r.t.Errorf("process %d listens: want %d", pid, r.cmd.Process.Pid)
+		}
+		return nil
+	})
+	if err != nil {
+		r.t.Error(err)
+	}
+}
+
 // stop stops the switch by its socket.
 func (r *running) stop() {
 	r.t.Helper()
@@ -84,6 +98,7 @@ func TestLiveSwitchUpgrade(t *testing.T) {
 	for range 3 {
 		r.upgrade()
 		r.powerless(nobody)
+		r.listens()
 	}
 	for range 2 {
 		if err := <-ended; err != nil {
@@ -112,6 +127,20 @@ func TestServiceIn(t *testing.T) {
 			t.Errorf("%q: %q, want %q", groups, got, want)
 		}
 	}
+}
+
+// TestLiveSwitchUpgradeOfUser upgrades a switch as its user, who has other groups.
+func TestLiveSwitchUpgradeOfUser(t *testing.T) {
+	forNobody(t)
+	const user = "12345"
+	as := []string{"setpriv", "--reuid", user, "--regid", user, "--groups", "20,30"}
+	r := runSwitch(t, nil, as)
+	argv := append(as, "vmnet", "switch", "upgrade", r.socket)
+	if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+	r.says("handed over to process")
+	r.stop()
 }
 
 // TestLiveSwitchUpgradeFails has the upgrade fail in the new process. The old one goes on.

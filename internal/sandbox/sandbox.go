@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/elastic/go-seccomp-bpf"
@@ -80,12 +81,21 @@ func restrictFiles(c Config) (abi int, err error) {
 	}
 	const remove = llsys.AccessFSRemoveFile | llsys.AccessFSRemoveDir
 	return abi, landlock.V7.BestEffort().Restrict(
-		landlock.PathAccess(llsys.AccessFSReadDir, c.LockDirs...).IgnoreIfMissing(),
-		landlock.PathAccess(remove, c.RemoveDirs...).IgnoreIfMissing(),
+		landlock.PathAccess(llsys.AccessFSReadDir, usable(c.LockDirs)...).IgnoreIfMissing(),
+		landlock.PathAccess(remove, usable(c.RemoveDirs)...).IgnoreIfMissing(),
 		// A pidfd's process is read there. A file by which a process could be changed or read needs
 		// the right to trace it, which Landlock denies for processes outside.
 		landlock.PathAccess(llsys.AccessFSReadFile, "/proc").IgnoreIfMissing(),
 	)
+}
+
+// usable returns the directories that the process can reach. A rule about another one would be
+// refused, and with it all of them.
+func usable(dirs []string) []string {
+	return slices.DeleteFunc(slices.Clone(dirs), func(dir string) bool {
+		_, err := os.Stat(dir)
+		return err != nil
+	})
 }
 
 // specAllow is SECCOMP_FILTER_FLAG_SPEC_ALLOW (linux/seccomp.h). Without it, kernels before Linux

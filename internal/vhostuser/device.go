@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -43,9 +42,8 @@ type Device struct {
 	closed   bool
 
 	mtu     atomic.Int64
-	ticks   atomic.Int64 // calls of Tick, from 1
-	known   State        // what notify was last called for; only Serve's goroutine uses it
-	ending  atomic.Bool  // the session is being ended from this side: nothing uses its rings
+	known   State       // what notify was last called for; only Serve's goroutine uses it
+	ending  atomic.Bool // the session is being ended from this side: nothing uses its rings
 	failing sync.Mutex
 	failed  error // why
 
@@ -64,7 +62,6 @@ func New(pairs int, changed func()) (*Device, error) {
 		return nil, fmt.Errorf("%d pairs of queues: want 1 to %d", pairs, MaxPairs)
 	}
 	d := &Device{pairs: pairs, notify: changed, mem: guestmem.New(), rings: make([]vring, 2*pairs)}
-	d.ticks.Store(1)
 	for n := range pairs {
 		d.waiting = append(d.waiting, newPair(d, n))
 	}
@@ -89,7 +86,7 @@ func (d *Device) State() State {
 func (d *Device) Close() error {
 	d.fail(errClosed)
 	for !d.mu.TryLock() {
-		d.unblock(math.MaxInt64)
+		d.unblock()
 		time.Sleep(closePoll)
 	}
 	d.closed = true

@@ -20,9 +20,9 @@ type event struct {
 	file *os.File        // of a kick, which the runtime's poller watches
 	conn syscall.RawConn // of file
 
-	since  atomic.Int64 // Device.ticks when the current write began, or 0
-	mu     sync.Mutex   // held while the file is closed or drained
-	closed bool
+	writing atomic.Int32 // goroutines that write
+	mu      sync.Mutex   // held while the file is closed or drained
+	closed  bool
 }
 
 // takeEvent takes ownership of fd, which is an eventfd or -1. It returns nil for -1.
@@ -75,23 +75,31 @@ func (e *event) isClosed() bool {
 }
 
 // signal wakes the frontend's side. It does not wait unless the frontend is hostile: see unblock.
-func (e *event) signal(tick int64) {
-	e.since.Store(tick)
+func (e *event) signal() {
+	e.writing.Add(1)
 	_, _ = unix.Write(e.fd, one) // a counter that is full has woken it already
-	e.since.Store(0)
+	e.writing.Add(-1)
 }
 
 var one = binary.NativeEndian.AppendUint64(nil, 1)
 
-// unblock ends a write that has been waiting since before the tick, by emptying the counter, and
-// reports whether there is one. It does not wait, whatever the frontend has made of the file.
-func (e *event) unblock(tick int64) bool {
-	if since := e.since.Load(); since == 0 || since >= tick {
+// unblock ends writes that wait, by emptying the counter, and reports whether there are any: a write
+// waits only while the counter is full. It does not wait itself, whatever the frontend has made of
+// the file.
+func (e *event) unblock() bool {
+	if e.writing.Load() == 0 {
 		return false
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if !e.closed {
+		p, n, err := []unix.PollFd{{Fd: int32(e.fd), Events: unix.POLLOUT}}, 0, error(unix.EINTR)
+		for errors.Is(err, unix.EINTR) {
+			n, err = unix.Poll(p, 0)
+		}
+		if err != nil || n != 0 {
+			return false
+		}
 		var counter [8]byte
 		_, _ = unix.Preadv2(e.fd, [][]byte{counter[:]}, -1, unix.RWF_NOWAIT)
 	}

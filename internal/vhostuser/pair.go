@@ -114,7 +114,7 @@ func (p *Pair) take() (n int, err error) {
 	}
 	r.ring.Publish()
 	if r.ring.Interrupts() {
-		r.interrupt(d.ticks.Load())
+		r.interrupt()
 	}
 	return 0, errAgain
 }

@@ -52,7 +52,7 @@ func (s *Sender) owe(d *Device, r *vring) {
 func (s *Sender) wake() {
 	for _, o := range s.owed {
 		o.dev.mu.RLock()
-		o.ring.interrupt(o.dev.ticks.Load())
+		o.ring.interrupt()
 		o.dev.mu.RUnlock()
 	}
 	clear(s.owed) // removed devices must not be kept alive
@@ -86,7 +86,7 @@ func (p *Pair) Send(s *Sender, list []offload.Frame, results []Result) {
 	case s.From != nil:
 		s.owe(d, r)
 	default:
-		r.interrupt(d.ticks.Load())
+		r.interrupt()
 	}
 }
 
@@ -239,16 +239,15 @@ func spread(mem *guestmem.Memory, to [][]byte, part []byte) [][]byte {
 // Tick is called about once a second. It ends sessions whose frontend keeps a goroutine waiting
 // that wakes its guest.
 func (d *Device) Tick() {
-	if d.unblock(d.ticks.Add(1) - 1) {
+	if d.unblock() {
 		d.fail(errHeld)
 	}
 }
 
-// unblock ends writes to eventfds that have been waiting since before the tick, and reports whether
-// there were any.
-func (d *Device) unblock(tick int64) (held bool) {
+// unblock ends writes to eventfds that wait, and reports whether there were any.
+func (d *Device) unblock() (held bool) {
 	for i := range d.rings {
-		if e := d.rings[i].call.Load(); e != nil && e.unblock(tick) {
+		if e := d.rings[i].call.Load(); e != nil && e.unblock() {
 			held = true
 		}
 	}

@@ -340,7 +340,7 @@ func (s *session) setFile(m *message) error {
 			return err
 		}
 		if r.ring != nil {
-			r.interrupt(s.ticks.Load()) // the old file may have got the last one
+			r.interrupt() // the old file may have got the last one
 		}
 		return nil
 	case m.request == setVringErr:

@@ -63,9 +63,9 @@ func (r *vring) stop() uint16 {
 }
 
 // interrupt wakes the guest's driver.
-func (r *vring) interrupt(tick int64) {
+func (r *vring) interrupt() {
 	if e := r.call.Load(); e != nil {
-		e.signal(tick)
+		e.signal()
 	}
 }
 

@@ -198,6 +198,8 @@ type Info struct {
 	FDB     FDBStats  `json:"fdb"`
 	Ageing  int       `json:"ageing"` // seconds
 
+	Addresses int `json:"addresses"` // the FDB's size, as it was asked for
+
 	VLANFiltering bool `json:"vlan_filtering"` // the switch filters VLANs
 
 	// Sandbox has what confines the process besides its user, such as "seccomp"; none is "off".

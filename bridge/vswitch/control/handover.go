@@ -68,7 +68,17 @@ func (c *Client) takeParts(take func(Handed, []*os.File) error, entries func([]F
 	return errors.New("the switch has sent too many parts")
 }
 
-// Taken tells the switch that its ports are served by the caller. The switch then ends.
+// Taken tells the switch that the caller serves its ports from now on. The switch closes their
+// files, and then ends. Once the request is sent, only a refusal, or a switch that still runs and
+// does not answer within ctx, is an error: one that has ended has closed them as well.
 func (c *Client) Taken(ctx context.Context) error {
-	return c.ask(ctx, Request{Do: DoTaken}, nil, nil)
+	pidfd := fdpass.PeerPidfd(c.conn)
+	if pidfd != nil {
+		defer pidfd.Close()
+	}
+	err := c.ask(ctx, Request{Do: DoTaken}, nil, nil)
+	if errors.Is(err, errHungUp) && pidfd != nil && hasEnded(pidfd) {
+		return nil
+	}
+	return err
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,3 +33,29 @@ func NewLifeline() (inode uint64, read, write *os.File, err error) {
 	}
 	return info.Sys().(*syscall.Stat_t).Ino, read, write, nil
 }
+
+// hasEnded reports whether the process of a pidfd ends within endTime.
+func hasEnded(pidfd *os.File) bool {
+	late := time.Now().Add(endTime)
+	for time.Now().Before(late) {
+		ended := false
+		conn, err := pidfd.SyscallConn()
+		if err != nil {
+			return false
+		}
+		var pollErr error
+		err = conn.Control(func(fd uintptr) {
+			p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+			var n int
+			n, pollErr = unix.Poll(p, int(endTime/time.Millisecond))
+			ended = n > 0
+		})
+		if ended || err != nil || pollErr != nil && !errors.Is(pollErr, unix.EINTR) {
+			return ended
+		}
+	}
+	return false
+}
+
+// endTime is how long a switch that has hung up may take to end.
+const endTime = 5 * time.Second

@@ -48,7 +48,9 @@ func (s *ports) indexed() map[int]*vswitch.Port {
 
 // flush removes the addresses learned behind a port, or behind all ports if name is empty.
 func (s *ports) flush(name string) error {
-	s.mu.Lock()
+	if err := s.lock(); err != nil {
+		return err
+	}
 	defer s.mu.Unlock()
 	if name != "" && s.byName[name] == nil {
 		return vswitch.ErrNoPort

@@ -3,10 +3,7 @@ package server
 import (
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"maps"
-	"net"
 	"os"
 	"slices"
 	"time"
@@ -17,7 +14,6 @@ import (
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/kernel/fdpass"
-	"vmnet/internal/kernel/sockopt"
 )
 
 // takeTime is how long a switch waits for the one that takes over its ports. Their frames wait
@@ -28,9 +24,14 @@ const takeTime = 10 * time.Second
 // does nothing but switch.
 func (s *Server) HandsOver(l *Listener) { s.handsOver = l }
 
-// HandedTo returns the process that has taken over the ports, or 0. Call it after Serve. The
-// listener then belongs to that process: call Abandon instead of Close.
-func (s *Server) HandedTo() int { return s.handedTo }
+// HandedTo reports whether a process has taken over the ports, and which one. Call it after Serve: it
+// waits for the end of a hand-over. The listener then belongs to that process: call Abandon instead
+// of Close.
+func (s *Server) HandedTo() (pid int, taken bool) {
+	s.ports.mu.Lock()
+	defer s.ports.mu.Unlock()
+	return s.handedTo, s.ports.gone
+}
 
 // handOver gives all ports to a client. They go on here if the client does not confirm in time that
 // it has taken them.
@@ -41,7 +42,9 @@ func (s *Server) handOver(c *call) error {
 	if !s.pause() {
 		return errors.New("the switch is handed over already, or ends")
 	}
-	s.ports.mu.Lock()
+	if err := s.ports.lock(); err != nil {
+		return err
+	}
 	defer s.ports.mu.Unlock()
 	rests, entries, err := s.ports.freeze()
 	if err == nil {
@@ -61,7 +64,7 @@ func (s *Server) handOver(c *call) error {
 	}
 	closeRests(rests)
 	peer, err := fdpass.PeerOf(c.session.conn)
-	s.handedTo = int(peer.Pid)
+	s.handedTo, s.ports.gone = int(peer.Pid), true
 	return errors.Join(errStop, err)
 }
 
@@ -80,26 +83,26 @@ func (s *Server) pause() bool {
 func (s *Server) resume() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	_ = s.handsOver.ln.SetDeadline(time.Time{})
+	select {
+	case <-s.stopped:
+	default:
+		_ = s.handsOver.ln.SetDeadline(time.Time{})
+	}
 	close(s.paused)
 	s.paused = nil
 }
 
-// awaitResume waits until the switch accepts clients again, and reports whether it does. It returns
-// at once if it was not paused.
+// awaitResume waits until the switch accepts clients again, and reports whether it does.
 func (s *Server) awaitResume(done <-chan struct{}) bool {
 	s.mu.Lock()
 	paused := s.paused
 	s.mu.Unlock()
-	if paused == nil {
-		return false
-	}
-	select {
-	case <-paused:
-	case <-s.stopped:
-		return false
-	case <-done:
-		return false
+	if paused != nil {
+		select {
+		case <-paused:
+		case <-s.stopped:
+		case <-done:
+		}
 	}
 	select {
 	case <-s.stopped:
@@ -120,9 +123,9 @@ func (s *Server) sendParts(c *call, rests map[string]vswitch.Rest, entries []con
 	if err := c.send(control.Reply{Handed: &control.Handed{}}, l, os.Stdout, os.Stderr); err != nil {
 		return err
 	}
-	for _, name := range slices.Sorted(maps.Keys(s.ports.byName)) {
-		e := s.ports.byName[name]
-		if r := rests[name]; !r.Empty() {
+	for _, name := range slices.Sorted(maps.Keys(rests)) {
+		e, r := s.ports.byName[name], rests[name]
+		if !r.Empty() {
 			if err := sendRest(c, name, r); err != nil {
 				return err
 			}
@@ -177,12 +180,15 @@ func (c *session) awaitTaken() error {
 	return err
 }
 
-// freeze takes all ports from the switch, and returns what they and the FDB hold. On error, thaw
-// returns those that it has taken.
+// freeze takes all ports that have not ended from the switch, and returns what they and the FDB
+// hold. On error, thaw returns those that it has taken.
 func (s *ports) freeze() (rests map[string]vswitch.Rest, entries []control.FDBEntry, err error) {
 	entries = s.entries(s.indexed())
 	rests = map[string]vswitch.Rest{}
 	for _, name := range slices.Sorted(maps.Keys(s.byName)) {
+		if s.byName[name].in.Err() != nil {
+			continue
+		}
 		r, err := s.sw.HandOver(name)
 		if err != nil {
 			return rests, entries, err
@@ -234,139 +240,4 @@ func (s *ports) relearn(entries []control.FDBEntry) {
 			s.sw.FDB().Learn(vswitch.KeyOf(mac, uint16(max(f.VLAN, 1))), p.PortIndex())
 		}
 	}
-}
-
-// A Taking is what a switch takes over from another one.
-type Taking struct {
-	server *Server
-	path   string
-	rests  map[string]vswitch.Rest
-	output []*os.File // standard output and standard error of the other switch
-
-	Listener *Listener // after the first part
-}
-
-// Taking begins to take over the ports of the switch at that path. The caller must call Close.
-func (s *Server) Taking(path string) *Taking {
-	return &Taking{server: s, path: path, rests: map[string]vswitch.Rest{}}
-}
-
-// Close closes what nothing has taken.
-func (t *Taking) Close() {
-	closeRests(t.rests)
-	fdpass.CloseAll(t.output)
-	t.output = nil
-}
-
-// TakeOutput makes standard output and standard error those of the other switch.
-func (t *Taking) TakeOutput() error {
-	var errs []error
-	for i, f := range t.output {
-		errs = append(errs, redirect(f, 1+i))
-	}
-	return errors.Join(errs...)
-}
-
-// Part takes a part (control.Client.HandOver). It copies the files. The other switch may be
-// hostile: it can do no more than with AddPort.
-func (t *Taking) Part(h control.Handed, files []*os.File) (err error) {
-	switch {
-	case h.Rest != nil:
-		return t.rest(h.Rest, files)
-	case h.Port == nil && t.Listener == nil && len(files) == 3:
-		if t.Listener, err = adopt(files[0], t.path); err == nil {
-			t.output, err = copies(files[1:])
-		}
-		return err
-	case h.Port == nil:
-		return errors.New("an empty part")
-	}
-	p := *h.Port
-	if least, most := filesOf(&p); len(files) < least || len(files) > most {
-		return fmt.Errorf("%w port %s: %d files: want %d to %d", brport.ErrInvalid, p.Name, len(files), least, most)
-	}
-	r := t.rests[p.Name]
-	delete(t.rests, p.Name)
-	defer r.Close()
-	err = checkPort(p)
-	if err == nil {
-		err = t.server.ports.addResumed(p, files, r)
-	}
-	if errors.Is(err, errEnded) { // its guest has ended meanwhile
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("port %s: %w", p.Name, err)
-	}
-	return nil
-}
-
-// Entries takes addresses of the other switch.
-func (t *Taking) Entries(entries []control.FDBEntry) error {
-	t.server.ports.relearn(entries)
-	return nil
-}
-
-// maxRest is more than a rest has: four frames, and a backlog.
-const maxRest = 8 << 20
-
-func (t *Taking) rest(h *control.HandedRest, files []*os.File) error {
-	if len(files) < 1 || len(files) > 2 || h.Read < 0 || h.Backlog < 0 || h.Read > maxRest || h.Backlog > maxRest {
-		return fmt.Errorf("rest of port %.40q: %d files, %d and %d bytes", h.Name, len(files), h.Read, h.Backlog)
-	}
-	b := make([]byte, h.Read+h.Backlog)
-	if _, err := io.ReadFull(io.NewSectionReader(files[0], 0, int64(len(b))), b); err != nil {
-		return fmt.Errorf("rest of port %.40q: %w", h.Name, err)
-	}
-	r := vswitch.Rest{Read: b[:h.Read], Backlog: b[h.Read:], Skip: h.Skip, Link: h.Link}
-	if len(files) == 2 {
-		own, err := copies(files[1:])
-		if err != nil {
-			return err
-		}
-		r.Conn = own[0]
-	}
-	if old, ok := t.rests[h.Name]; ok {
-		_ = old.Close()
-	}
-	t.rests[h.Name] = r
-	return nil
-}
-
-// adopt makes a Listener of the socket of a switch that is handed over.
-func adopt(f *os.File, path string) (*Listener, error) {
-	fd, err := fdpass.DuplicateFD(f)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(fd)
-	err = sockopt.CheckKind(fd, unix.AF_UNIX, unix.SOCK_SEQPACKET, "the listening socket of a switch")
-	if err != nil {
-		return nil, err
-	}
-	if on, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || on == 0 {
-		return nil, errors.Join(errors.New("the socket of the switch does not listen"), err)
-	}
-	any, err := net.FileListener(f)
-	if err != nil {
-		return nil, err
-	}
-	ln := any.(*net.UnixListener)
-	l := &Listener{path: path, ln: ln}
-	if l.file, err = os.Lstat(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, errors.Join(err, ln.Close())
-	}
-	return l, nil
-}
-
-// Abandon closes the socket for this process, and leaves its file to the one that has it.
-func (l *Listener) Abandon() error { return l.ln.Close() }
-
-// redirect makes fd a copy of f, which is a standard file of another process.
-func redirect(f *os.File, fd int) error {
-	conn, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	return errors.Join(conn.Control(func(from uintptr) { err = unix.Dup3(int(from), fd, 0) }), err)
 }

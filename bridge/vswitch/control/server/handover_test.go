@@ -3,17 +3,24 @@ package server
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
+	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/bridge/vswitch/vport"
+	"vmnet/internal/endpoint"
 	"vmnet/internal/nstest"
 )
 
@@ -32,13 +39,14 @@ func serveToHandOver(t *testing.T) (path string, ended chan int) {
 	done := make(chan error, 1)
 	go func() {
 		err := errors.Join(s.Serve(context.Background(), l), sw.Close())
-		if s.HandedTo() != 0 {
+		pid, taken := s.HandedTo()
+		if taken {
 			err = errors.Join(err, l.Abandon())
 		} else {
 			err = errors.Join(err, l.Close())
 		}
 		s.Close()
-		ended <- s.HandedTo()
+		ended <- pid
 		done <- err
 	}()
 	t.Cleanup(func() {
@@ -96,6 +104,9 @@ func TestHandOver(t *testing.T) {
 	if err == nil {
 		err = c.Taken(soon(t))
 	}
+	if err == nil {
+		err = taking.Begin()
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,10 +163,16 @@ func TestHandOverFails(t *testing.T) {
 	a, b := guest(t, c, control.Port{Name: "a", Holder: cmd.Process.Pid}, pidfd), guest(t, c, control.Port{Name: "b"})
 	send(t, b, frame(station(1), station(2)))
 	awaitFrame(t, a)
+	near, far := streamOf(t, c, "c")
+	half := framed(frame(station(1), station(3)))
+	if _, err := far.Write(half[:20]); err != nil {
+		t.Fatal(err)
+	}
 	for what, leave := range map[string]func(c *control.Client) error{
 		"it hangs up": func(c *control.Client) error {
-			s, _, err := take(t, c)
-			return errors.Join(err, c.Close(), s.ports.sw.Close())
+			_, taking, err := take(t, c)
+			taking.Close()
+			return errors.Join(err, c.Close())
 		},
 		"it hangs up between the parts": func(c *control.Client) error {
 			stop := errors.New("stop")
@@ -171,8 +188,7 @@ func TestHandOverFails(t *testing.T) {
 			return c.Close()
 		},
 		"it asks for something else": func(c *control.Client) error {
-			s, _, err := take(t, c)
-			_ = s.ports.sw.Close()
+			_, _, err := take(t, c)
 			if _, infoErr := c.Info(soon(t)); infoErr == nil {
 				return errors.Join(err, errors.New("it got an answer"))
 			}
@@ -183,10 +199,17 @@ func TestHandOverFails(t *testing.T) {
 			t.Fatalf("%s: %v", what, err)
 		}
 		nstest.Eventually(t, patience, "after "+what+", the switch goes on", func() bool {
-			return slices.Equal(names(t, client(t, path)), []string{"a", "b"})
+			return slices.Equal(names(t, client(t, path)), []string{"a", "b", "c"})
 		})
 		passes(t, a, b, station(2), station(1))
 	}
+	if _, err := far.Write(half[20:]); err != nil {
+		t.Fatal(err)
+	}
+	if got := awaitFrame(t, a); !bytes.Equal(got, frame(station(1), station(3))) {
+		t.Errorf("a frame that was begun before: %x", got)
+	}
+	_ = near
 	if err := client(t, path).Taken(soon(t)); !errors.Is(err, brport.ErrInvalid) {
 		t.Errorf("taken without a hand-over: %v", err)
 	}
@@ -194,12 +217,87 @@ func TestHandOverFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	nstest.Eventually(t, patience, "the port goes with its holder", func() bool {
-		return slices.Equal(names(t, client(t, path)), []string{"b"})
+		return slices.Equal(names(t, client(t, path)), []string{"b", "c"})
 	})
 	select {
 	case pid := <-ended:
 		t.Errorf("the switch has ended, handed over to %d", pid)
 	default:
+	}
+}
+
+// streamOf adds a stream port, and returns both ends.
+func streamOf(t *testing.T, c *control.Client, name string) (near, far *os.File) {
+	t.Helper()
+	near, far, err := endpoint.StreamFiles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = near.Close(), far.Close() })
+	if err := c.AddPort(soon(t), control.Port{Name: name, Kind: control.Stream}, near); err != nil {
+		t.Fatal(err)
+	}
+	return near, far
+}
+
+// framed returns a frame as it is in a stream.
+func framed(frame []byte) []byte {
+	return append(binary.BigEndian.AppendUint32(nil, uint32(len(frame))), frame...)
+}
+
+// TestHandOverWithoutEnded hands over a switch with a port that has ended, and makes requests wait
+// for it.
+func TestHandOverWithoutEnded(t *testing.T) {
+	path, ended := serveToHandOver(t)
+	c := client(t, path)
+	guest(t, c, control.Port{Name: "a"})
+	_, far := streamOf(t, c, "b")
+	waits := client(t, path)
+	if err := waits.SetLabel(soon(t), "a", "before"); err != nil {
+		t.Fatal(err)
+	}
+	s, taking, err := take(t, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := make(chan error, 1)
+	go func() { asked <- waits.SetLabel(soon(t), "a", "meanwhile") }()
+	if err := errors.Join(c.Taken(soon(t)), taking.Begin()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-asked; err == nil || errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a request that has waited: %v", err)
+	}
+	<-ended
+	if all := s.Ports(); len(all) != 2 || all[0].Label != "before" {
+		t.Errorf("%+v", all)
+	}
+	_ = far
+}
+
+// TestEndedPortFreesItsFiles ends a port without a holder. The switch keeps none of its files, and
+// does not hand it over.
+func TestEndedPortFreesItsFiles(t *testing.T) {
+	path, _ := serveToHandOver(t)
+	c := client(t, path)
+	guest(t, c, control.Port{Name: "a"})
+	near, far := streamOf(t, c, "b")
+	_ = near.Close()
+	if _, err := far.Write([]byte{0xff, 0xff, 0xff, 0xff}); err != nil { // no length of a frame
+		t.Fatal(err)
+	}
+	if err := far.SetReadDeadline(time.Now().Add(patience)); err == nil {
+		if _, err := far.Read(make([]byte, 1)); !errors.Is(err, io.EOF) && !errors.Is(err, unix.ECONNRESET) {
+			t.Errorf("its other end: %v", err)
+		}
+	}
+	nstest.Eventually(t, patience, "the port has ended", func() bool {
+		ports, err := c.Ports(soon(t))
+		return err == nil && len(ports) == 2 && ports[1].Stats.State == vport.StateEnded
+	})
+	_, taking, err := take(t, c)
+	if err != nil || taking.Ports() != 1 {
+		t.Errorf("%d ports, %v", taking.Ports(), err)
 	}
 }
 

@@ -23,7 +23,21 @@ type ports struct {
 
 	mu      sync.Mutex // held while ports are added or removed, and addresses changed
 	byName  map[string]*entry
+	gone    bool // another process has taken them over
 	waiting sync.WaitGroup
+}
+
+// errHandedOver is for clients whose request has waited for the hand-over.
+var errHandedOver = errors.New("another process has taken the switch over: connect again")
+
+// lock locks the ports for a request, which they serve.
+func (s *ports) lock() error {
+	s.mu.Lock()
+	if s.gone {
+		s.mu.Unlock()
+		return errHandedOver
+	}
+	return nil
 }
 
 // entry is one port. Port has no counters.
@@ -83,10 +97,8 @@ func (s *ports) addResumed(p control.Port, files []*os.File, rest vswitch.Rest) 
 		}
 	}
 	var w *vswitch.Wire
-	if w, err = openResumed(&p, files, rest); err == nil {
-		if e.files, err = copies(files); err != nil {
-			err = errors.Join(err, w.Close())
-		}
+	if e.files, err = copies(files); err == nil {
+		w, err = openResumed(&p, files, rest)
 	}
 	if err != nil {
 		return errors.Join(err, e.close())
@@ -110,6 +122,7 @@ func (e *entry) close() (err error) {
 		err = e.holder.close()
 	}
 	fdpass.CloseAll(e.files)
+	e.files = nil
 	return err
 }
 
@@ -144,7 +157,10 @@ func checkPort(p control.Port) error {
 
 // plug adds a port. It takes ownership of the wire and the entry.
 func (s *ports) plug(e *entry, w *vswitch.Wire) error {
-	s.mu.Lock()
+	err := s.lock()
+	if err != nil {
+		return errors.Join(err, w.Close(), e.close())
+	}
 	defer s.mu.Unlock()
 	if err := s.plugIn(e, w); err != nil {
 		return errors.Join(err, e.close())
@@ -167,12 +183,10 @@ func (s *ports) plugIn(e *entry, w *vswitch.Wire) error {
 	}
 	e.in = in
 	s.byName[e.Name] = e
-	if e.holder != nil {
-		s.waiting.Go(func() {
-			<-in.Ended()
-			s.release(e, in)
-		})
-	}
+	s.waiting.Go(func() {
+		<-in.Ended()
+		s.release(e, in)
+	})
 	return nil
 }
 
@@ -187,11 +201,16 @@ func (s *ports) addPort(p control.Port, w *vswitch.Wire) (*vswitch.Port, error) 
 }
 
 // release removes a port whose holder has ended or, if in is not nil, whose wire has, unless it is
-// removed already, or has been handed over and taken back.
+// removed already, or has been handed over and taken back. A port without a holder stays, to say why
+// it has ended; its files are closed.
 func (s *ports) release(e *entry, in *vswitch.Port) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.byName[e.Name] != e || in != nil && in != e.in {
+		return
+	}
+	if e.holder == nil {
+		_ = e.close()
 		return
 	}
 	if in == nil {
@@ -202,7 +221,9 @@ func (s *ports) release(e *entry, in *vswitch.Port) {
 
 // remove removes a port for a client.
 func (s *ports) remove(name string) error {
-	s.mu.Lock()
+	if err := s.lock(); err != nil {
+		return err
+	}
 	defer s.mu.Unlock()
 	e := s.byName[name]
 	if e == nil {
@@ -218,7 +239,9 @@ func (s *ports) unplug(e *entry) error {
 
 // set changes the settings of a port for a client, unless that would make a loop.
 func (s *ports) set(name string, cfg vport.Config) error {
-	s.mu.Lock()
+	if err := s.lock(); err != nil {
+		return err
+	}
 	defer s.mu.Unlock()
 	e := s.byName[name]
 	if e == nil {
@@ -247,7 +270,9 @@ func (s *ports) label(name, label string) error {
 	if err := control.CheckLabel(label); err != nil {
 		return fmt.Errorf("%w port: %w", brport.ErrInvalid, err)
 	}
-	s.mu.Lock()
+	if err := s.lock(); err != nil {
+		return err
+	}
 	defer s.mu.Unlock()
 	e := s.byName[name]
 	if e == nil {

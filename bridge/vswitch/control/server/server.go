@@ -5,6 +5,9 @@
 //	verbs.go    what each request does
 //	ports.go    the switch's ports, with holders (holder.go) and known loops (loop.go)
 //	listen.go   the socket and its directory
+//
+// A switch hands its ports over to another process (handover.go), which takes them over
+// (takeover.go).
 package server
 
 import (
@@ -39,7 +42,7 @@ type Server struct {
 	paused   chan struct{} // closed when the switch accepts clients again; nil while it does
 
 	handsOver *Listener // may be handed over, or nil
-	handedTo  int
+	handedTo  int       // guarded by ports.mu, as ports.gone is
 	serving   sync.WaitGroup
 }
 

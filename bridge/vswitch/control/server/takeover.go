@@ -1,0 +1,196 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/bridge/brport"
+	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/control"
+	"vmnet/bridge/vswitch/vport"
+	"vmnet/internal/kernel/fdpass"
+	"vmnet/internal/kernel/sockopt"
+)
+
+// A Taking is what a switch takes over from another one. Nothing of it is used before Begin, so that
+// the other switch can go on as it was.
+type Taking struct {
+	server *Server
+	path   string
+	parts  []part
+	rests  map[string]vswitch.Rest
+	fdb    []control.FDBEntry
+	output []*os.File // standard output and standard error of the other switch
+
+	Listener *Listener // after the first part
+}
+
+// part is a port that is handed over, with its files.
+type part struct {
+	control.Port
+	files []*os.File
+}
+
+// Taking begins to take over the ports of the switch at that path. The caller must call Close.
+func (s *Server) Taking(path string) *Taking {
+	return &Taking{server: s, path: path, rests: map[string]vswitch.Rest{}}
+}
+
+// Close closes what nothing has taken.
+func (t *Taking) Close() {
+	closeRests(t.rests)
+	fdpass.CloseAll(t.output)
+	for _, p := range t.parts {
+		fdpass.CloseAll(p.files)
+	}
+	t.rests, t.output, t.parts = nil, nil, nil
+}
+
+// TakeOutput makes standard output and standard error those of the other switch.
+func (t *Taking) TakeOutput() error {
+	var errs []error
+	for i, f := range t.output {
+		errs = append(errs, redirect(f, 1+i))
+	}
+	return errors.Join(errs...)
+}
+
+// Ports returns how many ports are handed over.
+func (t *Taking) Ports() int { return len(t.parts) }
+
+// Part keeps a part (control.Client.HandOver), with copies of the files. The other switch may be
+// hostile: it can do no more than with AddPort.
+func (t *Taking) Part(h control.Handed, files []*os.File) (err error) {
+	switch {
+	case h.Rest != nil:
+		return t.rest(h.Rest, files)
+	case h.Port == nil && t.Listener == nil && len(files) == 3:
+		if t.Listener, err = adopt(files[0], t.path); err == nil {
+			t.output, err = copies(files[1:])
+		}
+		return err
+	case h.Port == nil:
+		return errors.New("an empty part")
+	case len(t.parts) == vport.MaxPorts:
+		return fmt.Errorf("more than %d ports", vport.MaxPorts)
+	}
+	p := part{Port: *h.Port}
+	if err := checkPort(p.Port); err != nil {
+		return err
+	}
+	if least, most := filesOf(&p.Port); len(files) < least || len(files) > most {
+		return fmt.Errorf("%w port %s: %d files: want %d to %d", brport.ErrInvalid, p.Name, len(files), least, most)
+	}
+	if p.files, err = copies(files); err == nil {
+		t.parts = append(t.parts, p)
+	}
+	return err
+}
+
+// Entries keeps addresses of the other switch.
+func (t *Taking) Entries(entries []control.FDBEntry) error {
+	t.fdb = append(t.fdb, entries...)
+	return nil
+}
+
+// Begin adds the ports, once the other switch has closed them. An error is about ports that could
+// not be added, and are gone; the others are there.
+func (t *Taking) Begin() error {
+	errs := []error{t.Listener.own()}
+	for _, p := range t.parts {
+		err := t.server.ports.addResumed(p.Port, p.files, t.rests[p.Name])
+		if err != nil && !errors.Is(err, errEnded) { // if so, its guest has ended meanwhile
+			errs = append(errs, fmt.Errorf("port %s is gone: %w", p.Name, err))
+		}
+	}
+	t.server.ports.relearn(t.fdb)
+	return errors.Join(errs...)
+}
+
+// maxRest is more than a rest has: four frames, and a backlog.
+const maxRest = 8 << 20
+
+func (t *Taking) rest(h *control.HandedRest, files []*os.File) error {
+	if len(files) < 1 || len(files) > 2 || h.Read < 0 || h.Backlog < 0 || h.Read > maxRest || h.Backlog > maxRest {
+		return fmt.Errorf("rest of port %.40q: %d files, %d and %d bytes", h.Name, len(files), h.Read, h.Backlog)
+	}
+	b := make([]byte, h.Read+h.Backlog)
+	if _, err := io.ReadFull(io.NewSectionReader(files[0], 0, int64(len(b))), b); err != nil {
+		return fmt.Errorf("rest of port %.40q: %w", h.Name, err)
+	}
+	r := vswitch.Rest{Read: b[:h.Read], Backlog: b[h.Read:], Skip: h.Skip, Link: h.Link}
+	if len(files) == 2 {
+		own, err := copies(files[1:])
+		if err != nil {
+			return err
+		}
+		r.Conn = own[0]
+	}
+	if old, ok := t.rests[h.Name]; ok {
+		_ = old.Close()
+	}
+	t.rests[h.Name] = r
+	return nil
+}
+
+// adopt makes a Listener of the socket of a switch that is handed over.
+func adopt(f *os.File, path string) (*Listener, error) {
+	fd, err := fdpass.DuplicateFD(f)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	err = sockopt.CheckKind(fd, unix.AF_UNIX, unix.SOCK_SEQPACKET, "the listening socket of a switch")
+	if err != nil {
+		return nil, err
+	}
+	if on, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || on == 0 {
+		return nil, errors.Join(errors.New("the socket of the switch does not listen"), err)
+	}
+	any, err := net.FileListener(f)
+	if err != nil {
+		return nil, err
+	}
+	ln := any.(*net.UnixListener)
+	l := &Listener{path: path, ln: ln}
+	if l.file, err = os.Lstat(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, errors.Join(err, ln.Close())
+	}
+	return l, nil
+}
+
+// own makes the kernel tell clients that this process listens (SO_PEERCRED): the last one that has
+// called listen(2) does.
+func (l *Listener) own() error {
+	conn, err := l.ln.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var inner error
+	err = conn.Control(func(fd uintptr) { inner = unix.Listen(int(fd), maxPending) })
+	return errors.Join(err, inner)
+}
+
+// maxPending is how many clients may wait to be accepted; the kernel has a limit of its own
+// (net.core.somaxconn).
+const maxPending = 4096
+
+// Abandon closes the socket for this process, and leaves its file to the one that has it.
+func (l *Listener) Abandon() error { return l.ln.Close() }
+
+// redirect makes fd a copy of f, which is a standard file of another process.
+func redirect(f *os.File, fd int) error {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var inner error
+	err = conn.Control(func(from uintptr) { inner = unix.Dup3(int(from), fd, 0) })
+	return errors.Join(err, inner)
+}
