@@ -70,7 +70,9 @@ var (
 	deniedFiles = map[string]func(dir string) error{
 		"read a file":            func(string) error { _, err := os.ReadFile("/etc/passwd"); return err },
 		"open another directory": func(dir string) error { return closed(os.Open(filepath.Join(dir, "others"))) },
-		readMemory:               func(string) error { return closed(os.Open(fmt.Sprintf("/proc/%d/mem", child.Process.Pid))) },
+		readMemory: func(string) error {
+			return closed(os.Open(fmt.Sprintf("/proc/%d/mem", child.Process.Pid)))
+		},
 		"remove another file":    func(dir string) error { return os.Remove(filepath.Join(dir, "others/f")) },
 		"read a file in its own": func(dir string) error { _, err := os.ReadFile(filepath.Join(dir, "mine/f")); return err },
 	}

@@ -83,9 +83,9 @@ func (e *event) signal() {
 
 var one = binary.NativeEndian.AppendUint64(nil, 1)
 
-// unblock ends writes that wait, by emptying the counter, and reports whether there are any: a write
-// waits only while the counter is full. It does not wait itself, whatever the frontend has made of
-// the file.
+// unblock ends writes that wait, by emptying the counter, and reports whether there are any: a
+// write waits only while the counter is full. It does not wait itself, whatever the frontend has
+// made of the file.
 func (e *event) unblock() bool {
 	if e.writing.Load() == 0 {
 		return false
