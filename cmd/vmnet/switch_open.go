@@ -160,8 +160,9 @@ func (w *wantedPort) openTun(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
 	case err != nil:
 		return openPort{}, err
 	case link.Tun == nil || link.Tun.Tap || link.Tun.MultiQueue:
-		return openPort{}, fmt.Errorf(
-			"%s is not a tun with one queue (choose another name, or make one by ip tuntap add NAME mode tun)", w.Device)
+		return openPort{},
+			fmt.Errorf("%s is not a tun with one queue (choose another name; ip tuntap add NAME mode tun makes one)",
+				w.Device)
 	case !link.Tun.Persist || link.Tun.Attached:
 		return openPort{}, fmt.Errorf("another process has the tun %s open (use another one)", w.Device)
 	}

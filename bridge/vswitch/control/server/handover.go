@@ -24,9 +24,9 @@ const takeTime = 10 * time.Second
 // does nothing but switch.
 func (s *Server) HandsOver(l *Listener) { s.handsOver = l }
 
-// HandedTo reports whether a process has taken over the ports, and which one. Call it after Serve: it
-// waits for the end of a hand-over. The listener then belongs to that process: call Abandon instead
-// of Close.
+// HandedTo reports whether a process has taken over the ports, and which one. Call it after Serve:
+// it waits for the end of a hand-over. The listener then belongs to that process: call Abandon
+// instead of Close.
 func (s *Server) HandedTo() (pid int, taken bool) {
 	s.ports.mu.Lock()
 	defer s.ports.mu.Unlock()

@@ -201,8 +201,8 @@ func (s *ports) addPort(p control.Port, w *vswitch.Wire) (*vswitch.Port, error) 
 }
 
 // release removes a port whose holder has ended or, if in is not nil, whose wire has, unless it is
-// removed already, or has been handed over and taken back. A port without a holder stays, to say why
-// it has ended; its files are closed.
+// removed already, or has been handed over and taken back. A port without a holder stays, to say
+// why it has ended; its files are closed.
 func (s *ports) release(e *entry, in *vswitch.Port) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -18,8 +18,8 @@ import (
 	"vmnet/internal/kernel/sockopt"
 )
 
-// A Taking is what a switch takes over from another one. Nothing of it is used before Begin, so that
-// the other switch can go on as it was.
+// A Taking is what a switch takes over from another one. Nothing of it is used before Begin, so
+// that the other switch can go on as it was.
 type Taking struct {
 	server *Server
 	path   string
