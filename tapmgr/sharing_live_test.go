@@ -67,7 +67,7 @@ func TestLiveSharedMemory(t *testing.T) {
 	private := h.empty()
 	_, err := h.Attach(h.context(20*time.Second), s.on(private, "net0", nic.ByVhostUser))
 	if !errors.Is(err, nic.ErrHandover) ||
-		!strings.Contains(err.Error(), "not shared (start the guest with -object memory-backend-memfd") {
+		!strings.Contains(err.Error(), "not shared (share it: qemu-netup --via vhost-user, or memory-backend-memfd") {
 		t.Errorf("a guest with private memory: %v", err)
 	}
 	s.left(private)

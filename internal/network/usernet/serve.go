@@ -78,9 +78,9 @@ func Serve(ctx context.Context, c Config, ready func(socket string)) (err error)
 	}()
 	s := &supervisor{Config: c, work: make(chan *turn)}
 	sw := vswitch.New(vswitch.Config{Ageing: ageing, Addresses: addresses, Notice: c.Notice})
-	defer func() { err = errors.Join(err, sw.Close()) }()
 	s.sw = swserver.New(sw, control.Info{Name: c.Network.Name, Version: c.Version, Ageing: int(ageing.Seconds())})
-	defer s.sw.Close()
+	defer s.sw.Close() // after the switch, whose ports it waits for
+	defer func() { err = errors.Join(err, sw.Close()) }()
 	if s.agent, err = startAgent(); err != nil {
 		return err
 	}
