@@ -233,9 +233,9 @@ func (o *order) close() {
 
 // duplicate returns a copy of f, so the caller may close f earlier.
 func duplicate(f *os.File) (*os.File, error) {
-	fd, err := fdpass.DuplicateFD(f)
+	own, err := fdpass.Duplicate(f)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errFile, err)
 	}
-	return os.NewFile(uintptr(fd), f.Name()), nil
+	return own, nil
 }

@@ -7,7 +7,7 @@ import (
 	"net"
 	"os"
 
-	"golang.org/x/sys/unix"
+	"vmnet/internal/kernel/fdpass"
 )
 
 // A Rest is what a port holds besides its files when it is handed over to another switch.
@@ -104,7 +104,7 @@ func (q *streamQueue) leave() (r Rest, out *streamSender, err error) {
 		return r, nil, nil
 	}
 	if !q.once {
-		if r.Conn, err = q.in.copy(); err != nil {
+		if r.Conn, err = fdpass.Duplicate(q.in.os); err != nil {
 			return r, nil, err
 		}
 	}
@@ -157,18 +157,6 @@ func (q *streamQueue) adopt(f *os.File) error {
 		return errors.Join(errors.New("its connection is no Unix socket"), any.Close())
 	}
 	return q.connectTo(conn)
-}
-
-// copy returns a copy of the file, which the caller closes.
-func (f file) copy() (own *os.File, err error) {
-	err = f.control(func(fd int) error {
-		n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
-		if err == nil {
-			own = os.NewFile(uintptr(n), f.os.Name())
-		}
-		return err
-	})
-	return own, err
 }
 
 // resume begins with that backlog.

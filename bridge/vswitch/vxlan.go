@@ -15,6 +15,7 @@ import (
 	"vmnet/bridge/vswitch/offload"
 	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/endpoint"
+	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/netns"
 )
 
@@ -29,7 +30,7 @@ func OpenVXLAN(nameOrPath string, cfg vport.VXLAN) (*Wire, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer closeFiles(files)
+	defer fdpass.CloseAll(files)
 	return OpenVXLANFiles(files, cfg)
 }
 
@@ -67,12 +68,6 @@ func OpenVXLANFiles(files []*os.File, cfg vport.VXLAN) (*Wire, error) {
 	}
 	q.lookMTU()
 	return &Wire{kind: "vxlan", limits: offload.Limits{Recut: true}, overlay: q, queues: []queue{q}}, nil
-}
-
-func closeFiles(files []*os.File) {
-	for _, f := range files {
-		_ = f.Close()
-	}
 }
 
 // VXLAN headers (RFC 7348, section 5).

@@ -153,12 +153,12 @@ func flowHash(b []byte) uint64 {
 	h := mix(macWord(b), macWord(b[6:])<<16)
 	ports := 0
 	switch {
-	case kind == 0x0800 && len(ip) >= 20:
+	case kind == etherTypeIPv4 && len(ip) >= 20:
 		h = mix(h, binary.BigEndian.Uint64(ip[12:]))
 		if binary.BigEndian.Uint16(ip[6:])&0x3fff == 0 && (ip[9] == unix.IPPROTO_TCP || ip[9] == unix.IPPROTO_UDP) {
 			ports = int(ip[0]&15) * 4
 		}
-	case kind == 0x86dd && len(ip) >= 40:
+	case kind == etherTypeIPv6 && len(ip) >= 40:
 		for i := 8; i < 40; i += 8 {
 			h = mix(h, binary.BigEndian.Uint64(ip[i:]))
 		}

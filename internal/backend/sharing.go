@@ -103,11 +103,9 @@ func (s *sharedGuest) steps(w making) []step.Step {
 		if err != nil {
 			return nil, err
 		}
-		fd, err := fdpass.DuplicateFD(f)
-		if err != nil {
+		if s.near, err = fdpass.Duplicate(f); err != nil {
 			return nil, errors.Join(err, f.Close())
 		}
-		s.near = os.NewFile(uintptr(fd), f.Name())
 		return []*os.File{f}, nil
 	}))
 }

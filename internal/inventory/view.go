@@ -55,8 +55,7 @@ func (h *Host) View(dev *Device) (*View, error) {
 		if err == nil {
 			v.port = &found
 			v.offMap, _ = bridges.ReadUnmapped(h.NL, v.Home, found) // advice, without which all else holds
-		}
-		if err != nil {
+		} else {
 			errs = append(errs, fmt.Errorf("its port was not compared: %w", err))
 		}
 	}

@@ -14,6 +14,7 @@ import (
 
 	"vmnet/bridge/vswitch/offload"
 	"vmnet/bridge/vswitch/vport"
+	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/sockopt"
 )
 
@@ -169,15 +170,7 @@ func (r *Reader) SetDeadline(t time.Time) error { return r.f.SetReadDeadline(t) 
 
 // Stop asks the switch to end the capture. Next still returns the frames in flight, then io.EOF.
 func (r *Reader) Stop() error {
-	conn, err := r.f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var inner error
-	if err := conn.Control(func(fd uintptr) { inner = unix.Shutdown(int(fd), unix.SHUT_WR) }); err != nil {
-		return err
-	}
-	return inner
+	return fdpass.Control(r.f, func(fd int) error { return unix.Shutdown(fd, unix.SHUT_WR) })
 }
 
 // Close closes the reader's end, which ends the capture.

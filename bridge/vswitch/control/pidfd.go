@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vmnet/internal/kernel/fdpass"
 )
 
 // OpenHolder opens a pidfd (pidfd_open(2)) for a port's holder, as AddPort takes it. It needs no
@@ -39,18 +41,13 @@ func hasEnded(pidfd *os.File) bool {
 	late := time.Now().Add(endTime)
 	for time.Now().Before(late) {
 		ended := false
-		conn, err := pidfd.SyscallConn()
-		if err != nil {
-			return false
-		}
-		var pollErr error
-		err = conn.Control(func(fd uintptr) {
+		err := fdpass.Control(pidfd, func(fd int) error {
 			p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-			var n int
-			n, pollErr = unix.Poll(p, int(endTime/time.Millisecond))
+			n, err := unix.Poll(p, int(endTime/time.Millisecond))
 			ended = n > 0
+			return err
 		})
-		if ended || err != nil || pollErr != nil && !errors.Is(pollErr, unix.EINTR) {
+		if ended || err != nil && !errors.Is(err, unix.EINTR) {
 			return ended
 		}
 	}

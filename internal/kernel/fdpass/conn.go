@@ -1,11 +1,11 @@
 package fdpass
 
 import (
-	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,12 +32,18 @@ func withFDs(files []*os.File, fds []int, do func(fds []int) error) error {
 	if len(files) == 0 {
 		return do(fds)
 	}
-	conn, err := files[0].SyscallConn()
+	return Control(files[0], func(fd int) error { return withFDs(files[1:], append(fds, fd), do) })
+}
+
+// Control calls do with the fd of a file or a connection, which cannot be closed during the call,
+// and returns its error. Unlike File.Fd, it does not make the file blocking.
+func Control(c syscall.Conn, do func(fd int) error) error {
+	conn, err := c.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var inner error
-	if err := conn.Control(func(fd uintptr) { inner = withFDs(files[1:], append(fds, int(fd)), do) }); err != nil {
+	if err := conn.Control(func(fd uintptr) { inner = do(int(fd)) }); err != nil {
 		return err
 	}
 	return inner
@@ -46,11 +52,20 @@ func withFDs(files []*os.File, fds []int, do func(fds []int) error) error {
 // DuplicateFD returns a copy of a file's fd, which the caller owns. Unlike File.Fd, it does not
 // make the file blocking. The copy is at least 3, above the standard files.
 func DuplicateFD(f *os.File) (fd int, err error) {
-	err = withFDs([]*os.File{f}, nil, func(fds []int) (err error) {
-		fd, err = unix.FcntlInt(uintptr(fds[0]), unix.F_DUPFD_CLOEXEC, 3)
+	err = Control(f, func(from int) (err error) {
+		fd, err = unix.FcntlInt(uintptr(from), unix.F_DUPFD_CLOEXEC, 3)
 		return err
 	})
 	return fd, err
+}
+
+// Duplicate returns a copy of a file as DuplicateFD does, with the same name. The caller closes it.
+func Duplicate(f *os.File) (*os.File, error) {
+	fd, err := DuplicateFD(f)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
 // ReceiveOver is Receive over a connection of package net, whose deadlines apply, for at most that
@@ -109,10 +124,9 @@ func PeerPidfd(c *net.UnixConn) *os.File {
 }
 
 func sockopt[T any](c *net.UnixConn, get func(fd int) (T, error)) (value T, err error) {
-	conn, err := c.SyscallConn()
-	if err != nil {
-		return value, err
-	}
-	errControl := conn.Control(func(fd uintptr) { value, err = get(int(fd)) })
-	return value, errors.Join(errControl, err)
+	err = Control(c, func(fd int) (err error) {
+		value, err = get(fd)
+		return err
+	})
+	return value, err
 }

@@ -42,9 +42,7 @@ func (s *Server) handOver(c *call) error {
 	if !s.pause() {
 		return errors.New("the switch is handed over already, or ends")
 	}
-	if err := s.ports.lock(); err != nil {
-		return err
-	}
+	s.ports.mu.Lock()
 	defer s.ports.mu.Unlock()
 	rests, entries, err := s.ports.freeze()
 	if err == nil {
@@ -168,8 +166,7 @@ func (c *session) awaitTaken() error {
 	if err := c.conn.SetReadDeadline(time.Now().Add(takeTime)); err != nil {
 		return err
 	}
-	b, files, err := fdpass.ReceiveOver(c.conn, make([]byte, control.MaxMessage), 0)
-	fdpass.CloseAll(files)
+	b, _, err := fdpass.ReceiveOver(c.conn, make([]byte, control.MaxMessage), 0)
 	if err = errors.Join(err, c.conn.SetReadDeadline(time.Time{})); err != nil {
 		return fmt.Errorf("the client has not taken the ports: %w", err)
 	}

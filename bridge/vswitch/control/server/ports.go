@@ -130,12 +130,12 @@ func (e *entry) close() (err error) {
 func copies(files []*os.File) ([]*os.File, error) {
 	var all []*os.File
 	for _, f := range files {
-		fd, err := fdpass.DuplicateFD(f)
+		own, err := fdpass.Duplicate(f)
 		if err != nil {
 			fdpass.CloseAll(all)
 			return nil, err
 		}
-		all = append(all, os.NewFile(uintptr(fd), f.Name()))
+		all = append(all, own)
 	}
 	return all, nil
 }

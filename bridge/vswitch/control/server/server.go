@@ -219,12 +219,8 @@ func (s *Server) converse(c *session) {
 
 // left reports whether the client has hung up (POLLHUP, unix(7)).
 func (c *session) left() bool {
-	conn, err := c.conn.SyscallConn()
-	if err != nil {
-		return true
-	}
 	hup := false
-	err = conn.Control(func(fd uintptr) { hup = hungUp(fd) })
+	err := fdpass.Control(c.conn, func(fd int) error { hup = hungUp(uintptr(fd)); return nil })
 	return err != nil || hup
 }
 

@@ -141,17 +141,8 @@ func (t *Taking) rest(h *control.HandedRest, files []*os.File) error {
 
 // adopt makes a Listener of the socket of a switch that is handed over.
 func adopt(f *os.File, path string) (*Listener, error) {
-	fd, err := fdpass.DuplicateFD(f)
-	if err != nil {
+	if err := fdpass.Control(f, checkListens); err != nil {
 		return nil, err
-	}
-	defer unix.Close(fd)
-	err = sockopt.CheckKind(fd, unix.AF_UNIX, unix.SOCK_SEQPACKET, "the listening socket of a switch")
-	if err != nil {
-		return nil, err
-	}
-	if on, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || on == 0 {
-		return nil, errors.Join(errors.New("the socket of the switch does not listen"), err)
 	}
 	any, err := net.FileListener(f)
 	if err != nil {
@@ -165,16 +156,21 @@ func adopt(f *os.File, path string) (*Listener, error) {
 	return l, nil
 }
 
-// own makes the kernel tell clients that this process listens (SO_PEERCRED): the last one that has
-// called listen(2) does.
-func (l *Listener) own() error {
-	conn, err := l.ln.SyscallConn()
+func checkListens(fd int) error {
+	err := sockopt.CheckKind(fd, unix.AF_UNIX, unix.SOCK_SEQPACKET, "the listening socket of a switch")
 	if err != nil {
 		return err
 	}
-	var inner error
-	err = conn.Control(func(fd uintptr) { inner = unix.Listen(int(fd), maxPending) })
-	return errors.Join(err, inner)
+	if on, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || on == 0 {
+		return errors.Join(errors.New("the socket of the switch does not listen"), err)
+	}
+	return nil
+}
+
+// own makes the kernel tell clients that this process listens (SO_PEERCRED): the last one that has
+// called listen(2) does.
+func (l *Listener) own() error {
+	return fdpass.Control(l.ln, func(fd int) error { return unix.Listen(fd, maxPending) })
 }
 
 // maxPending is how many clients may wait to be accepted; the kernel has a limit of its own
@@ -186,11 +182,5 @@ func (l *Listener) Abandon() error { return l.ln.Close() }
 
 // redirect makes fd a copy of f, which is a standard file of another process.
 func redirect(f *os.File, fd int) error {
-	conn, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var inner error
-	err = conn.Control(func(from uintptr) { inner = unix.Dup3(int(from), fd, 0) })
-	return errors.Join(err, inner)
+	return fdpass.Control(f, func(from int) error { return unix.Dup3(from, fd, 0) })
 }
