@@ -12,8 +12,8 @@ import (
 
 // A Rest is what a port holds besides its files when it is handed over to another switch.
 type Rest struct {
-	// Link is what it knows of its device, which may be in another netns by now, as JSON. Only a
-	// tap has it.
+	// Link is what it knows of the device that it follows, which may be in another netns by now, as
+	// JSON.
 	Link []byte
 
 	Conn *os.File // the current connection of a stream that serves one after the other; may be nil
@@ -71,7 +71,7 @@ func (sw *Switch) HandOver(name string) (Rest, error) {
 }
 
 func (sw *Switch) handOverDevice(p *Port) (r Rest, err error) {
-	if err = sw.remove(p); err == nil && p.wire.kind == "tap" && p.wire.link != nil {
+	if err = sw.remove(p); err == nil && p.wire.kind != "packet" && p.wire.link != nil {
 		r.Link, err = json.Marshal(p.wire.link.Followed())
 	}
 	return r, err
@@ -114,8 +114,8 @@ func (q *streamQueue) leave() (r Rest, out *streamSender, err error) {
 	return r, q.out, nil
 }
 
-// Resume makes the wire go on where another switch has handed its port over; of a tap, FollowOn
-// does. It copies the connection. Call it before AddPort.
+// Resume makes the wire go on where another switch has handed its port over; FollowOn
+// does so for its device. It copies the connection. Call it before AddPort.
 func (w *Wire) Resume(r Rest) error {
 	q := w.stream
 	if q == nil {

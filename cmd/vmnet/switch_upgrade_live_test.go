@@ -70,7 +70,8 @@ func TestLiveSwitchUpgrade(t *testing.T) {
 	ipIn(t, ns.Path(), "link", "add", "up0", "type", "veth", "peer", "name", "lan0")
 	ipIn(t, ns.Path(), "link", "set", "up0", "up")
 	r := runSwitch(t, ns, nil, "--user", "nobody", "--tap", "a,vlan=3", "--tap", "b,queues=2,vlan=3", "--packet",
-		"up0,vlan=3")
+		"up0,vlan=3", "--tun", "c,address=10.7.0.4/24,vlan=3")
+	_ = seat(t, ns, "c", "10.7.0.4") // in another netns: the next switch must find it there
 	a, b, lan := seat(t, ns, "a", "10.7.0.1"), seat(t, ns, "b", "10.7.0.2"), seat(t, ns, "lan0", "10.7.0.3")
 	awaitAnswer(t, a, "10.7.0.2")
 	awaitAnswer(t, a, "10.7.0.3")
@@ -108,6 +109,7 @@ func TestLiveSwitchUpgrade(t *testing.T) {
 	t.Logf("three upgrades: %d of %d pings without an answer within %v", pings.Sent-pings.Received, pings.Sent,
 		interval)
 	awaitAnswer(t, b, "10.7.0.3")
+	awaitAnswer(t, b, "10.7.0.4")
 	if p := r.ports()["a"]; p.Config.VLAN != 3 || p.Kind != control.Tap || p.Device != "a" {
 		t.Errorf("%+v", p)
 	}

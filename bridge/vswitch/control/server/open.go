@@ -27,7 +27,7 @@ func open(p *control.Port, files []*os.File, rest vswitch.Rest) (*vswitch.Wire, 
 	case control.VhostUser:
 		w, err = vswitch.OpenVhostUser(files[0], filepath.Base(p.Device), max(p.Queues, 1))
 	case control.Tun:
-		w, err = openTun(p, files)
+		w, err = openTun(p, files, rest)
 	case control.VXLAN:
 		w, err = vswitch.OpenVXLANFiles(files, *p.VXLAN)
 	default:
@@ -60,25 +60,33 @@ func openTap(p *control.Port, files []*os.File, rest vswitch.Rest) (*vswitch.Wir
 		queues--
 	}
 	w, err := vswitch.OpenTap(files[:queues]...)
-	if err == nil && p.Verified {
+	if err != nil {
+		return nil, err
+	}
+	if p.Verified {
 		w.Verified()
 	}
-	if err == nil && p.Link {
-		if err = w.FollowOn(files[queues], rest); err != nil {
-			return nil, errors.Join(err, w.Close())
-		}
-	}
-	return w, err
+	return follow(p, w, files[queues:], rest)
 }
 
-func openTun(p *control.Port, files []*os.File) (*vswitch.Wire, error) {
+func openTun(p *control.Port, files []*os.File, rest vswitch.Rest) (*vswitch.Wire, error) {
 	w, err := vswitch.OpenTun(files[0], p.Config.MACs[0], *p.Tun)
-	if err == nil && p.Link {
-		if err = w.Follow(files[1]); err != nil {
-			return nil, errors.Join(err, w.Close())
-		}
+	if err != nil {
+		return nil, err
 	}
-	return w, err
+	return follow(p, w, files[1:], rest)
+}
+
+// follow makes the wire follow its device if the port has a link file, which is then the first one.
+// It takes ownership of the wire.
+func follow(p *control.Port, w *vswitch.Wire, files []*os.File, rest vswitch.Rest) (*vswitch.Wire, error) {
+	if !p.Link {
+		return w, nil
+	}
+	if err := w.FollowOn(files[0], rest); err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
+	return w, nil
 }
 
 // spareFiles is the number of fds that ports must leave free, so that clients can still connect and
