@@ -45,6 +45,8 @@ func (m *Manager) Check(ctx context.Context) (Checked, error) {
 			c.leftOver(dev)
 		case inventory.AskGuest:
 			held = append(held, dev)
+		case inventory.MendAlone:
+			c.cutShort(dev)
 		case inventory.LeaveAlone:
 		}
 	}
@@ -154,9 +156,7 @@ func (c *checker) guest(ctx context.Context, nics []inventory.Device) {
 			continue
 		}
 		byReconcile := inventory.Remedy{By: nic.MendReconcile, Cure: inventory.ReconcileCommand}
-		if dev.Want.Phase == nic.PhaseAttaching || dev.Want.Phase == nic.PhaseStarting {
-			c.add(dev, inventory.Finding{What: "attach", Want: "done", Found: "cut short", Remedy: byReconcile})
-		}
+		c.cutShort(dev)
 		if dev.Want.Phase == nic.PhaseChanging {
 			c.add(dev, inventory.Finding{What: "set", Want: "done", Found: "cut short", Remedy: byReconcile})
 		}
@@ -166,6 +166,16 @@ func (c *checker) guest(ctx context.Context, nics []inventory.Device) {
 				Found: "the guest has none", Remedy: byReconcile,
 			})
 		}
+	}
+}
+
+// cutShort adds an attach that was begun and not ended.
+func (c *checker) cutShort(dev inventory.Device) {
+	if dev.Want.Phase == nic.PhaseAttaching || dev.Want.Phase == nic.PhaseStarting {
+		c.add(dev, inventory.Finding{
+			What: "attach", Want: "done", Found: "cut short",
+			Remedy: inventory.Remedy{By: nic.MendReconcile, Cure: inventory.ReconcileCommand},
+		})
 	}
 }
 

@@ -59,6 +59,9 @@ func (m *Manager) detach(ctx context.Context, spec DetachSpec) (DetachResult, er
 	if err != nil {
 		return DetachResult{}, err
 	}
+	if dev != nil && dev.IsOpenedByName() {
+		return m.detachByName(ctx, spec, dev)
+	}
 	if dev != nil {
 		if err := guest.MayOpen(spec.Target, dev.Name, dev.VMMPID()); err != nil {
 			return DetachResult{}, err

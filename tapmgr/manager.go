@@ -43,6 +43,9 @@ type Manager struct {
 	// MayShare returns nil if a switch of user owner may have the memory of a guest of user uid, or
 	// why it may not. If it is nil, no switch may but the guest's user's own and root's.
 	MayShare func(uid, owner int) error
+	// Keep, for CreateTap, starts a process that calls KeepTap for that NIC, and returns once it
+	// waits.
+	Keep func(ctx context.Context, vm, nicID string) error
 	// LeaseStates are directories with lease files of networks, besides dhcp.DefaultState.
 	LeaseStates []string
 

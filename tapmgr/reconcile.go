@@ -43,6 +43,8 @@ func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]nic.Action, error)
 			r.Do(dev, "removed: nobody holds it", func() error { return failed[dev.Index] })
 		case v.Do == inventory.AskGuest:
 			held = append(held, dev)
+		case v.Do == inventory.MendAlone:
+			r.openedByName(ctx, dev)
 		case v.Note != "":
 			r.Note(dev, v.Note)
 		}

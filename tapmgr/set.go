@@ -43,6 +43,10 @@ func (m *Manager) set(ctx context.Context, t nic.Target, nicID string,
 	if dev == nil {
 		return res, fmt.Errorf("NIC %s: %w (vmnet list shows those that are there)", nicID, fs.ErrNotExist)
 	}
+	if dev.IsOpenedByName() {
+		return res, fmt.Errorf("%w: its VMM opens it by its name, and has no monitor that vmnet asks "+
+			"(once that has ended, make it as it should be with vmnet tap create)", nic.ErrInUse)
+	}
 	if err := guest.MayOpen(t, dev.Name, dev.VMMPID()); err != nil {
 		return res, err
 	}

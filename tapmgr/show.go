@@ -109,7 +109,7 @@ func (m *Manager) Show(ctx context.Context, vm string) ([]Detail, error) {
 		if err != nil {
 			return nil, err
 		}
-		if pid := dev.VMMPID(); pid != 0 {
+		if pid := dev.VMMPID(); pid != 0 && !dev.IsOpenedByName() {
 			if guests[pid] == nil {
 				guests[pid] = m.openViews(asking, dev)
 				defer guests[pid].Close()

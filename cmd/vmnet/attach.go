@@ -197,13 +197,13 @@ func (a *app) attachCommand() *cobra.Command {
 	return cmd
 }
 
-// completeNIC completes the flags of nicflags.AddNIC.
+// completeNIC completes those of the flags of nicflags.AddNIC that the command has.
 func (a *app) completeNIC(cmd *cobra.Command) {
-	complete(cmd, "bridge", a.bridgeNames)
-	complete(cmd, "network", a.networksToJoin)
-	complete(cmd, "routed", a.interfaceNames)
-	complete(cmd, "macvtap", a.interfaceNames)
-	complete(cmd, "ipvtap", a.interfaceNames)
+	completeIf(cmd, "bridge", a.bridgeNames)
+	completeIf(cmd, "network", a.networksToJoin)
+	completeIf(cmd, "routed", a.interfaceNames)
+	completeIf(cmd, "macvtap", a.interfaceNames)
+	completeIf(cmd, "ipvtap", a.interfaceNames)
 	for flag, words := range map[string][]string{
 		"mode":      append(vtap.Modes(vtap.Macvtap), vtap.Modes(vtap.IPVtap)...),
 		"rx-filter": {nic.RxAllMulti, nic.RxMirror, nic.RxNone},
@@ -214,7 +214,7 @@ func (a *app) completeNIC(cmd *cobra.Command) {
 		"allow-in":      nicflags.Inbounds,
 		"model":         {"virtio-net-pci", "e1000", "e1000e", "rtl8139", "vmxnet3"},
 	} {
-		complete(cmd, flag, cobra.FixedCompletions(words, noFiles))
+		completeIf(cmd, flag, cobra.FixedCompletions(words, noFiles))
 	}
 }
 

@@ -75,6 +75,13 @@ func complete(cmd *cobra.Command, name string, f cobra.CompletionFunc) {
 	}
 }
 
+// completeIf is complete for a flag that the command may lack.
+func completeIf(cmd *cobra.Command, name string, f cobra.CompletionFunc) {
+	if cmd.Flags().Lookup(name) != nil {
+		complete(cmd, name, f)
+	}
+}
+
 // Checks of the command line before its verb begins. Their errors say what to type.
 
 // oneArg is cobra.ExactArgs(1) with an error that says what is missing.

@@ -112,7 +112,7 @@ func addGroups(root *cobra.Command) {
 		commands  []string
 	}{
 		{groupNICs, "NICs of guests:", []string{
-			"attach", "detach", "set", "apply", "prepare", "commit", "abort", "list", "show",
+			"attach", "detach", "set", "apply", "tap", "prepare", "commit", "abort", "list", "show",
 			"map", "why", "why-busy", "top", "monitor", "capture", "metrics", "check", "reconcile", "watch", "mac",
 		}},
 		{groupPlaces, "Where NICs are attached:", []string{"network", "forward", "netns", "bridge", "switch", "lower"}},

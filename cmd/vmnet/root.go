@@ -84,7 +84,7 @@ Exit status: 0 for success, 1 for a failure or a difference found, 2 for wrong u
 	root.PersistentFlags().Lookup("libvirt").DefValue = ""
 	root.AddCommand(
 		a.attachCommand(), a.applyCommand(), a.macCommand(), a.detachCommand(), a.setCommand(),
-		a.prepareCommand(), a.commitCommand(), a.abortCommand(),
+		a.prepareCommand(), a.commitCommand(), a.abortCommand(), a.tapCommand(),
 		a.listCommand(), a.showCommand(), a.mapCommand(), a.metricsCommand(), a.captureCommand(),
 		a.monitorCommand(), a.topCommand(), a.whyCommand(), a.whyBusyCommand(),
 		a.checkCommand(),

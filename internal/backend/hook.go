@@ -100,10 +100,17 @@ func (h *NIC) prepared() (nic.Result, error) {
 func (m *Maker) deleteFormer(former *inventory.Device) step.Step {
 	return step.Step{
 		Name:  "delete",
-		Text:  fmt.Sprintf("RTM_DELLINK %s, which a former start of the guest has left", former.Name),
+		Text:  fmt.Sprintf("RTM_DELLINK %s, which %s", former.Name, reason(former)),
 		Stage: nic.ErrLink,
 		Do:    func(context.Context) error { return m.Delete(former) },
 	}
+}
+
+func reason(former *inventory.Device) string {
+	if former.IsOpenedByName() {
+		return "waits for a VMM"
+	}
+	return "a former start of the guest has left"
 }
 
 // unstarted returns what a former start of the guest has left under the NIC's id, and nobody holds;

@@ -160,7 +160,7 @@ func (m *Maker) interfaceFor(h *NIC) hostInterface {
 	switch {
 	case spec.Via == nic.ViaLibvirt && spec.Lower != nil:
 		return &namedMacvtap{macvtapInterface: lower}
-	case spec.Via == nic.ViaLibvirt:
+	case spec.Via.ByName():
 		tap.staysDown = spec.LinkDown || spec.Prepared
 		return &namedTap{newPlacedTap(tap)}
 	case spec.Switch != nil && m.switchEndpoint(spec) == nic.BySocket:
@@ -203,7 +203,7 @@ func (h *NIC) PlanDevice(queues int) (err error) {
 	if _, err := r.Encode(); err != nil { // before the guest is asked for anything
 		return step.WithStage(nic.ErrInvalid, err)
 	}
-	byName := h.Spec.Via == nic.ViaLibvirt // libvirt opens the files itself
+	byName := h.Spec.Via.ByName() // libvirt or the VMM opens the files itself
 	h.Device = qmp.NIC{
 		ID: nic.DeviceID(r.NIC), Model: r.Model, MAC: r.MAC, HostMTU: r.MTU, Options: maps.Clone(h.Spec.DeviceOptions),
 		LinkDown: r.LinkDown, Queues: queues, Vhost: r.Vhost && !byName, Netns: h.Spec.Lower != nil && !byName,
@@ -258,11 +258,11 @@ func (h *NIC) useVhost() (bool, error) {
 // goes with its parent device, and an administrator can delete a tap. The guest then keeps a dead
 // NIC, whose VMM holds queues of no interface. So the VMM gets the record as a label as well. It
 // gets none from a helper that an attach has started, since the attach gives it one; and none if
-// libvirt opens the interface.
+// libvirt, or the VMM by its name, opens the interface.
 func (h *NIC) hasLabel() bool {
 	r := h.Record
 	fromHelper := h.m.Owner != 0 && r.Phase == nic.PhaseAttaching
-	return r.IsSocket() || r.Via != nic.ViaLibvirt && !fromHelper
+	return r.IsSocket() || !r.Via.ByName() && !fromHelper
 }
 
 // label returns the label's text; empty if the VMM gets none, or if the names have no room in one.

@@ -220,6 +220,7 @@ const (
 	LeaveAlone Do = iota
 	Remove        // nobody holds it
 	AskGuest      // the VMM that holds it knows the rest
+	MendAlone     // a VMM holds it that cannot be asked
 )
 
 // A Verdict is what a verb decides by a device, its record and its holders.
@@ -242,13 +243,15 @@ func (dev *Device) reconcileVerdict(m moment) Verdict {
 	case dev.isOrphaned(m):
 		return Verdict{Do: Remove}
 	case dev.isStarting(m):
-		return Verdict{Note: "left alone: it was made for a guest that is about to start"}
+		return Verdict{Note: "left alone: " + dev.startingText()}
 	case dev.Pending:
 		return Verdict{Note: "left alone: it is being attached"}
 	case dev.otherHolder(m) != 0:
 		return Verdict{Note: fmt.Sprintf("left alone: process %d holds it", dev.otherHolder(m))}
 	case dev.vmmPID(m) == 0:
 		return Verdict{Note: "left alone: who holds it cannot be seen from here"}
+	case dev.IsOpenedByName():
+		return Verdict{Do: MendAlone}
 	}
 	return Verdict{Do: AskGuest}
 }
@@ -269,12 +272,14 @@ func (dev *Device) checkVerdict(m moment) Verdict {
 	case dev.isOrphaned(m):
 		return Verdict{Do: Remove}
 	case dev.isStarting(m):
-		return Verdict{Note: id + " was made for a guest that is about to start"}
+		return Verdict{Note: fmt.Sprintf("%s: %s", id, dev.startingText())}
 	case dev.Pending, attaching && dev.otherHolder(m) != 0:
 		return Verdict{Note: id + " is being attached"}
 	}
 	v := Verdict{Do: AskGuest, Compare: !attaching && dev.Want.Phase != nic.PhaseStarting}
 	switch {
+	case dev.vmmPID(m) != 0 && dev.IsOpenedByName():
+		v.Do = MendAlone
 	case dev.vmmPID(m) != 0:
 	case dev.otherHolder(m) != 0:
 		v.Do, v.Note = LeaveAlone, fmt.Sprintf("%s: process %d holds it, which is no QEMU", id, dev.otherHolder(m))

@@ -3,10 +3,8 @@ package inventory
 import (
 	"cmp"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
-	"time"
 
 	"vmnet/bridge/vswitch/control"
 	"vmnet/bridge/vswitch/vport"
@@ -101,7 +99,7 @@ func (dev *Device) isCutOff() bool {
 
 // StaysBehind reports whether the device outlives the process that holds it.
 func (dev *Device) StaysBehind() bool {
-	return dev.Want.Via == nic.ViaLibvirt && dev.NetnsFile == nil && !dev.Deleted && (dev.Tun == nil || dev.Tun.Persist)
+	return dev.Want.Via.ByName() && dev.NetnsFile == nil && !dev.Deleted && (dev.Tun == nil || dev.Tun.Persist)
 }
 
 // addHolders adds the processes that have these files of the device open, in the order in which
@@ -140,19 +138,6 @@ func (dev *Device) IsHeldBy(pid int) bool {
 	return slices.ContainsFunc(dev.Holders, func(h nic.Holder) bool { return h.PID == pid })
 }
 
-// VMMPID returns the QEMU that holds the device, or 0 if the caller sees none.
-func (dev *Device) VMMPID() int { return dev.vmmPID(now()) }
-
-func (dev *Device) vmmPID(m moment) int { return dev.firstHolder(m.isVMM) }
-
-// OtherHolder returns a process that holds the device and is no QEMU, such as a vmnet that works on
-// it, or 0 if the caller sees none.
-func (dev *Device) OtherHolder() int { return dev.otherHolder(now()) }
-
-func (dev *Device) otherHolder(m moment) int {
-	return dev.firstHolder(func(pid int) bool { return !m.isVMM(pid) })
-}
-
 func (dev *Device) firstHolder(is func(pid int) bool) int {
 	for _, h := range dev.Holders {
 		if is(h.PID) {
@@ -187,34 +172,6 @@ func (dev Device) StillUnheld(l *rtnl.Link) bool {
 	}
 	dev.Link = l
 	return dev.IsOrphaned()
-}
-
-// startingFor bounds the time from the creation of a guest's device until its QEMU opens it.
-const startingFor = 5 * time.Minute
-
-// IsStarting reports whether the device was made for a guest that is about to start.
-func (dev *Device) IsStarting() bool { return dev.isStarting(now()) }
-
-func (dev *Device) isStarting(m moment) bool {
-	if dev.Want.Phase != nic.PhaseStarting || len(dev.Holders) > 0 {
-		return false
-	}
-	age := m.sinceBoot() - dev.Want.Since
-	return age >= 0 && age < int64(startingFor.Seconds())
-}
-
-// SinceBoot returns CLOCK_BOOTTIME in whole seconds (/proc/uptime, proc(5)), or 0 if it cannot be
-// read.
-func SinceBoot() int64 {
-	var seconds float64
-	text, err := os.ReadFile("/proc/uptime")
-	if err == nil {
-		_, err = fmt.Sscan(strings.TrimSpace(string(text)), &seconds)
-	}
-	if err != nil {
-		return 0
-	}
-	return int64(seconds)
 }
 
 // IsUntrusted reports whether a NIC without a link is held by a process of another user than root

@@ -46,6 +46,13 @@ func leftTap() *Device {
 	return dev
 }
 
+// waitingTap is a tap that waits for a VMM which opens it by its name.
+func waitingTap() *Device {
+	dev := leftTap()
+	dev.Want.Via, dev.Want.Phase, dev.Want.Until = nic.ViaName, nic.PhaseStarting, uptime+1
+	return dev
+}
+
 // heldSocket is a NIC by a socket on its switch.
 func heldSocket() *Device {
 	dev := socketView().Device
@@ -123,6 +130,26 @@ func TestVerdicts(t *testing.T) {
 		"detaching": {
 			heldTap, func(dev *Device) { dev.Want.Phase = nic.PhaseDetaching },
 			nic.Detaching, AskGuest, "", AskGuest, true, "",
+		},
+		"waits for a VMM that opens it by its name": {
+			waitingTap, func(*Device) {},
+			nic.Starting, LeaveAlone, "waits for a VMM", LeaveAlone, false, "waits for a VMM",
+		},
+		"has waited for a VMM": {
+			waitingTap, func(dev *Device) { dev.Want.Until = uptime },
+			nic.LeftOver, Remove, "", Remove, false, "",
+		},
+		"opened by its name": {
+			waitingTap, func(dev *Device) { dev.Holders = heldBy(aProcess) },
+			nic.Incomplete, MendAlone, "", MendAlone, false, "",
+		},
+		"opened by its name, and complete": {
+			waitingTap, func(dev *Device) { dev.Holders, dev.Want.Phase = heldBy(aProcess), nic.PhasePlugged },
+			"forwarding", MendAlone, "", MendAlone, true, "",
+		},
+		"made to be opened by its name": {
+			waitingTap, func(dev *Device) { dev.Holders, dev.Want.Phase = heldBy(aProcess), nic.PhaseAttaching },
+			nic.Attaching, LeaveAlone, "holds it", LeaveAlone, false, "is being attached",
 		},
 		"on another bridge": {
 			heldTap, func(dev *Device) { dev.MasterName = "br1" },

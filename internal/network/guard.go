@@ -25,27 +25,37 @@ type Guards struct {
 
 // Start starts the process for a network, and returns once it watches.
 func (g Guards) Start(ctx context.Context, name string) error {
-	argv := append(g.Command[:len(g.Command):len(g.Command)], name)
-	if !g.Systemd {
-		return server.Spawn(ctx, argv)
+	return Background{
+		Command: append(g.Command[:len(g.Command):len(g.Command)], name), Systemd: g.Systemd,
+		Unit:        fmt.Sprintf("vmnet-network-guard-%s-%d", name, os.Getpid()), // no guard of an earlier move has it
+		Description: "Takes the move of network " + name + " back",
+	}.Start(ctx)
+}
+
+// Background is a process that outlives this one, its terminal and its login.
+type Background struct {
+	Command []string // the program and its arguments
+	Systemd bool     // see Guards
+	// Unit and Description are those of the service that systemd starts.
+	Unit, Description string
+}
+
+// Start starts the process, and returns once it says that it is ready.
+func (b Background) Start(ctx context.Context) error {
+	if !b.Systemd {
+		return server.Spawn(ctx, b.Command)
 	}
 	ctx, cancel := context.WithTimeout(ctx, systemctlTimeout)
 	defer cancel()
 	run := []string{
-		"--quiet", "--collect", "--service-type=notify", "--unit=" + guardUnit(name),
-		"--description=Takes the move of network " + name + " back", "--",
+		"--quiet", "--collect", "--service-type=notify", "--unit=" + b.Unit, "--description=" + b.Description, "--",
 	}
-	cmd := exec.CommandContext(ctx, "systemd-run", append(run, argv...)...)
+	cmd := exec.CommandContext(ctx, "systemd-run", append(run, b.Command...)...)
 	cmd.WaitDelay = time.Second
 	if said, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("systemd-run: %w: %s", err, strings.TrimSpace(string(said)))
 	}
 	return nil
-}
-
-// guardUnit returns a name that no guard of an earlier move has.
-func guardUnit(name string) string {
-	return fmt.Sprintf("vmnet-network-guard-%s-%d", name, os.Getpid())
 }
 
 // SystemdRuns reports whether systemd runs this machine, and starts services in ns.

@@ -106,7 +106,11 @@ func (w *walker) unfinished(where string, n *NIC) {
 	case nic.Detaching:
 		w.stop(where, "vmnet detach --vm "+n.VM+" --nic "+n.ID, "the guest was asked to release the NIC")
 	case nic.Starting:
-		w.stop(where, "virsh start "+n.VM, "the guest has not started yet")
+		cure := "virsh start " + n.VM
+		if n.Via == nic.ViaName {
+			cure = "start its VMM, which opens " + n.Interface
+		}
+		w.stop(where, cure, "the guest has not started yet")
 	case nic.Prepared:
 		w.stop(where, "vmnet commit --vm "+n.VM, "the NIC is down until it is committed")
 	case nic.Gone:

@@ -3,7 +3,6 @@ package nic
 import (
 	"cmp"
 	"fmt"
-	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -60,9 +59,10 @@ type Record struct {
 	LinkDown bool   // the guest and its neighbours see no carrier
 	Prepared bool   // its device stays down until a commit
 	Owner    int    // uid for whom a privileged helper made it; 0 for none
-	Via      Via    // ViaLibvirt: handed over by name; ViaMonitor: as fds through libvirt; empty: as fds
+	Via      Via    // ViaLibvirt and ViaName: handed over by name; ViaMonitor: as fds through libvirt; empty: as fds
 	Phase    Phase
 	Since    int64 // of phase starting: seconds since the machine booted (CLOCK_BOOTTIME)
+	Until    int64 // of phase starting, ViaName: when the tap stops waiting for its VMM; likewise
 }
 
 // PortConfig returns the settings that the bridge port should have.
@@ -210,6 +210,9 @@ func (r Record) text(terse bool) string {
 	if r.Phase == PhaseStarting {
 		add("since", strconv.FormatInt(r.Since, 10))
 	}
+	if r.Phase == PhaseStarting && r.Until != 0 {
+		add("until", strconv.FormatInt(r.Until, 10))
+	}
 	if at := " at=" + strconv.Itoa(r.At); r.At != 0 && b.Len()+len(at) <= alias.Max {
 		// it can be done without: see follow
 		b.WriteString(at)
@@ -292,34 +295,18 @@ func (r *Record) set(key, value string) bool {
 		r.Owner, err = strconv.Atoi(value)
 	case "via":
 		r.Via = Via(value)
-		return r.Via == ViaLibvirt || r.Via == ViaMonitor
+		return r.Via == ViaLibvirt || r.Via == ViaMonitor || r.Via == ViaName
 	case "state":
 		r.Phase = Phase(value)
 	case "since":
 		r.Since, err = strconv.ParseInt(value, 10, 64)
+	case "until":
+		r.Until, err = strconv.ParseInt(value, 10, 64)
 	default:
 		return r.Limits.Set(key, value) && r.Security.Set(key, value) && r.AllowIn.Set(key, value) &&
 			r.Rates.Set(key, value)
 	}
 	return err == nil
-}
-
-// ValidHash reports whether a text can be an optionsHash.
-func ValidHash(text string) bool { return text == "" || formed(text, hashLen, letters+digits, "") }
-
-// OptionsHash returns what a record keeps of the rest of a Spec: enough to see that two differ.
-func (s Spec) OptionsHash() string {
-	var texts []string
-	for _, k := range slices.Sorted(maps.Keys(s.DeviceOptions)) {
-		texts = append(texts, k, s.DeviceOptions[k])
-	}
-	if l := s.Lower; l != nil && (l.NoPromisc || l.Flag != "" || len(l.Sources)+len(l.Addrs) > 0) {
-		texts = append(texts, fmt.Sprint(l.NoPromisc, l.Flag, l.Sources, l.Addrs))
-	}
-	if len(texts) == 0 {
-		return ""
-	}
-	return shortHash(texts...)
 }
 
 // EthernetMTU is the MTU that a guest assumes by default, in bytes.

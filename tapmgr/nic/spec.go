@@ -57,17 +57,6 @@ type Spec struct {
 	Persistent    bool              // libvirt stores the NIC in the guest's persistent definition, too
 }
 
-// Via says how a guest that libvirt manages gets a NIC.
-type Via string
-
-// ViaLibvirt gives libvirt the name of the finished device: libvirt plugs it, and knows it.
-// ViaMonitor passes fds to QEMU through libvirt's monitor commands: libvirt does not know the NIC,
-// marks the domain as tainted, and cannot migrate it.
-const (
-	ViaLibvirt Via = "libvirt"
-	ViaMonitor Via = "monitor"
-)
-
 // Lower is the parent device of a NIC without a bridge, and how the NIC uses it.
 type Lower struct {
 	Kind      vtap.Kind
@@ -336,23 +325,6 @@ func shortHash(texts ...string) string {
 // the range that QEMU uses, 52:54:00.
 func DefaultMAC(vm, nic string) net.HardwareAddr {
 	return stablemac.New([]byte{0x52, 0x54, 0x00}, vm, nic)
-}
-
-// DeviceID returns the id of a NIC's QEMU device. The netdev's id and the getfd names derive from
-// it (package qmp), since QMP lists neither.
-func DeviceID(nic string) string { return "vmnet-" + nic }
-
-// LibvirtAlias returns libvirt's alias, and so QEMU's id, of a NIC that was handed over by name.
-// Libvirt accepts only aliases that begin with "ua-" (virDomainDeviceAliasIsUserAlias in
-// src/conf/domain_conf.c).
-func LibvirtAlias(nic string) string { return "ua-" + DeviceID(nic) }
-
-// DeviceOf returns the id of the QEMU device of a NIC that was handed over in that way.
-func DeviceOf(nic string, via Via) string {
-	if via == ViaLibvirt {
-		return LibvirtAlias(nic)
-	}
-	return DeviceID(nic)
 }
 
 const (

@@ -63,7 +63,7 @@ func (s Spec) validateHost() error {
 		return fmt.Errorf("MTU %d: want %d to %d bytes", s.MTU, minMTU, maxMTU)
 	case s.Vhost != VhostAuto && s.Vhost != VhostOn && s.Vhost != VhostOff:
 		return fmt.Errorf("vhost %q: want auto, on or off", s.Vhost)
-	case s.Via != "" && s.Via != ViaLibvirt && s.Via != ViaMonitor:
+	case s.Via != "" && s.Via != ViaLibvirt && s.Via != ViaMonitor && s.Via != ViaName:
 		return fmt.Errorf("via %q: want %s or %s", s.Via, ViaLibvirt, ViaMonitor)
 	case s.Device != "" && !brport.ValidName(s.Device):
 		return fmt.Errorf("interface name %q: want 1 to 15 bytes without spaces, '/', ':' or '%%'", s.Device)
@@ -95,8 +95,8 @@ func (s Spec) validateHost() error {
 			return err
 		}
 	}
-	return cmp.Or(s.validateOVS(), s.Port.Validate(), s.Lower.validate(s.LowerMAC()), s.validateSecurity(),
-		s.validateInbound(), s.Rates.Validate())
+	return cmp.Or(s.validateNamed(), s.validateOVS(), s.Port.Validate(), s.Lower.validate(s.LowerMAC()),
+		s.validateSecurity(), s.validateInbound(), s.Rates.Validate())
 }
 
 // onOwn reports whether the NIC is to be on the switch of a network of the caller, by way of By,
