@@ -24,6 +24,11 @@ type receiver struct {
 	frames [batchSize]frame
 	to     [batchSize]*Port // destination of each frame that is not sent yet
 
+	// What the batch has asked the FDB last: most of its frames belong to one flow or two.
+	learned   Key   // 0 for none
+	sought    Key   // 0 for none
+	reachable *Port // its frames may leave by that port
+
 	out    *sender
 	heads  [batchSize][headMax]byte // heads of frames whose tag or vnet header changes
 	fin    offload.Finisher
@@ -63,7 +68,7 @@ func (r *receiver) run() {
 // handle sends a batch of n frames where they go, and ends it.
 func (r *receiver) handle(n int) {
 	r.port.path.Load().input(r, r.frames[:n])
-	r.ports = nil // a waiting receiver must not keep a removed port and its buffers alive
+	r.ports, r.reachable = nil, nil // a waiting receiver must not keep a removed port and its buffers alive
 	if r.guest != nil {
 		r.guest.pair.Done(&r.out.guests)
 	}
@@ -82,6 +87,7 @@ func (r *receiver) rest(n int) {
 // arrival.
 func (r *receiver) input(frames []frame) {
 	r.ports, r.now = r.sw.table.Load(), r.sw.now()
+	r.learned, r.sought = 0, 0
 	var count, bytes uint64
 	for i := range frames {
 		f := &frames[i]
@@ -146,7 +152,10 @@ func (r *receiver) accept(f *frame) Reason {
 		return VLAN
 	}
 	if !set.cfg.NoLearning && !p.down.Load() {
-		r.sw.fdb.Learn(keyOf(f.src, f.vid), p.index)
+		if k := keyOf(f.src, f.vid); k != r.learned {
+			r.sw.fdb.Learn(k, p.index)
+			r.learned = k
+		}
 	}
 	if isLinkLocal(f.dst) && !set.cfg.Forward.Has(byte(f.dst&0xf)) {
 		return LinkLocal
@@ -170,12 +179,18 @@ func (r *receiver) forward(frames []frame, i int) Reason {
 			return Multicasts
 		}
 	default:
-		index := r.sw.fdb.Lookup(keyOf(f.dst, f.vid))
+		k := keyOf(f.dst, f.vid)
+		if k == r.sought {
+			r.to[i] = r.reachable
+			return Delivered
+		}
+		index := r.sw.fdb.Lookup(k)
 		if by := r.ports.by; index >= 0 && index < len(by) && by[index] != nil {
 			to := by[index]
 			why := r.between(to, f)
 			if why == Delivered {
 				r.to[i] = to
+				r.sought, r.reachable = k, to
 			}
 			if why != VLAN { // else it was learned while the port left the VLAN
 				return why
@@ -268,13 +283,13 @@ func (r *receiver) add(to *Port, f *frame) {
 	retag := tagged != f.tagged || tci != f.tci
 	// The answer is the same for the frame as it leaves: a frame may be one tag longer than the
 	// MTU allows, and its outermost tag does not count (Limits.admits in package offload).
-	fits := offload.FitsStart(f.vnet, f.ether(), f.more, *limits)
+	fits := f.vnet.Plain() && f.size() <= limits.MTU+etherLen || offload.FitsStart(f.vnet, f.ether(), f.more, limits)
 	switch {
 	case !fits && !r.whole(f):
 		to.refuse(r, f, Unreadable)
 		return
 	case fits && !retag && limits.VnetHdr <= vnetLen:
-		r.out.add(offload.Frame{Head: f.data[vnetLen-limits.VnetHdr:], Rest: f.rest})
+		r.out.addWhole(f.data[vnetLen-limits.VnetHdr:], f.rest)
 		return
 	case !fits && !retag:
 		r.finish(to, limits, f.vnet, f.data)

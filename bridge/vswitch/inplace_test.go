@@ -24,7 +24,7 @@ type inPlace struct {
 
 func newInPlace(tb testing.TB) *inPlace {
 	guest := everything
-	guest.VnetHdr = vhostuser.VnetHdr
+	guest.VnetHdr = vnetLen
 	security := portsectest.Config()
 	security.MAC = mac(1)
 	sw, queues := memoryLAN(tb, map[string]vport.Config{

@@ -65,6 +65,13 @@ func (s *sender) add(f offload.Frame) {
 	s.n++
 }
 
+// addWhole is add without a copy of the frame: its pieces are written one by one.
+func (s *sender) addWhole(head []byte, rest [][]byte) {
+	f := &s.list[s.n]
+	f.Head, f.Payload, f.Rest = head, nil, rest
+	s.n++
+}
+
 // begin resets the results for a new list, whose vnet headers have that length.
 func (s *sender) begin(vnet int) {
 	s.frames, s.bytes, s.vnet, s.more = 0, 0, vnet, s.more[:0]
@@ -106,8 +113,13 @@ func (s *sender) note(i int, errno syscall.Errno) {
 		s.drop(i, i+1, why)
 		return
 	}
+	s.sent(i)
+}
+
+// sent records that the list's frame i was sent.
+func (s *sender) sent(i int) {
 	s.frames++
-	s.bytes += uint64(f.Len() - s.vnet)
+	s.bytes += uint64(s.list[i].Len() - s.vnet)
 }
 
 // ringFrom is the number of frames from which a ring pays.

@@ -38,7 +38,7 @@ func OpenVhostUser(f *os.File, name string, pairs int) (*Wire, error) {
 
 func openVhostUser(f *os.File, name string, pairs int) (*Wire, error) {
 	v := &frontends{}
-	w := &Wire{kind: "vhost-user", limits: offload.Limits{VnetHdr: vhostuser.VnetHdr}, pieces: true, frontends: v}
+	w := &Wire{kind: "vhost-user", limits: offload.Limits{VnetHdr: vnetLen}, pieces: true, frontends: v}
 	var err error
 	if v.device, err = vhostuser.New(pairs, func() { v.port.frontendChanged() }); err != nil {
 		return nil, err
@@ -179,7 +179,7 @@ func (q *vhostQueue) send(s *sender) {
 	for i := range s.n {
 		switch s.results[i] {
 		case vhostuser.Sent:
-			s.note(i, 0)
+			s.sent(i)
 		case vhostuser.Full:
 			s.drop(i, i+1, Full)
 		case vhostuser.TooLong:

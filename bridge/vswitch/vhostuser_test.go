@@ -154,9 +154,9 @@ func TestVhostUserTakesWhatItNegotiated(t *testing.T) {
 		want   offload.Limits
 	}{
 		"all": {frontend.Config{MTU: 9000}, offload.Limits{
-			CSum: true, TSO4: true, TSO6: true, TSOECN: true, USO: true, MTU: 9000, VnetHdr: 12,
+			CSum: true, TSO4: true, TSO6: true, TSOECN: true, USO: true, MTU: 9000, VnetHdr: vnetLen,
 		}},
-		"none": {frontend.Config{Without: frontend.GuestCSum}, offload.Limits{MTU: 1500, VnetHdr: 12}},
+		"none": {frontend.Config{Without: frontend.GuestCSum}, offload.Limits{MTU: 1500, VnetHdr: vnetLen}},
 	} {
 		d := l.guest(name, vport.Config{}, tt.driver)
 		if got := *d.limits.Load(); got != tt.want {

@@ -1,6 +1,7 @@
 package vhostuser
 
 import (
+	"encoding/binary"
 	"fmt"
 	"runtime/debug"
 
@@ -64,6 +65,13 @@ func (p *Pair) takeChains(r *vring, have int) (n int, err error) {
 	p.used, p.headed, p.filled = 0, 0, 0
 	left := MaxBatch
 	for range min(have, len(p.frames), offload.Burst) {
+		if id, buffer := r.ring.Single(0, false); r.enabled && len(buffer) >= header &&
+			len(buffer) < min(longest, left-maxAlign) && p.used < MaxPieces {
+			left -= p.takeBuffer(&p.frames[n], header, buffer)
+			n++
+			r.ring.Use(id, 0)
+			continue
+		}
 		var c virtq.Chain
 		c, p.chain, err = r.ring.Chain(0, false, p.chain[:0])
 		if err != nil {
@@ -87,8 +95,36 @@ func (p *Pair) takeChains(r *vring, have int) (n int, err error) {
 	return n, nil
 }
 
+// takeBuffer is takeFrame for a frame that is one buffer, and returns the room that it takes.
+func (p *Pair) takeBuffer(f *Received, header int, buffer []byte) (room int) {
+	size := len(buffer) - header + offload.HeaderLen
+	f.More = 0
+	if f.Rest = nil; size > copied {
+		f.More = size - HeadLen
+		f.Rest = p.rest[p.used : p.used+1 : p.used+1]
+		f.Rest[0] = buffer[len(buffer)-f.More:]
+		p.used++
+	}
+	at := len(buffer) - f.More - header + offload.HeaderLen
+	head := p.heads[p.headed : p.headed+at : p.headed+at]
+	takeHeader(head, buffer)
+	copy(head[offload.HeaderLen:], buffer[header:])
+	f.Head = head
+	p.headed += aligned(at)
+	return aligned(size)
+}
+
+// takeHeader copies what a guest may set of a vnet header.
+func takeHeader(head, from []byte) {
+	const sendable = ^uint64(0xff) | offload.NeedsCsum
+	binary.LittleEndian.PutUint64(head, binary.LittleEndian.Uint64(from)&sendable)
+	binary.LittleEndian.PutUint16(head[8:], binary.LittleEndian.Uint16(from[8:]))
+}
+
 // aligned returns the bytes that a copy of a frame takes in the room.
-func aligned(size int) int { return (size + 63) &^ 63 }
+func aligned(size int) int { return (size + maxAlign) &^ maxAlign }
+
+const maxAlign = 63
 
 // takeFrame takes the chain's frame, of size bytes, and copies it or its start. It shortens the
 // vnet header to offload.HeaderLen bytes and clears the flags that only a device may set (virtio
@@ -100,9 +136,6 @@ func (p *Pair) takeFrame(f *Received, header, size int) {
 	}
 	at, pieces := p.takeHead(head, header)
 	p.headed += aligned(at)
-	if at >= 1 {
-		head[0] &= offload.NeedsCsum
-	}
 	f.Head, f.Rest, f.More = head[:at:at], nil, 0
 	if size <= at {
 		return
@@ -122,7 +155,7 @@ func (p *Pair) takeFrame(f *Received, header, size int) {
 func (p *Pair) takeHead(head []byte, header int) (at int, pieces [][]byte) {
 	pieces = p.chain
 	if first := pieces[0]; len(first) >= header {
-		*(*[offload.HeaderLen]byte)(head) = [offload.HeaderLen]byte(first) // costs less than copy
+		takeHeader(head, first)
 		if pieces[0] = first[header:]; len(first) == header {
 			pieces = pieces[1:]
 		}
@@ -136,7 +169,11 @@ func (p *Pair) takeHead(head []byte, header int) (at int, pieces [][]byte) {
 		}
 		return p.takeMore(head, at, 0, pieces[1:])
 	}
-	return p.takeMore(head, 0, header-offload.HeaderLen, pieces)
+	at, pieces = p.takeMore(head, 0, header-offload.HeaderLen, pieces)
+	if at > 0 {
+		head[0] &= offload.NeedsCsum
+	}
+	return at, pieces
 }
 
 // takeMore is takeHead from an offset on. skip is what is in the guest's header only.

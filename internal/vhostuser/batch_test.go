@@ -177,7 +177,7 @@ func TestLostFrame(t *testing.T) {
 	if len(f.Head) != HeadLen || f.More == 0 {
 		t.Fatalf("%d bytes and %d more", len(f.Head), f.More)
 	}
-	head := func() []byte { return make([]byte, VnetHdr) }
+	head := func() []byte { return make([]byte, offload.HeaderLen) }
 	results := make([]Result, 3)
 	to.dev.Pair(0).Send(&h.s, []offload.Frame{
 		{Head: head(), Payload: ether(60, 1)},

@@ -45,7 +45,7 @@ func TestResults(t *testing.T) {
 		}
 	}
 	results := []Result{Sent}
-	b.dev.Pair(0).Send(&s, []offload.Frame{{Head: make([]byte, VnetHdr), Payload: ether(60, 0)}}, results)
+	b.dev.Pair(0).Send(&s, []offload.Frame{{Head: make([]byte, offload.HeaderLen), Payload: ether(60, 0)}}, results)
 	if results[0] != Full {
 		t.Errorf("a fifth frame: %d", results[0])
 	}
@@ -76,7 +76,7 @@ func TestFlagsWithoutGuestChecksum(t *testing.T) {
 // TestLimits compares what the device says that a guest takes with what was negotiated.
 func TestLimits(t *testing.T) {
 	t.Parallel()
-	all := offload.Limits{CSum: true, TSO4: true, TSO6: true, TSOECN: true, USO: true, VnetHdr: VnetHdr, MTU: 9000}
+	all := offload.Limits{CSum: true, TSO4: true, TSO6: true, TSOECN: true, USO: true, VnetHdr: offload.HeaderLen, MTU: 9000}
 	b := newBench(t, 1)
 	f := b.guest(frontend.Config{MTU: 9000})
 	if got := b.dev.State().Limits; got != all {
@@ -84,7 +84,7 @@ func TestLimits(t *testing.T) {
 	}
 	_ = b.hangup(f)
 	f = b.guest(frontend.Config{Without: frontend.GuestCSum})
-	if got := b.dev.State().Limits; got != (offload.Limits{VnetHdr: VnetHdr}) {
+	if got := b.dev.State().Limits; got != (offload.Limits{VnetHdr: offload.HeaderLen}) {
 		t.Errorf("without checksums: %+v", got)
 	}
 	_ = b.hangup(f)
@@ -369,7 +369,7 @@ func TestNoAllocation(t *testing.T) {
 	}
 	nstest.Eventually(t, within, "the device is ready", func() bool { return dev.State().Ready })
 	p, frames := dev.Pair(0), make([]Received, 64)
-	list := []offload.Frame{{Head: make([]byte, VnetHdr), Payload: ether(60, 0)}}
+	list := []offload.Frame{{Head: make([]byte, offload.HeaderLen), Payload: ether(60, 0)}}
 	var s Sender
 	results := make([]Result, 1)
 	frame := append(make([]byte, frontend.Header), ether(60, 0)...)

@@ -54,13 +54,13 @@ const (
 // Lengths of the header before each frame in the rings: struct virtio_net_hdr_v1, and struct
 // virtio_net_hdr of drivers that have neither VERSION_1 nor mergeable buffers.
 const (
-	VnetHdr   = 12
+	longHdr   = 12
 	legacyHdr = offload.HeaderLen
 )
 
 func headerOf(features uint64) int {
 	if features&(featureVersion1|featureMergeable) != 0 {
-		return VnetHdr
+		return longHdr
 	}
 	return legacyHdr
 }
@@ -70,7 +70,7 @@ func limitsOf(features uint64) offload.Limits {
 	has := func(bits uint64) bool { return features&(bits|featureGuestCSum) == bits|featureGuestCSum }
 	return offload.Limits{
 		CSum: has(0), TSO4: has(featureGuestTSO4), TSO6: has(featureGuestTSO6), TSOECN: has(featureGuestECN),
-		USO: has(featureGuestUSO4 | featureGuestUSO6), VnetHdr: VnetHdr,
+		USO: has(featureGuestUSO4 | featureGuestUSO6), VnetHdr: offload.HeaderLen,
 	}
 }
 

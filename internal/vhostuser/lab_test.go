@@ -148,7 +148,7 @@ func (b *bench) send(s *Sender, pair int, head, ether []byte) Result {
 	b.t.Helper()
 	result := []Result{Full}
 	nstest.Eventually(b.t, within, "the guest has room", func() bool {
-		h := append(slices.Clone(head), make([]byte, VnetHdr-len(head))...)
+		h := append(slices.Clone(head), make([]byte, offload.HeaderLen-len(head))...)
 		b.dev.Pair(pair).Send(s, []offload.Frame{{Head: h, Payload: ether}}, result)
 		return result[0] != Full
 	})

@@ -30,6 +30,7 @@ type Sender struct {
 	// not come from a guest's memory.
 	From *Pair
 
+	header [longHdr]byte
 	pieces [][]byte
 	chains []virtq.Chain
 	owed   []debt
@@ -60,9 +61,9 @@ func (s *Sender) wake() {
 }
 
 // Send puts frames into the guest's ring and sets the result of each, up to the length of results.
-// The pieces of a frame are the vnet header of VnetHdr bytes and the Ethernet frame; Head has at
-// least the header. Send writes to the header. It never waits for the guest. If s.From is not nil,
-// its Done wakes the guest.
+// The pieces of a frame are the vnet header of offload.HeaderLen bytes and the Ethernet frame; Head
+// has at least the header. Send does not change them, and never waits for the guest. If s.From is
+// not nil, its Done wakes the guest.
 //
 // If the guest has not enabled the pair, its first pairs take the frames.
 func (p *Pair) Send(s *Sender, list []offload.Frame, results []Result) {
@@ -176,10 +177,47 @@ func (d *Device) publish(ring *virtq.Ring) (interrupts bool, err error) {
 // must not keep other ports' goroutines busy.
 const maxPieces = 1024
 
-// putFrame copies a frame into as many chains as it needs: one, unless the guest merges buffers.
+// putFrame copies a frame into the guest's next buffer, or into more of them.
 func (d *Device) putFrame(s *Sender, ring *virtq.Ring, f *offload.Frame) (Result, error) {
 	header := headerOf(d.features)
-	size := uint32(f.Len() - VnetHdr + header)
+	size := uint32(f.Len() - offload.HeaderLen + header)
+	if has, err := ring.Has(1); err != nil || !has {
+		return Full, err
+	}
+	id, to := ring.Single(0, true)
+	if uint32(len(to)) < size {
+		return d.putParts(s, ring, f, header, size)
+	}
+	to = to[:size]
+	d.putHeader(to, f.Head, 1)
+	at := header + copy(to[header:], f.Head[offload.HeaderLen:])
+	if len(f.Payload) > 0 {
+		at += copy(to[at:], f.Payload)
+	}
+	for _, piece := range f.Rest {
+		at += copy(to[at:], piece)
+	}
+	d.mem.Wrote(to)
+	ring.Use(id, size)
+	return Sent, nil
+}
+
+// putHeader writes the vnet header of a frame that takes that many chains, in the guest's format.
+func (d *Device) putHeader(to, head []byte, chains int) {
+	word, last := binary.LittleEndian.Uint64(head), binary.LittleEndian.Uint16(head[8:])
+	if d.features&featureGuestCSum == 0 {
+		word &^= 0xff // no flags (virtio 1.2, 5.1.6.4.1)
+	}
+	binary.LittleEndian.PutUint64(to, word)
+	if headerOf(d.features) == legacyHdr {
+		binary.LittleEndian.PutUint16(to[8:], last)
+		return
+	}
+	binary.LittleEndian.PutUint32(to[8:], uint32(last)|uint32(chains)<<16)
+}
+
+// putParts copies a frame into as many chains as it needs: one, unless the guest merges buffers.
+func (d *Device) putParts(s *Sender, ring *virtq.Ring, f *offload.Frame, header int, size uint32) (Result, error) {
 	merges := d.features&featureMergeable != 0
 	s.pieces, s.chains = s.pieces[:0], s.chains[:0]
 	for room := uint32(0); room < size; {
@@ -200,11 +238,8 @@ func (d *Device) putFrame(s *Sender, ring *virtq.Ring, f *offload.Frame) (Result
 			room = size
 		}
 	}
-	if d.features&featureGuestCSum == 0 {
-		f.Head[0] = 0 // virtio 1.2, 5.1.6.4.1
-	}
-	binary.LittleEndian.PutUint16(f.Head[offload.HeaderLen:], uint16(len(s.chains)))
-	s.scatter(d.mem, f.Rest, f.Head[:header], f.Head[VnetHdr:], f.Payload)
+	d.putHeader(s.header[:], f.Head, len(s.chains))
+	s.scatter(d.mem, f.Rest, s.header[:header], f.Head[offload.HeaderLen:], f.Payload)
 	for _, c := range s.chains {
 		n := min(c.Len, size)
 		ring.Use(c.Head, n)
@@ -227,7 +262,8 @@ func (s *Sender) scatter(mem *guestmem.Memory, rest [][]byte, parts ...[]byte) {
 // spread copies a part to pieces, and returns those that have room left.
 func spread(mem *guestmem.Memory, to [][]byte, part []byte) [][]byte {
 	for len(part) > 0 {
-		n := mem.Write(to[0], part)
+		n := copy(to[0], part)
+		mem.Wrote(to[0][:n])
 		part = part[n:]
 		if to[0] = to[0][n:]; len(to[0]) == 0 {
 			to = to[1:]

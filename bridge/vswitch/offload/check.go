@@ -71,9 +71,13 @@ func Check(h Header, frame []byte) Reason { return CheckStart(h, frame, 0) }
 // least. OK is true of the whole frame. Any other reason may only mean that the start has not all
 // headers.
 func CheckStart(h Header, start []byte, more int) Reason {
-	if h.Plain() {
+	if h.Plain() { // inlined where frames are forwarded
 		return OK
 	}
+	return check(h, start, more)
+}
+
+func check(h Header, start []byte, more int) Reason {
 	if h.Flags&NeedsCsum != 0 {
 		if why := checkCsum(h, len(start)+more); why != OK {
 			return why

@@ -66,12 +66,13 @@ func Parse(b []byte) (h Header, ok bool) {
 	if len(b) < HeaderLen {
 		return Header{}, false
 	}
+	w := binary.LittleEndian.Uint64(b) // one access: a header is often read right after it was written
 	return Header{
-		Flags:      b[0],
-		GSOType:    b[1],
-		HdrLen:     binary.LittleEndian.Uint16(b[2:]),
-		GSOSize:    binary.LittleEndian.Uint16(b[4:]),
-		CsumStart:  binary.LittleEndian.Uint16(b[6:]),
+		Flags:      uint8(w),
+		GSOType:    uint8(w >> 8),
+		HdrLen:     uint16(w >> 16),
+		GSOSize:    uint16(w >> 32),
+		CsumStart:  uint16(w >> 48),
 		CsumOffset: binary.LittleEndian.Uint16(b[8:]),
 	}, true
 }
@@ -79,10 +80,8 @@ func Parse(b []byte) (h Header, ok bool) {
 // Put writes h into the first HeaderLen bytes of b, which must be long enough.
 func (h Header) Put(b []byte) {
 	_ = b[HeaderLen-1]
-	b[0], b[1] = h.Flags, h.GSOType
-	binary.LittleEndian.PutUint16(b[2:], h.HdrLen)
-	binary.LittleEndian.PutUint16(b[4:], h.GSOSize)
-	binary.LittleEndian.PutUint16(b[6:], h.CsumStart)
+	binary.LittleEndian.PutUint64(b, uint64(h.Flags)|uint64(h.GSOType)<<8|uint64(h.HdrLen)<<16|
+		uint64(h.GSOSize)<<32|uint64(h.CsumStart)<<48)
 	binary.LittleEndian.PutUint16(b[8:], h.CsumOffset)
 }
 
@@ -130,11 +129,11 @@ const MaxVnetHdr = TunnelHeaderLen
 // Fits reports whether the target takes the frame unchanged, with the same header. The frame must
 // have passed Check. If it does not fit, a Finisher converts it. A super-frame without NeedsCsum
 // never fits, since a receiver may rely on both being set (virtio 1.2, 5.1.6.4).
-func Fits(h Header, frame []byte, l Limits) bool { return FitsStart(h, frame, 0, l) }
+func Fits(h Header, frame []byte, l Limits) bool { return FitsStart(h, frame, 0, &l) }
 
 // FitsStart reports whether the target takes a frame of which only the start is there. The frame
 // has passed CheckStart with the same arguments.
-func FitsStart(h Header, start []byte, more int, l Limits) bool {
+func FitsStart(h Header, start []byte, more int, l *Limits) bool {
 	size := len(start) + more
 	if h.Flags&NeedsCsum != 0 && !l.CSum || h.sctp() {
 		return false
@@ -161,7 +160,7 @@ func (p *layout) segment(h Header) int {
 }
 
 // takesCut reports whether the target itself cuts super-frames of this type and these headers.
-func (l Limits) takesCut(gsoType uint8, p *layout) bool {
+func (l *Limits) takesCut(gsoType uint8, p *layout) bool {
 	return l.CSum && l.VnetHdr >= HeaderLen && l.takes(gsoType) &&
 		(p.plain || p.overUDP() && l.Tunnels && l.VnetHdr >= TunnelHeaderLen)
 }
@@ -215,7 +214,7 @@ func (p *layout) putTunnel(h Header, frame, b []byte, shift int) {
 }
 
 // takes reports whether the target takes super-frames of this type.
-func (l Limits) takes(gsoType uint8) bool {
+func (l *Limits) takes(gsoType uint8) bool {
 	if gsoType&GSOECN != 0 && !l.TSOECN {
 		return false
 	}
@@ -233,7 +232,7 @@ func (l Limits) takes(gsoType uint8) bool {
 // admits reports whether a frame of n bytes that begins like frame is within the target's MTU. It
 // follows the rule of a kernel bridge: an untagged frame may be longer by the length of a tag
 // (__is_skb_forwardable in include/linux/netdevice.h), and the outermost tag does not count.
-func (l Limits) admits(frame []byte, n int) bool {
+func (l *Limits) admits(frame []byte, n int) bool {
 	if l.MTU == 0 || n <= l.MTU+etherLen+vlanLen {
 		return true
 	}

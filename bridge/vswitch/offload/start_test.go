@@ -33,7 +33,7 @@ func FuzzStart(f *testing.F) {
 		}
 		l := limits(mtu, offloads)
 		l.Tunnels, l.VnetHdr = true, TunnelHeaderLen
-		fits := FitsStart(h, start, more, l)
+		fits := FitsStart(h, start, more, &l)
 		if fits != Fits(h, frame, l) {
 			t.Fatalf("the first %d of %d bytes fit: %v", len(start), len(frame), fits)
 		}

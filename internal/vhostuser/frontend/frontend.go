@@ -63,6 +63,7 @@ type Config struct {
 	Pairs    int
 	Ring     int // descriptors of a ring
 	Buffer   int // size in bytes of a buffer for a received frame
+	Room     int // the same for a sent frame; 0 means 68 KiB
 	Without  uint64
 	Pieces   int // descriptors of a sent frame; 0 means one
 	Indirect bool
@@ -118,6 +119,9 @@ func Prepare(conn *net.UnixConn, cfg Config) (*Frontend, error) {
 	}
 	if f.Buffer == 0 {
 		f.Buffer = 2048
+	}
+	if f.Room == 0 {
+		f.Room = frameRoom
 	}
 	size := 0
 	for n := range f.Pairs {

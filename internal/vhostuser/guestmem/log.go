@@ -74,14 +74,12 @@ func (m *Memory) CheckLog() error {
 	return nil
 }
 
-// Write copies as many bytes as fit to a piece of the memory, from At, and returns their number.
-// All frames are written by it, so that the log has their pages.
-func (m *Memory) Write(to, from []byte) int {
-	n := copy(to, from)
+// Wrote logs that a piece of the memory, from At, was written, if there is a log. Whoever writes a
+// frame calls it afterwards.
+func (m *Memory) Wrote(piece []byte) {
 	if m.log != nil {
-		m.mark(to[:n])
+		m.mark(piece)
 	}
-	return n
 }
 
 // mark marks a piece of the memory as written.

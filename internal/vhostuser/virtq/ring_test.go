@@ -95,8 +95,16 @@ func use(r *Ring, writable bool) (chains int, err error) {
 	var pieces [][]byte
 	for range have {
 		var c Chain
+		head, buffer := r.Single(0, writable)
 		if c, pieces, err = r.Chain(0, writable, pieces[:0]); err != nil {
+			if len(buffer) > 0 {
+				return chains, errors.New("a malformed chain is a single buffer")
+			}
 			break
+		}
+		if len(buffer) > 0 && (head != c.Head || len(pieces) != 1 || &pieces[0][0] != &buffer[0] ||
+			len(pieces[0]) != len(buffer)) {
+			return chains, errors.New("the single buffer is not the chain's only piece")
 		}
 		total := 0
 		for _, p := range pieces {
