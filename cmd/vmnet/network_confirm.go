@@ -16,6 +16,7 @@ import (
 	"vmnet/internal/network"
 	"vmnet/internal/network/config"
 	"vmnet/internal/network/managers"
+	"vmnet/internal/sdnotify"
 )
 
 // defaultConfirm is how long a move may be confirmed.
@@ -211,7 +212,7 @@ func (a *app) networkGuardCommand(o *networkFlags) *cobra.Command {
 		ctx := context.WithoutCancel(cmd.Context())
 		return a.withNetworks(ctx, o, func(m *network.Manager) error {
 			var notified error
-			taken, err := m.AwaitConfirm(ctx, args[0], func() { notified = notify("READY=1") })
+			taken, err := m.AwaitConfirm(ctx, args[0], func() { notified = sdnotify.Notify("READY=1") })
 			if err == nil {
 				err = notified
 			}

@@ -13,6 +13,7 @@ import (
 
 	"vmnet/internal/network"
 	"vmnet/internal/network/server"
+	"vmnet/internal/sdnotify"
 )
 
 func (a *app) networkServeCommand(o *networkFlags) *cobra.Command {
@@ -101,7 +102,7 @@ func (a *app) networkServe(ctx context.Context, m *network.Manager, name string)
 			status = fmt.Sprintf("network %s: made, without a server", name)
 		}
 		printed = a.result(networkServed{Network: name, State: "running"}, "%s", status)
-		if err := notify("READY=1\nSTATUS=" + status); err != nil {
+		if err := sdnotify.Notify("READY=1\nSTATUS=" + status); err != nil {
 			a.note(err.Error())
 		}
 	}
@@ -114,7 +115,7 @@ func (a *app) networkServe(ctx context.Context, m *network.Manager, name string)
 		ready()
 		<-ctx.Done()
 	}
-	if err := notify("STOPPING=1"); err != nil {
+	if err := sdnotify.Notify("STOPPING=1"); err != nil {
 		a.note(err.Error())
 	}
 	if cause := context.Cause(ctx); errors.Is(cause, errServerDiffers) {

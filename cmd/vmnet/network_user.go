@@ -16,6 +16,7 @@ import (
 	"vmnet/internal/network/server"
 	"vmnet/internal/network/userdirs"
 	"vmnet/internal/network/usernet"
+	"vmnet/internal/sdnotify"
 	"vmnet/tapmgr/nic"
 )
 
@@ -99,14 +100,14 @@ func (a *app) networkServeUser(ctx context.Context, m *network.Manager, name str
 	}, func(socket string) {
 		status := fmt.Sprintf("network %s: guests are answered, socket %s", name, socket)
 		printed = a.result(networkServed{name, "running", socket}, "%s", status)
-		if err := notify("READY=1\nSTATUS=" + status); err != nil {
+		if err := sdnotify.Notify("READY=1\nSTATUS=" + status); err != nil {
 			a.note(err.Error())
 		}
 	})
 	if err != nil {
 		log.Add(err.Error())
 	}
-	if err := notify("STOPPING=1"); err != nil {
+	if err := sdnotify.Notify("STOPPING=1"); err != nil {
 		a.note(err.Error())
 	}
 	return errors.Join(err, printed, a.result(networkServed{Network: name, State: "ended"}, "network %s: ended", name))

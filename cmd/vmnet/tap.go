@@ -18,6 +18,7 @@ import (
 	"vmnet/internal/cli/nicflags"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/network"
+	"vmnet/internal/sdnotify"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 )
@@ -261,7 +262,7 @@ func (a *app) tapKeepCommand() *cobra.Command {
 		// It ends with the tap's wait, not with the terminal of tap create.
 		signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT)
 		return a.withManager(func(m *tapmgr.Manager) error {
-			err := m.KeepTap(cmd.Context(), vm, nicID, func() error { return notify("READY=1") })
+			err := m.KeepTap(cmd.Context(), vm, nicID, func() error { return sdnotify.Notify("READY=1") })
 			if err != nil {
 				return fmt.Errorf("keep %s/%s: %w", vm, nicID, err)
 			}

@@ -3,12 +3,8 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
-	"net"
-	"os"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -19,6 +15,7 @@ import (
 	"vmnet/internal/network/config"
 	"vmnet/internal/network/dhcp"
 	"vmnet/internal/nsport"
+	"vmnet/internal/sdnotify"
 	"vmnet/internal/watch"
 	"vmnet/libvirt"
 	"vmnet/tapmgr"
@@ -93,7 +90,7 @@ func (a *app) watch(ctx context.Context, o *watchVerb, networks *network.Manager
 	log := a.logger(o.log)
 	cfg := watch.Config{NS: ns, Manager: m, Report: func(r watch.Report) { logReport(ctx, log, r) }, Ready: func() {
 		log.InfoContext(ctx, "ready")
-		if err := notify("READY=1"); err != nil {
+		if err := sdnotify.Notify("READY=1"); err != nil {
 			log.WarnContext(ctx, "cannot notify systemd", "error", err)
 		}
 	}}
@@ -117,7 +114,7 @@ func (a *app) watch(ctx context.Context, o *watchVerb, networks *network.Manager
 	defer stopMetrics()
 	err = watch.Run(ctx, cfg)
 	log.InfoContext(ctx, "ended")
-	return errors.Join(err, notify("STOPPING=1"))
+	return errors.Join(err, sdnotify.Notify("STOPPING=1"))
 }
 
 // dialer returns a function that connects to the libvirt of a URI or socket path; empty means the
@@ -148,28 +145,4 @@ func logReport(ctx context.Context, log *slog.Logger, r watch.Report) {
 		attrs = append(attrs, slog.String("error", r.Err.Error()))
 	}
 	log.LogAttrs(ctx, level, r.Text, attrs...)
-}
-
-// notifyTimeout bounds the wait for a systemd that does not read.
-const notifyTimeout = time.Second
-
-// notify sends a state to systemd as a datagram, if $NOTIFY_SOCKET is set (sd_notify(3)).
-func notify(state string) error {
-	path := os.Getenv("NOTIFY_SOCKET")
-	if path == "" {
-		return nil
-	}
-	// both read a leading @ as an abstract name
-	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err == nil {
-		defer c.Close()
-		err = c.SetWriteDeadline(time.Now().Add(notifyTimeout))
-	}
-	if err == nil {
-		_, err = c.Write([]byte(state))
-	}
-	if err != nil {
-		return fmt.Errorf("notify systemd of %s: %w", state, err)
-	}
-	return nil
 }

@@ -61,7 +61,7 @@ var layers = [][]string{
 		"internal/network/child",
 	},
 	{"internal/vhostuser"},
-	{"internal/kernel/pidfd", "internal/vhostuser/virtq"},
+	{"internal/kernel/pidfd", "internal/vhostuser/virtq", "internal/sdnotify"},
 	{
 		"internal/kernel/procfd", "internal/kernel/procview", "internal/kernel/fdpass", "internal/cli/console",
 		"internal/cli/output",
@@ -86,7 +86,7 @@ var systemCalls = []string{
 	"vhost", "qmp", "internal/network/radv",
 	"internal/network/dnsrelay", "internal/kernel/announce",
 	"libvirt", "internal/doctor", "internal/vhostuser",
-	"internal/cli/fdroom", "testvm", "cmd/testvm",
+	"internal/cli/fdroom", "internal/sdnotify", "testvm", "cmd/testvm",
 }
 
 // syscallsElsewhere are functions of package syscall that other packages may call: Flock, of the
