@@ -1,7 +1,6 @@
 package vswitch
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -71,8 +70,8 @@ func (sw *Switch) HandOver(name string) (Rest, error) {
 }
 
 func (sw *Switch) handOverDevice(p *Port) (r Rest, err error) {
-	if err = sw.remove(p); err == nil && p.wire.kind != "packet" && p.wire.link != nil {
-		r.Link, err = json.Marshal(p.wire.link.Followed())
+	if err = sw.remove(p); err == nil {
+		r.Link, err = p.Followed() // the last one: the port's goroutines have ended
 	}
 	return r, err
 }

@@ -88,9 +88,29 @@ func (p *Port) follow() {
 		if err != nil {
 			return
 		}
+		at := p.wire.link.Followed()
+		p.followed.Store(&at)
 		was := p.link.Swap(&s)
 		p.linkChanged(*was, s)
+		select {
+		case p.changed <- struct{}{}:
+		default:
+		}
 	}
+}
+
+// LinkChanged returns a channel that receives once the state of the port's device has changed,
+// which may be the case several times then.
+func (p *Port) LinkChanged() <-chan struct{} { return p.changed }
+
+// Followed returns what a Rest needs of the device that the port follows, as JSON, and nil if it
+// needs nothing.
+func (p *Port) Followed() ([]byte, error) {
+	at := p.followed.Load()
+	if at == nil || p.wire.kind == "packet" { // a packet port finds its device by the socket
+		return nil, nil
+	}
+	return json.Marshal(at)
 }
 
 // linkChanged adapts the port to a change of its device.

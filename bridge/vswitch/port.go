@@ -26,6 +26,8 @@ type Port struct {
 	limits   atomic.Pointer[offload.Limits]
 	limiting sync.Mutex                     // held while limits change
 	link     atomic.Pointer[rtnl.LinkState] // state of the device; nil if it is not followed
+	followed atomic.Pointer[rtnl.Followed]  // see Followed
+	changed  chan struct{}                  // see LinkChanged
 	down     atomic.Bool                    // its device or guest is down, or the port has ended
 	stop     stop
 
@@ -62,12 +64,13 @@ func newPort(sw *Switch, name string, index int, w *Wire, cfg vport.Config) *Por
 	p := &Port{
 		sw: sw, name: name, index: index, wire: w,
 		rx: make([]counters, len(w.queues)), tx: make([]counters, len(w.queues)),
-		ended: make(chan struct{}),
+		ended: make(chan struct{}), changed: make(chan struct{}, 1),
 	}
 	p.set.Store(newSettings(cfg))
 	if w.link != nil {
-		s := w.link.State()
+		s, at := w.link.State(), w.link.Followed()
 		p.link.Store(&s)
+		p.followed.Store(&at)
 		p.down.Store(isDown(s))
 	}
 	if w.frontends != nil || w.stream != nil && w.stream.in == nil {

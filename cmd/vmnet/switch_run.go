@@ -21,6 +21,7 @@ import (
 	"vmnet/internal/cli/nicflags"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/sandbox"
+	"vmnet/internal/sdnotify"
 )
 
 // runVerb is the command line of switch run.
@@ -34,6 +35,8 @@ type runVerb struct {
 	sandbox   sandbox.Mode
 	takenOver bool // from another process
 	poll      polling
+	fdStore   bool
+	store     *sdnotify.Manager // with fdStore
 }
 
 func (a *app) switchRunCommand() *cobra.Command {
@@ -68,6 +71,8 @@ only, and not the host's own stack.
 		"the `USER` or UID:GID that it runs as once its ports are open (default the caller)")
 	f.BoolVar(&o.filter, "vlan-filtering", false, "separate VLANs from the start, and not only once a port has a VLAN")
 	sandboxFlag(cmd, &o.sandbox)
+	f.BoolVar(&o.fdStore, "fd-store", false,
+		"have systemd keep the ports' files, with which the switch goes on if it is killed (FileDescriptorStoreMax=)")
 	o.poll.flags(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		o.name = args[0]
@@ -91,6 +96,12 @@ func (a *app) runSwitch(ctx context.Context, o *runVerb) error {
 	if err != nil {
 		return err
 	}
+	if o.fdStore {
+		if o.store, err = sdnotify.Dial(); err != nil {
+			return usagef("--fd-store: %w", err)
+		}
+		defer o.store.Close()
+	}
 	place, err := server.Prepare(o.name, to.UID, to.GID)
 	if errors.Is(err, server.ErrRunning) {
 		return fmt.Errorf("%w (vmnet switch stop %s ends it)", err, o.name)
@@ -98,10 +109,8 @@ func (a *app) runSwitch(ctx context.Context, o *runVerb) error {
 	if err != nil {
 		return err
 	}
-	roomForOthers()
-	sw := vswitch.New(a.switchConfig(o))
-	s := server.New(sw, o.info(o.name))
-	opened, err := a.plugIn(ctx, s, o.ports)
+	sw, s := a.newSwitch(o, o.name)
+	opened, err := a.begin(ctx, o, s)
 	var l *server.Listener
 	if err == nil {
 		l, err = listenAs(place, to)
@@ -115,35 +124,45 @@ func (a *app) runSwitch(ctx context.Context, o *runVerb) error {
 	return errors.Join(err, closeSwitch(sw, s, l))
 }
 
-func (a *app) switchConfig(o *runVerb) vswitch.Config {
-	return vswitch.Config{
+// newSwitch makes a switch without ports, with that name for clients. closeSwitch closes it.
+func (a *app) newSwitch(o *runVerb, name string) (*vswitch.Switch, *server.Server) {
+	roomForOthers()
+	sw := vswitch.New(vswitch.Config{
 		Ageing: o.ageing, Addresses: o.addresses, VLANFiltering: o.filter, Poll: o.poll.time, PollCPUs: o.poll.cpus,
-		Notice: func(text string) { a.note("switch " + o.name + ": " + text) },
-	}
-}
-
-// info describes the switch to clients.
-func (o *runVerb) info(name string) control.Info {
-	return control.Info{
+		Notice: func(text string) { a.noteOf(o, text) },
+	})
+	return sw, server.New(sw, control.Info{
 		Name: name, Version: versionText(), Ageing: int(o.ageing.Seconds()), Addresses: o.addresses,
 		Poll: float64(o.poll.time) / float64(time.Microsecond), PollCPUs: o.poll.cpus,
+	})
+}
+
+// noteOf prints a note about a switch.
+func (a *app) noteOf(o *runVerb, text string) { a.note("switch " + o.name + ": " + text) }
+
+// keep has the store keep the ports, if there is one; has is that of KeepIn.
+func (a *app) keep(o *runVerb, s *server.Server, has bool) {
+	if o.store != nil {
+		s.KeepIn(o.store, has, func(text string) { a.noteOf(o, text) })
 	}
 }
 
 // closeSwitch closes all that serveSwitch has left. l may be nil.
 func closeSwitch(sw *vswitch.Switch, s *server.Server, l *server.Listener) error {
-	err := sw.Close()
-	switch {
-	case l == nil:
-	default:
-		if _, taken := s.HandedTo(); taken {
-			err = errors.Join(err, l.Abandon())
-		} else {
-			err = errors.Join(err, l.Close())
-		}
-	}
+	err := errors.Join(sw.Close(), leave(s, l))
 	s.Close()
 	return err
+}
+
+// leave closes the listener, whose socket stays if another process has taken it over.
+func leave(s *server.Server, l *server.Listener) error {
+	if l == nil {
+		return nil
+	}
+	if _, taken := s.HandedTo(); taken {
+		return l.Abandon()
+	}
+	return l.Close()
 }
 
 // leastProcs is how many goroutines may run at a time at least.
@@ -220,7 +239,7 @@ func (a *app) serveSwitch(ctx context.Context, o *runVerb, s *server.Server, l *
 	opened []openPort,
 ) error {
 	s.Confined(a.confine(o, l.Path(), s.Ports()))
-	s.HandsOver(l)
+	s.HandsOver(l, func(pid int) { a.tellSystemd(fmt.Sprintf("MAINPID=%d", pid)) })
 	status := fmt.Sprintf("switch %s: runs with %s, socket %s", o.name, count(s.Info().Ports, "port"), l.Path())
 	if err := a.printRunning(o.name, l.Path(), status, opened); err != nil {
 		if !o.takenOver {
@@ -230,18 +249,22 @@ func (a *app) serveSwitch(ctx context.Context, o *runVerb, s *server.Server, l *
 	}
 	a.tellAlone(s.Ports(), s.Info().VLANFiltering)
 	a.tellLimit()
-	if err := notify("READY=1\nSTATUS=" + status); err != nil {
-		a.note(err.Error())
-	}
+	a.tellSystemd("READY=1\nSTATUS=" + status)
 	err := s.Serve(ctx, l)
-	state, text, told := "ended", "ended", "STOPPING=1"
+	state, text := "ended", "ended"
 	if pid, taken := s.HandedTo(); taken {
-		state, text, told = "handed-over", fmt.Sprintf("handed over to process %d", pid), fmt.Sprintf("MAINPID=%d", pid)
-	}
-	if err := notify(told); err != nil {
-		a.note(err.Error())
+		state, text = "handed-over", fmt.Sprintf("handed over to process %d", pid)
+	} else {
+		a.tellSystemd("STOPPING=1")
 	}
 	return errors.Join(err, a.result(switchRuns{Switch: o.name, State: state}, "switch %s: %s", o.name, text))
+}
+
+// tellSystemd reports a state. A switch goes on without systemd.
+func (a *app) tellSystemd(state string) {
+	if err := sdnotify.Notify(state); err != nil {
+		a.note(err.Error())
+	}
 }
 
 // switchRuns is what run prints when it listens and when it ends.

@@ -7,19 +7,17 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"slices"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/bridge/vswitch/control/server"
 	"vmnet/internal/access/privilege"
 	"vmnet/internal/cli/fdroom"
+	"vmnet/internal/sdnotify"
 )
 
 func (a *app) switchUpgradeCommand() *cobra.Command {
@@ -34,7 +32,9 @@ its link down for a moment, since QEMU connects again. If the new process fails,
 on. Counters begin at 0.
 
 The new process runs as the user of the old one, and prints where that one did. It goes on in the
-background, or with --foreground instead of this command.`,
+background, or with --foreground instead of this command. Of a switch that a unit of systemd runs,
+it is a process of that unit: this command asks systemd to reload the unit, whose ExecReload= is
+vmnet switch upgrade.`,
 		Example:           "  vmnet switch upgrade sw0",
 		Args:              oneArg("the name of a switch"),
 		ValidArgsFunction: runningSwitches,
@@ -47,10 +47,17 @@ background, or with --foreground instead of this command.`,
 		if o.sandbox, err = sandboxMode(cmd, o.sandbox); err != nil {
 			return err
 		}
-		if !foreground {
-			return a.upgradeBehind(cmd.Context(), &o)
+		if foreground {
+			return a.takeOver(cmd.Context(), &o)
 		}
-		return a.takeOver(cmd.Context(), &o)
+		u, err := unitToReload(cmd.Context(), o.name)
+		switch {
+		case err != nil:
+			return err
+		case u.name != "":
+			return a.upgradeUnit(cmd.Context(), &o, u)
+		}
+		return a.upgradeBehind(cmd.Context(), &o)
 	})
 	return cmd
 }
@@ -113,14 +120,18 @@ func (a *app) takeOver(ctx context.Context, o *runVerb) error {
 	if err != nil {
 		return err
 	}
-	roomForOthers()
 	o.ageing, o.addresses, o.filter = time.Duration(info.Ageing)*time.Second, info.Addresses, info.VLANFiltering
 	o.poll = polling{time.Duration(info.Poll * float64(time.Microsecond)), info.PollCPUs}
 	if err := o.poll.check(); err != nil {
 		return err
 	}
-	sw := vswitch.New(a.switchConfig(o))
-	s := server.New(sw, o.info(info.Name))
+	if info.FDStore {
+		if o.store, err = sdnotify.Dial(); err != nil {
+			return fmt.Errorf("systemd keeps the files of the switch's ports: %w", err)
+		}
+		defer o.store.Close()
+	}
+	sw, s := a.newSwitch(o, info.Name)
 	t := s.Taking(c.Path())
 	defer t.Close()
 	err = c.HandOver(begin, t.Part, t.Entries)
@@ -134,12 +145,11 @@ func (a *app) takeOver(ctx context.Context, o *runVerb) error {
 		if t.Listener != nil {
 			err = errors.Join(err, t.Listener.Abandon())
 		}
-		err = errors.Join(err, sw.Close())
-		s.Close()
-		return err
+		return errors.Join(err, closeSwitch(sw, s, nil))
 	}
 	// From here on there is no other switch. What fails is a note, and the switch goes on.
 	o.takenOver = true
+	a.keep(o, s, true)
 	err = errors.Join(t.Begin(), t.TakeOutput(), sayReady())
 	if err != nil {
 		a.note(err.Error())
@@ -156,17 +166,22 @@ func (a *app) becomeUserOf(o *runVerb, c *control.Client) error {
 	if self != 0 && self != uid {
 		return fmt.Errorf("switch %s: it is user %d's: run this as that user or root", o.name, uid)
 	}
-	if unit := unitOf(pid); unit != "" && unit != unitOf(os.Getpid()) {
-		return fmt.Errorf("switch %s: %s runs it, and would end with it: systemctl restart %[2]s", o.name, unit)
+	if u := unitOf(pid); u.name != "" && u != unitOf(os.Getpid()) {
+		return fmt.Errorf("switch %s: %s runs it, and would end with it (without --foreground, systemd is asked)",
+			o.name, u.name)
 	}
-	to := privilege.Caller{UID: uid, GID: c.Group()}
 	if self == uid {
-		var err error
-		if to, err = privilege.Who(); err != nil {
+		to, err := privilege.Who()
+		if err != nil {
 			return err
 		}
+		return privilege.GiveUp(to)
 	}
-	return privilege.GiveUp(to)
+	gid, groups, err := c.Groups()
+	if err != nil {
+		return fmt.Errorf("switch %s: the groups of user %d: %w", o.name, uid, err)
+	}
+	return privilege.GiveUp(privilege.Caller{UID: uid, GID: gid, Groups: groups})
 }
 
 // enoughFor returns an error if the switch lacks something that the ports need.
@@ -191,22 +206,6 @@ func taken(ctx context.Context, c *control.Client) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), switchPatience)
 	defer cancel()
 	return c.Taken(ctx)
-}
-
-// unitOf returns the systemd service that a process is in, or "" (proc_pid_cgroup(5)).
-func unitOf(pid int) string {
-	groups, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid)) // of a process that has ended, it is in none
-	return serviceIn(string(groups))
-}
-
-func serviceIn(groups string) string {
-	for line := range strings.Lines(groups) {
-		path := strings.Split(strings.TrimSpace(line), "/")
-		if i := slices.IndexFunc(path, func(s string) bool { return strings.HasSuffix(s, ".service") }); i > 0 {
-			return path[i]
-		}
-	}
-	return ""
 }
 
 // sayReady tells the command that waits for this process, if one does.

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"strings"
@@ -119,14 +120,19 @@ func TestLiveSwitchUpgrade(t *testing.T) {
 }
 
 func TestServiceIn(t *testing.T) {
-	const unit = "/system.slice/system-vmnet\\x2dswitch.slice/vmnet-switch@sw0.service"
-	for want, groups := range map[string]string{
-		"vmnet-switch@sw0.service": "0::" + unit + "\n",
-		"a.service":                "3:cpu:/\n1:name=systemd:/system.slice/a.service/payload\n0::/\n",
-		"":                         "0::/user.slice/user-1000.slice/session-2.scope\n",
+	const name = "/system.slice/system-vmnet\\x2dswitch.slice/vmnet-switch@sw0.service"
+	const user = "0::/user.slice/user-1000.slice/user@1000.service/app.slice/"
+	none := unit{user: -1}
+	for groups, want := range map[string]unit{
+		"0::" + name + "\n": {"vmnet-switch@sw0.service", -1},
+		"3:cpu:/\n1:name=systemd:/system.slice/a.service/payload\n0::/\n": {"a.service", -1},
+		"0::/user.slice/user-1000.slice/session-2.scope\n":                none,
+		user + "sw.service\n":  {"sw.service", 1000},
+		user + "vte-1.scope\n": {user: 1000},
+		"":                     none,
 	} {
-		if got := serviceIn(groups); got != want {
-			t.Errorf("%q: %q, want %q", groups, got, want)
+		if got := serviceIn(groups); got.name != want.name || want.name != "" && got != want {
+			t.Errorf("%q: %+v, want %+v", groups, got, want)
 		}
 	}
 }
@@ -144,6 +150,13 @@ func TestLiveSwitchUpgradeOfUser(t *testing.T) {
 		t.Errorf("%v: %s", err, out)
 	}
 	r.says("handed over to process")
+	if as != nil { // root, by whom the switch keeps its user's groups
+		r.upgrade()
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.cmd.Process.Pid))
+		if err != nil || !strings.Contains(string(status), "Groups:\t20 30 \n") {
+			t.Errorf("%v, %s", err, status)
+		}
+	}
 	r.stop()
 }
 

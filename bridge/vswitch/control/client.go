@@ -112,8 +112,12 @@ func (c *Client) Close() error { return c.conn.Close() }
 // the switch reports.
 func (c *Client) Peer() (pid, uid int) { return c.pid, c.uid }
 
-// Group returns the group of the process that listens, as the kernel reports it.
-func (c *Client) Group() int { return c.gid }
+// Groups returns the group and the supplementary groups of the process that listens, as the kernel
+// reports them.
+func (c *Client) Groups() (gid int, all []int, err error) {
+	all, err = fdpass.PeerGroups(c.conn)
+	return c.gid, all, err
+}
 
 // Path returns the path of the switch's socket.
 func (c *Client) Path() string { return c.path }

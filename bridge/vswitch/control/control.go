@@ -204,7 +204,8 @@ type Info struct {
 
 	// Sandbox has what confines the process besides its user, such as "seccomp"; none is "off".
 	Sandbox  []string `json:"sandbox,omitempty"`
-	Poll     float64  `json:"poll_us,omitempty"` // vswitch.Config.Poll in microseconds
+	FDStore  bool     `json:"fd_store,omitempty"` // the service manager keeps its ports, should it be killed
+	Poll     float64  `json:"poll_us,omitempty"`  // vswitch.Config.Poll in microseconds
 	PollCPUs []int    `json:"poll_cpus,omitempty"`
 
 	// GuestMTU is the MTU in bytes that guests need for all of their frames to reach other hosts; 0

@@ -66,8 +66,17 @@ type Reply struct {
 // with the files that AddPort takes for it. Before it comes its Rest, if it has one, with two files
 // at most: one of the bytes that were read and those that wait, and the connection.
 type Handed struct {
-	Port *Port       `json:"port,omitempty"`
-	Rest *HandedRest `json:"rest,omitempty"`
+	Port   *Port       `json:"port,omitempty"`
+	Stored Stored      `json:"stored,omitzero"` // of the port
+	Rest   *HandedRest `json:"rest,omitempty"`
+}
+
+// Stored says under which names a port's files are in the store of a service manager, which has
+// them for the next process (package server). The zero value is for a port that is not there.
+type Stored struct {
+	ID      int `json:"id"`      // of the port in the store, from 1
+	Version int `json:"version"` // of its description
+	Files   int `json:"files"`
 }
 
 // HandedRest says what is in the file of a port's vswitch.Rest.

@@ -1,11 +1,13 @@
 package fdpass
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"os"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -98,6 +100,34 @@ func PeerOf(c *net.UnixConn) (cred unix.Ucred, err error) {
 		return unix.Ucred{}, fmt.Errorf("SO_PEERCRED: %w", err)
 	}
 	return *got, nil
+}
+
+// PeerGroups returns the supplementary groups of the process that PeerOf names (SO_PEERGROUPS,
+// Linux 4.13).
+func PeerGroups(c *net.UnixConn) (groups []int, err error) {
+	room, size := make([]uint32, 64), uint32(0)
+	for {
+		size = uint32(4 * len(room))
+		err = Control(c, func(fd int) error {
+			_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_PEERGROUPS,
+				uintptr(unsafe.Pointer(&room[0])), uintptr(unsafe.Pointer(&size)), 0)
+			if errno != 0 {
+				return errno
+			}
+			return nil
+		})
+		if !errors.Is(err, unix.ERANGE) || size <= uint32(4*len(room)) {
+			break
+		}
+		room = make([]uint32, size/4) // there are as many
+	}
+	if err != nil {
+		return nil, fmt.Errorf("SO_PEERGROUPS: %w", err)
+	}
+	for _, g := range room[:size/4] {
+		groups = append(groups, int(g))
+	}
+	return groups, nil
 }
 
 // PeerIs returns an error, which matches fs.ErrPermission with errors.Is, unless process pid is the

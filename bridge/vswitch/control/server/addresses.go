@@ -1,6 +1,8 @@
 package server
 
 import (
+	"slices"
+
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
 )
@@ -65,16 +67,60 @@ func (s *ports) flush(name string) error {
 
 func (s *ports) addStatic(f control.FDBEntry) error {
 	mac, err := f.Address()
+	if err == nil {
+		err = s.lock()
+	}
 	if err != nil {
 		return err
 	}
-	return s.sw.AddStatic(f.Port, mac, f.VLAN)
+	defer s.mu.Unlock()
+	if err := s.sw.AddStatic(f.Port, mac, f.VLAN); err != nil {
+		return err
+	}
+	s.noteStatic(f)
+	if e := s.byName[f.Port]; e != nil {
+		s.keep(e)
+	}
+	return nil
+}
+
+// noteStatic notes a static entry with its port, which is stored with it.
+func (s *ports) noteStatic(f control.FDBEntry) {
+	if e := s.byName[f.Port]; e != nil {
+		e.static = append(e.static, control.FDBEntry{MAC: f.MAC, VLAN: f.VLAN, Port: f.Port, Static: true})
+	}
 }
 
 func (s *ports) removeStatic(f control.FDBEntry) error {
 	mac, err := f.Address()
+	if err == nil {
+		err = s.lock()
+	}
 	if err != nil {
 		return err
 	}
-	return s.sw.Forget(mac, f.VLAN)
+	defer s.mu.Unlock()
+	if err := s.sw.Forget(mac, f.VLAN); err != nil {
+		return err
+	}
+	for _, e := range s.byName {
+		before := len(e.static)
+		e.static = slices.DeleteFunc(e.static, func(had control.FDBEntry) bool {
+			m, err := had.Address()
+			return err == nil && slices.Equal(m, mac) && (f.VLAN == 0 || f.VLAN == had.VLAN)
+		})
+		if len(e.static) < before {
+			s.keep(e)
+		}
+	}
+	return nil
+}
+
+// announce handles frames as if the port's guest had sent them.
+func (s *ports) announce(name string, frames [][]byte) error {
+	if err := s.lock(); err != nil {
+		return err
+	}
+	defer s.mu.Unlock()
+	return s.sw.Announce(name, frames)
 }

@@ -20,9 +20,13 @@ import (
 // meanwhile, or are lost.
 const takeTime = 10 * time.Second
 
-// HandsOver permits clients to take over the ports, and l. Call it before Serve, in a process that
-// does nothing but switch.
-func (s *Server) HandsOver(l *Listener) { s.handsOver = l }
+// HandsOver permits clients to take over the ports, and l. It calls to, which may be nil, before a
+// process hears that the ports are its own. From now on a store has all that the
+// next process needs (KeepIn). Call it before Serve, in a process that does nothing but switch.
+func (s *Server) HandsOver(l *Listener, to func(pid int)) {
+	s.handsOver, s.handsTo = l, to
+	s.ports.keepWhole()
+}
 
 // HandedTo reports whether a process has taken over the ports, and which one. Call it after Serve:
 // it waits for the end of a hand-over. The listener then belongs to that process: call Abandon
@@ -63,6 +67,9 @@ func (s *Server) handOver(c *call) error {
 	closeRests(rests)
 	peer, err := fdpass.PeerOf(c.session.conn)
 	s.handedTo, s.ports.gone = int(peer.Pid), true
+	if s.handsTo != nil {
+		s.handsTo(s.handedTo)
+	}
 	return errors.Join(errStop, err)
 }
 
@@ -128,7 +135,8 @@ func (s *Server) sendParts(c *call, rests map[string]vswitch.Rest, entries []con
 				return err
 			}
 		}
-		if err := c.send(control.Reply{Handed: &control.Handed{Port: &e.Port}}, e.files...); err != nil {
+		h := control.Handed{Port: &e.Port, Stored: e.kept}
+		if err := c.send(control.Reply{Handed: &h}, e.files...); err != nil {
 			return err
 		}
 	}
@@ -201,6 +209,7 @@ func (s *ports) thaw(rests map[string]vswitch.Rest, entries []control.FDBEntry) 
 	var errs []error
 	for name, r := range rests {
 		e := s.byName[name]
+		e.static = nil // relearn notes them again
 		w, err := openResumed(&e.Port, e.files, r)
 		if err == nil {
 			err = s.plugIn(e, w)
@@ -208,6 +217,7 @@ func (s *ports) thaw(rests map[string]vswitch.Rest, entries []control.FDBEntry) 
 		if err != nil {
 			delete(s.byName, name)
 			errs = append(errs, fmt.Errorf("port %s is gone: %w", name, errors.Join(err, e.close())))
+			s.forget(e)
 		}
 	}
 	s.relearn(entries)
@@ -232,7 +242,9 @@ func (s *ports) relearn(entries []control.FDBEntry) {
 		switch {
 		case err != nil || p == nil || f.Remote != "": // a VXLAN port hears of it again
 		case f.Static:
-			_ = s.sw.AddStatic(f.Port, mac, f.VLAN) // fails for one that AddPort has added
+			if s.sw.AddStatic(f.Port, mac, f.VLAN) == nil { // fails for one that AddPort has added
+				s.noteStatic(f)
+			}
 		default:
 			s.sw.FDB().Learn(vswitch.KeyOf(mac, uint16(max(f.VLAN, 1))), p.PortIndex())
 		}

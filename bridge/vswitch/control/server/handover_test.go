@@ -27,14 +27,21 @@ import (
 // serveToHandOver runs a switch that may be handed over. ended gets the process that has taken it.
 func serveToHandOver(t *testing.T) (path string, ended chan int) {
 	t.Helper()
+	_, path, ended = handing(t)
+	return path, ended
+}
+
+// handing is serveToHandOver with the server.
+func handing(t *testing.T) (s *Server, path string, ended chan int) {
+	t.Helper()
 	path = filepath.Join(t.TempDir(), "sw")
 	l, err := Listen(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	sw := vswitch.New(vswitch.Config{})
-	s := New(sw, control.Info{Name: "sw", Version: "1", Ageing: 300})
-	s.HandsOver(l)
+	s = New(sw, control.Info{Name: "sw", Version: "1", Ageing: 300})
+	s.HandsOver(l, nil)
 	ended = make(chan int, 1)
 	done := make(chan error, 1)
 	go func() {
@@ -55,7 +62,7 @@ func serveToHandOver(t *testing.T) (path string, ended chan int) {
 			t.Error(err)
 		}
 	})
-	return path, ended
+	return s, path, ended
 }
 
 // take takes a switch over into a new one, up to the confirmation.

@@ -25,6 +25,11 @@ type ports struct {
 	byName  map[string]*entry
 	gone    bool // another process has taken them over
 	waiting sync.WaitGroup
+
+	store  Store        // see keep.go; may be nil
+	whole  bool         // the store has all ports
+	keptID int          // the greatest one in the store
+	note   func(string) // what could not be stored
 }
 
 // errHandedOver is for clients whose request has waited for the hand-over.
@@ -46,6 +51,10 @@ type entry struct {
 	in     *vswitch.Port
 	holder *holder    // may be nil
 	files  []*os.File // copies of those with which it was added, to hand it over
+
+	static   []control.FDBEntry // those that clients have added
+	kept     control.Stored     // what the store has of it
+	keptText []byte             // and its description there; nil if another process has stored it
 }
 
 // filesOf returns the least and the most files that a port takes.
@@ -84,12 +93,12 @@ func (s *ports) add(p control.Port, files []*os.File) error {
 	if err := checkPort(p); err != nil {
 		return err
 	}
-	return s.addResumed(p, files, vswitch.Rest{})
+	return s.addResumed(p, files, vswitch.Rest{}, control.Stored{})
 }
 
-// addResumed is add for a port that another switch has handed over with that rest.
-func (s *ports) addResumed(p control.Port, files []*os.File, rest vswitch.Rest) error {
-	e := &entry{Port: p}
+// addResumed is add for a port that another switch has handed over with that rest, or has stored.
+func (s *ports) addResumed(p control.Port, files []*os.File, rest vswitch.Rest, kept control.Stored) error {
+	e := &entry{Port: p, kept: kept}
 	var err error
 	if p.Holder != 0 {
 		if e.holder, err = openHolder(&p, files); err != nil {
@@ -165,6 +174,9 @@ func (s *ports) plug(e *entry, w *vswitch.Wire) error {
 	if err := s.plugIn(e, w); err != nil {
 		return errors.Join(err, e.close())
 	}
+	if s.keptID = max(s.keptID, e.kept.ID); e.kept.ID == 0 {
+		s.keep(e)
+	}
 	if h := e.holder; h != nil {
 		s.waiting.Go(func() {
 			if h.wait() {
@@ -184,10 +196,26 @@ func (s *ports) plugIn(e *entry, w *vswitch.Wire) error {
 	e.in = in
 	s.byName[e.Name] = e
 	s.waiting.Go(func() {
-		<-in.Ended()
-		s.release(e, in)
+		for {
+			select {
+			case <-in.LinkChanged():
+				s.update(e, in)
+			case <-in.Ended():
+				s.release(e, in)
+				return
+			}
+		}
 	})
 	return nil
+}
+
+// update stores what has changed at the port's device.
+func (s *ports) update(e *entry, in *vswitch.Port) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.byName[e.Name] == e && e.in == in {
+		s.keep(e)
+	}
 }
 
 // addPort adds a port to the switch unless it would make a loop. It takes ownership of the wire.
@@ -211,6 +239,7 @@ func (s *ports) release(e *entry, in *vswitch.Port) {
 	}
 	if e.holder == nil {
 		_ = e.close()
+		s.forget(e)
 		return
 	}
 	if in == nil {
@@ -234,7 +263,9 @@ func (s *ports) remove(name string) error {
 
 func (s *ports) unplug(e *entry) error {
 	delete(s.byName, e.Name)
-	return errors.Join(s.sw.RemovePort(e.Name), e.close())
+	err := errors.Join(s.sw.RemovePort(e.Name), e.close())
+	s.forget(e)
+	return err
 }
 
 // set changes the settings of a port for a client, unless that would make a loop.
@@ -263,6 +294,7 @@ func (s *ports) set(name string, cfg vport.Config) error {
 		return err
 	}
 	e.Port = p
+	s.keep(e)
 	return nil
 }
 
@@ -279,6 +311,7 @@ func (s *ports) label(name, label string) error {
 		return vswitch.ErrNoPort
 	}
 	e.Label = label
+	s.keep(e)
 	return nil
 }
 
@@ -303,8 +336,13 @@ func (s *ports) list() []control.Port {
 func (s *ports) drop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	var stored []string
 	for name, e := range s.byName {
 		delete(s.byName, name)
 		_ = e.close()
+		stored = append(stored, namesOf(e.kept)...)
+	}
+	if !s.gone {
+		s.forgetNames(append(stored, wholeName))
 	}
 }

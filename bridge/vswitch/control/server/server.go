@@ -41,8 +41,9 @@ type Server struct {
 	closed   bool
 	paused   chan struct{} // closed when the switch accepts clients again; nil while it does
 
-	handsOver *Listener // may be handed over, or nil
-	handedTo  int       // guarded by ports.mu, as ports.gone is
+	handsOver *Listener     // may be handed over, or nil
+	handsTo   func(pid int) // see HandsOver
+	handedTo  int           // guarded by ports.mu, as ports.gone is
 	serving   sync.WaitGroup
 }
 

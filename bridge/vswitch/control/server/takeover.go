@@ -34,6 +34,7 @@ type Taking struct {
 // part is a port that is handed over, with its files.
 type part struct {
 	control.Port
+	kept  control.Stored
 	files []*os.File
 }
 
@@ -80,12 +81,15 @@ func (t *Taking) Part(h control.Handed, files []*os.File) (err error) {
 	case len(t.parts) == vport.MaxPorts:
 		return fmt.Errorf("more than %d ports", vport.MaxPorts)
 	}
-	p := part{Port: *h.Port}
+	p := part{Port: *h.Port, kept: h.Stored}
 	if err := checkPort(p.Port); err != nil {
 		return err
 	}
 	if least, most := filesOf(&p.Port); len(files) < least || len(files) > most {
 		return fmt.Errorf("%w port %s: %d files: want %d to %d", brport.ErrInvalid, p.Name, len(files), least, most)
+	}
+	if k := h.Stored; k.ID < 1 || k.Version < 1 || k.Files != len(files) {
+		p.kept = control.Stored{}
 	}
 	if p.files, err = copies(files); err == nil {
 		t.parts = append(t.parts, p)
@@ -102,13 +106,21 @@ func (t *Taking) Entries(entries []control.FDBEntry) error {
 // Begin adds the ports, once the other switch has closed them. An error is about ports that could
 // not be added, and are gone; the others are there.
 func (t *Taking) Begin() error {
-	errs := []error{t.Listener.own()}
+	var errs []error
+	if t.Listener != nil {
+		errs = append(errs, t.Listener.own())
+	}
 	for _, p := range t.parts {
-		err := t.server.ports.addResumed(p.Port, p.files, t.rests[p.Name])
+		err := t.server.ports.addResumed(p.Port, p.files, t.rests[p.Name], p.kept)
 		if err != nil && !errors.Is(err, errEnded) { // if so, its guest has ended meanwhile
 			errs = append(errs, fmt.Errorf("port %s is gone: %w", p.Name, err))
 		}
+		if err != nil {
+			t.server.ports.forgetNames(namesOf(p.kept))
+		}
 	}
+	t.server.ports.mu.Lock()
+	defer t.server.ports.mu.Unlock()
 	t.server.ports.relearn(t.fdb)
 	return errors.Join(errs...)
 }

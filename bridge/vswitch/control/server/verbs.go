@@ -38,7 +38,7 @@ func verbOf(name string) (verb, bool) {
 		}},
 		control.DoSetLabel:     {do: func(s *Server, c *call) error { return s.ports.label(c.Name, c.Label) }},
 		control.DoSetPort:      {do: func(s *Server, c *call) error { return s.ports.set(c.Name, *c.Config) }},
-		control.DoAnnounce:     {do: func(s *Server, c *call) error { return s.ports.sw.Announce(c.Name, c.Frames) }},
+		control.DoAnnounce:     {do: func(s *Server, c *call) error { return s.ports.announce(c.Name, c.Frames) }},
 		control.DoRemovePort:   {do: func(s *Server, c *call) error { return s.ports.remove(c.Name) }},
 		control.DoFDB:          {do: (*Server).sendFDB},
 		control.DoFlush:        {do: func(s *Server, c *call) error { return s.ports.flush(c.Name) }},

@@ -1,0 +1,283 @@
+package server
+
+import (
+	"errors"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/control"
+	"vmnet/bridge/vswitch/vport"
+	"vmnet/internal/kernel/fdpass"
+	"vmnet/internal/nstest"
+)
+
+// A memory is a Store in this process, which keeps no second copy of an open file, as that of
+// systemd keeps none. cmd/vmnet has tests with systemd.
+type memory struct {
+	mu    sync.Mutex
+	files map[string]*os.File
+}
+
+func newMemory(t *testing.T) *memory {
+	m := &memory{files: map[string]*os.File{}}
+	t.Cleanup(func() { fdpass.CloseAll(slices.Collect(maps.Values(m.files))) })
+	return m
+}
+
+func (m *memory) Store(name string, f *os.File) error {
+	own, err := fdpass.Duplicate(f)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.files[name] != nil {
+		return errors.Join(errors.New("two files named "+name), own.Close())
+	}
+	for _, f := range m.files {
+		if sameFile(f, own) {
+			return errors.Join(err, own.Close())
+		}
+	}
+	m.files[name] = own
+	return err
+}
+
+// sameFile reports whether two fds are copies of one (kcmp(2)).
+func sameFile(a, b *os.File) bool {
+	const kcmpFile = 0 // linux/kcmp.h
+	pid := uintptr(os.Getpid())
+	differs, _, errno := unix.Syscall6(unix.SYS_KCMP, pid, pid, kcmpFile, a.Fd(), b.Fd(), 0)
+	return errno == 0 && differs == 0
+}
+
+func (m *memory) Forget(names ...string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, name := range names {
+		if f := m.files[name]; f != nil {
+			_ = f.Close()
+			delete(m.files, name)
+		}
+	}
+	return nil
+}
+
+// copied returns what the store has now, as systemd passes it to the next process.
+func (m *memory) copied(t *testing.T) *memory {
+	t.Helper()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	next := newMemory(t)
+	for name, f := range m.files {
+		if err := next.Store(name, f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return next
+}
+
+func (m *memory) names() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Sorted(maps.Keys(m.files))
+}
+
+// keeping serves a switch whose ports are kept in a store.
+func keeping(t *testing.T) (path string, s *Server, m *memory) {
+	t.Helper()
+	s, path, _ = handing(t)
+	m = newMemory(t)
+	s.KeepIn(m, false, func(text string) { t.Error(text) })
+	s.ports.keepWhole()
+	return path, s, m
+}
+
+// goOn makes a switch of what a store has.
+func goOn(t *testing.T, m *memory) (s *Server, notes *[]string) {
+	t.Helper()
+	sw := vswitch.New(vswitch.Config{})
+	s, notes = New(sw, control.Info{Name: "sw"}), new([]string)
+	t.Cleanup(func() {
+		_ = sw.Close()
+		s.Close()
+	})
+	s.KeepIn(m, true, func(text string) { *notes = append(*notes, text) })
+	taking, err := s.Kept(m.copied(t).files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taking.Close()
+	if err := taking.Begin(); err != nil {
+		t.Error(err)
+	}
+	return s, notes
+}
+
+// TestKept goes on with guests of a switch whose process is killed.
+func TestKept(t *testing.T) {
+	path, _, m := keeping(t)
+	c := client(t, path)
+	cmd, pidfd := sleeper(t)
+	gone, gonePidfd := sleeper(t)
+	a := guest(t, c, control.Port{Name: "a", Holder: cmd.Process.Pid, Label: "first"}, pidfd)
+	b := guest(t, c, control.Port{Name: "b", Holder: cmd.Process.Pid}, pidfd) // the same open file
+	guest(t, c, control.Port{Name: "ends", Holder: gone.Process.Pid}, gonePidfd)
+	guest(t, c, control.Port{Name: "removed"})
+	streamOf(t, c, "connected") // a part of a frame may be lost with the process
+	err := errors.Join(c.SetLabel(soon(t), "a", "vmnet vm=P2 nic=net0"), c.RemovePort(soon(t), "removed"),
+		c.SetPort(soon(t), "b", vport.Config{MaxAddresses: 7}),
+		c.AddStatic(soon(t), control.FDBEntry{MAC: "02:00:00:00:00:08", Port: "b"}),
+		c.AddStatic(soon(t), control.FDBEntry{MAC: "02:00:00:00:00:09", Port: "b"}),
+		c.RemoveStatic(soon(t), control.FDBEntry{MAC: "02:00:00:00:00:08"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := m.copied(t)
+	if err := c.Stop(soon(t)); err != nil {
+		t.Fatal(err)
+	}
+	if all := m.names(); len(all) > 0 {
+		t.Errorf("of a switch that has ended, %q are stored", all)
+	}
+	_ = gone.Process.Kill()
+	_ = gone.Wait()
+
+	s, notes := goOn(t, left)
+	ports := s.Ports()
+	if len(*notes) > 0 || len(ports) != 2 || ports[0].Label != "vmnet vm=P2 nic=net0" ||
+		ports[1].Config.MaxAddresses != 7 {
+		t.Errorf("%q, %+v", *notes, ports)
+	}
+	passes(t, a, b, station(9), station(1))
+	entries := s.ports.fdb()
+	static := func(mac string) bool {
+		return slices.ContainsFunc(entries, func(e control.FDBEntry) bool { return e.Static && e.MAC == mac })
+	}
+	if !static("02:00:00:00:00:09") || static("02:00:00:00:00:08") {
+		t.Errorf("%+v", entries)
+	}
+	// Nothing is left of the others, and once more nothing of these.
+	if all := left.names(); len(all) != 2*3+1 {
+		t.Errorf("%q are stored", all)
+	}
+	_ = cmd.Process.Kill()
+	nstest.Eventually(t, patience, "all is gone with the guests", func() bool {
+		return len(s.Ports()) == 0 && slices.Equal(left.names(), []string{wholeName})
+	})
+}
+
+// TestKeptInPart goes on with what a process has left that was killed at any file, or of which the
+// store has had no room for all.
+func TestKeptInPart(t *testing.T) {
+	path, _, m := keeping(t)
+	c := client(t, path)
+	guest(t, c, control.Port{Name: "a"})
+	guest(t, c, control.Port{Name: "b"})
+	if err := c.SetLabel(soon(t), "b", "later"); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range m.names() {
+		left := m.copied(t)
+		_ = left.Forget(name)
+		if name == wholeName {
+			sw := vswitch.New(vswitch.Config{})
+			if _, err := New(sw, control.Info{}).Kept(left.files); !errors.Is(err, ErrNotKept) {
+				t.Errorf("%v", err)
+			}
+			if err := sw.Close(); err != nil {
+				t.Error(err)
+			}
+			continue
+		}
+		s, notes := goOn(t, left)
+		if n := len(s.Ports()); n != 1 {
+			t.Errorf("without %s: %d ports", name, n)
+		}
+		if file := strings.Count(name, "-") == 2; file != (len(*notes) == 1) {
+			t.Errorf("without %s: %q", name, *notes)
+		}
+		if all := left.names(); len(all) != 3 {
+			t.Errorf("without %s: %q are stored", name, all)
+		}
+	}
+	// Two versions of a description are there if it is killed between them.
+	left := m.copied(t)
+	older, err := os.Open("/dev/null")
+	if err == nil {
+		err = errors.Join(left.Store(describedBy(2, 1), older), older.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, _ := goOn(t, left)
+	if ports := s.Ports(); len(ports) != 2 || ports[1].Label != "later" {
+		t.Errorf("%+v", ports)
+	}
+}
+
+// TestKeptNonsense has a store with files that no switch has stored.
+func TestKeptNonsense(t *testing.T) {
+	for _, text := range []string{
+		"", "{", "{}", `{"port":{"name":"a","kind":"socket"},"files":-1}`,
+		`{"port":{"name":"a","kind":"socket"},"files":100000}`, `{"port":{"name":"a","kind":"odd"},"files":1}`,
+		strings.Repeat(" ", maxKept+1),
+	} {
+		left := newMemory(t)
+		for name, content := range map[string]string{
+			wholeName: keptFormat, describedBy(1, 1): text, fileName(1, 0): "x", "other": "",
+		} {
+			f, err := sealed([]byte(content))
+			if err == nil {
+				err = errors.Join(left.Store(name, f), f.Close())
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		s, notes := goOn(t, left)
+		if len(s.Ports()) != 0 || len(*notes) != 1 || !slices.Equal(left.names(), []string{wholeName}) {
+			t.Errorf("%.40q: %+v, %q, %q", text, s.Ports(), *notes, left.names())
+		}
+	}
+}
+
+// TestHandOverKept hands a switch over whose ports are in a store, which the next one goes on with.
+func TestHandOverKept(t *testing.T) {
+	old, path, ended := handing(t)
+	m := newMemory(t)
+	c := client(t, path)
+	old.KeepIn(m, false, func(text string) { t.Error(text) })
+	guest(t, c, control.Port{Name: "a"})
+	guest(t, c, control.Port{Name: "b"})
+	old.ports.keepWhole()
+	before := m.names()
+	s, taking, err := take(t, c)
+	if err == nil {
+		err = c.Taken(soon(t))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.KeepIn(m, true, func(text string) { t.Error(text) })
+	if err := taking.Begin(); err != nil {
+		t.Fatal(err)
+	}
+	<-ended
+	if after := m.names(); !slices.Equal(after, before) {
+		t.Errorf("%q after %q", after, before)
+	}
+	if err := s.ports.label("a", "new"); err != nil {
+		t.Error(err)
+	}
+	if err := s.ports.remove("b"); err != nil {
+		t.Error(err)
+	}
+	if got, want := m.names(), []string{fileName(1, 0), describedBy(1, 2), wholeName}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
