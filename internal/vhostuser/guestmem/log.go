@@ -74,7 +74,7 @@ func (m *Memory) CheckLog() error {
 	return nil
 }
 
-// Wrote logs that a piece of the memory, from At, was written, if there is a log. Whoever writes a
+// Wrote logs that a piece of the memory, from At, was written, if there is a log. The writer of a
 // frame calls it afterwards.
 func (m *Memory) Wrote(piece []byte) {
 	if m.log != nil {
