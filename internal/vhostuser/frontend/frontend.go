@@ -68,6 +68,7 @@ type Config struct {
 	Pieces   int // descriptors of a sent frame; 0 means one
 	Indirect bool
 
+	Polls  bool // want no interrupts, and negotiate no event index, as DPDK's virtio-user does
 	Bare   bool // negotiate no protocol features
 	MTU    int
 	Forget bool // set the base 0 when a backend comes back, as DPDK's virtio-user does
@@ -190,6 +191,9 @@ func (f *Frontend) Setup() error {
 		return err
 	}
 	f.Features = v &^ (f.Without | LogAll)
+	if f.Polls {
+		f.Features &^= EventIndex
+	}
 	if f.Bare {
 		f.Features &^= Protocol
 	}

@@ -73,6 +73,11 @@ func (p *Pair) open() (err error) {
 			s.free = append(s.free, uint16(n))
 		}
 	}
+	if p.f.Polls && err == nil {
+		for _, s := range []*side{&p.rx, &p.tx} {
+			p.f.mem[s.avail] = 1 // VIRTQ_AVAIL_F_NO_INTERRUPT
+		}
+	}
 	if err == nil {
 		p.fill()
 	}
