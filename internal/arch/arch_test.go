@@ -99,7 +99,7 @@ var forTests = []string{
 	"internal/nstest", "internal/leaktest", "internal/vmm/qmptest", "internal/bench", "internal/cli/mangen",
 	"internal/install", "internal/fresh", "internal/release", "internal/packaging", "testvm", "libvirt/libvirttest",
 	"internal/testprogram", "bridge/portsec/portsectest", "internal/ovstest", "internal/vhostuser/frontend",
-	"internal/testpmd",
+	"internal/testpmd", "internal/network/rivals",
 }
 
 // imports returns the imports of the module's packages, without those of tests.

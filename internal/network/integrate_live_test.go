@@ -6,19 +6,28 @@ import (
 	"strings"
 	"testing"
 
+	"vmnet/internal/kernel/netns"
 	"vmnet/internal/network/config"
+	"vmnet/internal/network/rivals"
 )
+
+// beside makes another program's firewall in the host.
+func (x *h) beside(rival func(testing.TB, *netns.NS) *rivals.Rival) *rivals.Rival {
+	r := rival(x, x.host)
+	x.m.Firewall = r.Runs
+	return r
+}
 
 // TestLiveIntegrate: beside the real programs, a network does not work and check says why; it works
 // once it is integrated, also after they have loaded their rules again; and nothing of it is left
 // with them afterwards.
 func TestLiveIntegrate(t *testing.T) {
-	for name, start := range rivals {
+	for name, start := range rivals.All {
 		t.Run(name, func(t *testing.T) {
 			x := newHost(t)
-			r := start(x)
-			r.start()
-			before := r.snapshot()
+			r := x.beside(start)
+			r.Start()
+			before := r.Snapshot()
 			n := x.create(full().Network)
 			x.answers(x.wan, ":7")
 			web, db := x.guest("lab", webMAC).lease(""), x.guest("lab", dbMAC).lease("")
@@ -52,13 +61,13 @@ func TestLiveIntegrate(t *testing.T) {
 				db.lease("")
 				works()
 			}
-			r.must(r.reload...)
+			r.Must(r.Reload...)
 			works()
 
 			if _, changed, err := x.m.Integrate(x.ctx(), "lab", false); err != nil || !changed {
 				t.Fatalf("%v, %v", changed, err)
 			}
-			x.wants("after --integrate=false", r.snapshot(), before)
+			x.wants("after --integrate=false", r.Snapshot(), before)
 			x.blocked("out again", web, wanIP+":7")
 			if _, _, err := x.m.Integrate(x.ctx(), "lab", true); err != nil {
 				t.Fatal(err)
@@ -66,7 +75,7 @@ func TestLiveIntegrate(t *testing.T) {
 			if err := x.m.Delete(x.ctx(), "lab", true); err != nil {
 				t.Fatal(err)
 			}
-			x.wants("after delete", r.snapshot(), before)
+			x.wants("after delete", r.Snapshot(), before)
 		})
 	}
 }
@@ -84,12 +93,12 @@ func (x *h) blocked(what string, g *guest, address string) {
 // TestLiveIntegrateFails: an error in the place of the last step, and a kill after each step, leave
 // nothing with the other firewalls once the network is gone.
 func TestLiveIntegrateFails(t *testing.T) {
-	for name, start := range rivals {
+	for name, start := range rivals.All {
 		t.Run(name, func(t *testing.T) {
 			x := newHost(t)
-			r := start(x)
-			r.start()
-			before := r.snapshot()
+			r := x.beside(start)
+			r.Start()
+			before := r.Snapshot()
 			wanted := full()
 			wanted.Integrate, wanted.DHCP = true, false
 			create := func() error { w := wanted; return x.m.Create(x.ctx(), w) }
@@ -99,7 +108,7 @@ func TestLiveIntegrateFails(t *testing.T) {
 			if err := create(); !errors.Is(err, errBroken) {
 				t.Fatal(err)
 			}
-			x.wants("left by an error", r.snapshot(), before)
+			x.wants("left by an error", r.Snapshot(), before)
 			for i := first; i < n; i++ {
 				x.m.Run = at(i, true, true)
 				if err := create(); !errors.Is(err, errBroken) {
@@ -115,7 +124,7 @@ func TestLiveIntegrateFails(t *testing.T) {
 				if err := x.m.Delete(x.ctx(), "lab", false); err != nil {
 					t.Fatal(err)
 				}
-				x.wants(fmt.Sprintf("left by a kill in step %d", i), r.snapshot(), before)
+				x.wants(fmt.Sprintf("left by a kill in step %d", i), r.Snapshot(), before)
 			}
 		})
 	}
@@ -124,14 +133,14 @@ func TestLiveIntegrateFails(t *testing.T) {
 // TestLiveIntegrateBesideOthers: what an administrator has told the firewall stays.
 func TestLiveIntegrateBesideOthers(t *testing.T) {
 	x := newHost(t)
-	r := ufw(x)
-	r.start()
-	r.must("ufw", "route", "allow", "in", "on", "lab", "comment", "mine")
-	before := r.snapshot()
+	r := x.beside(rivals.All["ufw"])
+	r.Start()
+	r.Must("ufw", "route", "allow", "in", "on", "lab", "comment", "mine")
+	before := r.Snapshot()
 	n := full().Network
 	n.Integrate, n.DHCP = true, false
 	x.create(n)
-	if added := r.must("ufw", "show", "added"); !strings.Contains(added, "ufw route allow in on lab comment 'mine'") ||
+	if added := r.Must("ufw", "show", "added"); !strings.Contains(added, "ufw route allow in on lab comment 'mine'") ||
 		!strings.Contains(added, "ufw route allow out on lab comment 'vmnet-lab'") {
 		t.Error(added)
 	}
@@ -140,7 +149,7 @@ func TestLiveIntegrateBesideOthers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x.wants("without forwards", r.snapshot(), before)
+	x.wants("without forwards", r.Snapshot(), before)
 
 	// What ufw knows is found also when it is off, and again when the bridge is gone.
 	if err := x.m.Replace(x.ctx(), "lab", func(n *config.Network) error {
@@ -149,11 +158,11 @@ func TestLiveIntegrateBesideOthers(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	r.must("ufw", "disable")
+	r.Must("ufw", "disable")
 	x.ip(x.host, "link", "del", "lab")
 	if err := x.m.Delete(x.ctx(), "lab", false); err != nil {
 		t.Fatal(err)
 	}
-	r.must("ufw", "--force", "enable")
-	x.wants("after delete", r.snapshot(), before)
+	r.Must("ufw", "--force", "enable")
+	x.wants("after delete", r.Snapshot(), before)
 }

@@ -5,13 +5,14 @@ import (
 	"testing"
 
 	"vmnet/internal/network/firewall"
+	"vmnet/internal/network/rivals"
 	"vmnet/internal/nstest"
 )
 
 // TestLiveRoutedBesideOthers: the programs that drop what the host forwards for a routed guest are
 // named, and the guest is reached once the cure was typed.
 func TestLiveRoutedBesideOthers(t *testing.T) {
-	for name, start := range rivals {
+	for name, start := range rivals.All {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			x := newHost(t)
@@ -33,8 +34,8 @@ func TestLiveRoutedBesideOthers(t *testing.T) {
 			if found := obstacles(); len(found) > 0 {
 				t.Errorf("before it runs: %v", found)
 			}
-			r := start(x)
-			r.start()
+			r := x.beside(start)
+			r.Start()
 			found := obstacles()
 			for _, o := range found {
 				if o.Owner != name || !strings.Contains(o.Effect, " of the guest to and from the LAN") {
@@ -42,7 +43,7 @@ func TestLiveRoutedBesideOthers(t *testing.T) {
 				}
 				for command := range strings.SplitSeq(o.Cure, "; ") {
 					if !strings.HasPrefix(command, "ZONE") { // the cure's last words
-						r.must(strings.Fields(strings.ReplaceAll(command, "ZONE", "public"))...)
+						r.Must(strings.Fields(strings.ReplaceAll(command, "ZONE", "public"))...)
 					}
 				}
 			}

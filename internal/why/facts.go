@@ -67,6 +67,9 @@ type NIC struct {
 	tapmgr.Detail
 	Link    *rtnl.Link // its host interface, also in a netns of its own; nil for none
 	Process Process    // the VMM
+	// Choked is how many frames for the guest were dropped at its full queue while the facts were
+	// read, if it read none meanwhile.
+	Choked uint64
 }
 
 // Process is a VMM's process.

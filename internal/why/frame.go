@@ -87,6 +87,7 @@ func (t Target) String() string { return t.Name }
 func (w *walker) ip(in, out string) firewall.Packet {
 	p := firewall.Packet{
 		Protocol: "ip", Src: w.NIC.address(w.To.Addr), Dst: w.To.Addr, SrcMAC: w.NIC.mac().String(), In: in, Out: out,
+		ToHost: w.To.Kind == Host && !w.Frame.broadcast(),
 	}
 	if w.To.Addr.Is6() {
 		p.Protocol = "ip6"

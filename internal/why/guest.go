@@ -149,6 +149,14 @@ func (w *walker) hostInterface(n *NIC) {
 	)
 }
 
+// read stops what is for a guest that does not read its full queue.
+func (w *walker) read(n *NIC) {
+	if n.Link != nil && n.Link.Tun != nil && n.Choked > 0 {
+		w.stop("queue of "+n.Link.Name, "look at the guest: it hangs, or its driver has the interface down",
+			"it is full and the guest does not read it: %s for it were dropped meanwhile", frames(n.Choked))
+	}
+}
+
 // leavePort follows the frame through the checks and limits of the guest's own frames.
 func (w *walker) leavePort() {
 	w.portSecurity()

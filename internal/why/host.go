@@ -129,12 +129,8 @@ func (w *walker) route(in *rtnl.Link) {
 		return
 	}
 	out := w.at(w.Out.Link)
-	to := "no route leads there"
-	if w.To.Kind == Outside {
-		to = "the host has no default route"
-	}
 	if out == nil {
-		w.stop("route to "+w.To.Name, "ip route add default via ROUTER", "%s", to)
+		w.noRoute()
 		return
 	}
 	w.checks("route to "+w.To.Name, "by "+out.Name,
@@ -163,6 +159,17 @@ func (w *walker) route(in *rtnl.Link) {
 	if !w.stopped && w.To.Kind != Guest {
 		w.uplink(out)
 	}
+}
+
+// noRoute stops a packet that the host cannot send on.
+func (w *walker) noRoute() {
+	where := "route to " + w.To.Name
+	if w.To.Kind == Outside {
+		w.stop(where, "ip route add default via ROUTER", "the host has no default route")
+		return
+	}
+	w.stop(where, fmt.Sprintf("ip route get %s says why; ip route add %[1]s via ROUTER", w.To.Addr),
+		"no route of the host leads there")
 }
 
 // forwarding stops a packet that the host does not forward.

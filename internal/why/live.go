@@ -139,6 +139,16 @@ func (l *live) counted(before map[int]rtnl.Stats, in time.Duration) {
 		}
 		l.note(Step{Where: "counters of " + link.Name, What: text, Verdict: Passes})
 	}
+	for _, n := range l.guests() {
+		if n.Link == nil || n.Netns != "" || n.Choked > 0 { // which was said
+			continue
+		}
+		w := walker{Facts: l.Facts}
+		seen := *n
+		seen.Choked = choked(before[n.Link.Index], now[n.Link.Index])
+		w.read(&seen)
+		l.steps = append(l.steps, w.steps...)
+	}
 }
 
 // refused adds what the NIC's switch has dropped at its port since the facts were read.

@@ -1,5 +1,19 @@
 package why
 
+import (
+	"context"
+	"net"
+	"net/netip"
+	"slices"
+
+	"vmnet/bridge/inbound"
+	"vmnet/bridge/portsec"
+	"vmnet/internal/kernel/announce"
+	"vmnet/internal/nstest"
+	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
+)
+
 // liveFaults are made by commands. TAP0 stands for the tap of net0, MAC0 for its address.
 var liveFaults = []broken{
 	{
@@ -27,6 +41,14 @@ var liveFaults = []broken{
 	{
 		name: "learning", make: "bridge link set dev TAP0 state 2", mend: "bridge link set dev TAP0 state 3",
 		where: "port TAP0", why: "learning",
+	},
+	{
+		name: "STP listens",
+		make: "ip link set br0 type bridge stp_state 1 forward_delay 3000; ip link set TAP0 nomaster; " +
+			"ip link set TAP0 master br0",
+		mend: "ip link set br0 type bridge stp_state 0; ip link set br0 type bridge forward_delay 0; " +
+			"ip link set TAP0 nomaster; ip link set TAP0 master br0",
+		where: "port TAP0", why: "in state listening",
 	},
 	{
 		name: "locked", make: "bridge link set dev TAP0 locked on; ip link set TAP0 type bridge_slave fdb_flush",
@@ -85,21 +107,6 @@ var liveFaults = []broken{
 			"{ type filter hook forward priority 0; policy drop; }; add rule ip filter FORWARD jump DOCKER-USER; " +
 			"add rule ip filter FORWARD ct state established,related accept'",
 		mend: "nft delete table ip filter", where: "chain ip filter FORWARD", why: "Docker drops it",
-	},
-	{
-		name: "ufw",
-		make: "nft 'add table ip filter; add chain ip filter ufw-user-forward; add chain ip filter FORWARD " +
-			"{ type filter hook forward priority 0; policy drop; }; add rule ip filter FORWARD jump ufw-user-forward'",
-		mend: "nft delete table ip filter", where: "chain ip filter FORWARD", why: "ufw drops it",
-	},
-	{
-		name: "firewalld",
-		make: "nft 'add table inet firewalld; add chain inet firewalld filter_FORWARD { type filter hook forward " +
-			"priority 10; policy accept; }; " +
-			"add rule inet firewalld filter_FORWARD ct state { established, related } accept; " +
-			"add rule inet firewalld filter_FORWARD reject with icmpx admin-prohibited'",
-		mend: "nft delete table inet firewalld", where: "chain inet firewalld filter_FORWARD",
-		why: "firewalld drops it",
 	},
 	{
 		name: "one port is dropped",
@@ -178,4 +185,122 @@ var liveFaults = []broken{
 		mend: "ip link set up1 mtu 1500; ip link set br1 mtu 1500",
 		nic:  "net2", frame: "tcp:443", where: "port up1", why: "larger than 1400 bytes",
 	},
+	{
+		name: "MTU of the other guest", make: "ip link set TAP1 mtu 1280", mend: "ip link set TAP1 mtu 1500",
+		to: "VM/net1", frame: "tcp:443", where: "port TAP1", why: "larger than 1280 bytes",
+	},
+}
+
+// functionFaults are those that take more than commands.
+func (s *site) functionFaults() []broken {
+	cable := func(name string) (off, on func(*site)) {
+		return func(s *site) { s.in(s.beyond, "ip link set "+name+" down") },
+			func(s *site) { s.in(s.beyond, "ip link set "+name+" up") }
+	}
+	far0Off, far0On := cable("far0")
+	far1Off, far1On := cable("far1")
+	var served net.PacketConn
+	var stop func()
+	return []broken{
+		{
+			name: "host's uplink without carrier", do: far0Off, undo: far0On, where: "route to outside",
+			why: "up0 has no carrier",
+		},
+		{
+			name: "uplink without carrier", nic: "net2", do: far1Off, undo: far1On, where: "port up1",
+			why: "it has no carrier",
+		},
+		{
+			name: "DHCP server behind a firewall", frame: "dhcp", where: "chain inet t i", why: "drops it",
+			make: "nft 'add table inet t; add chain inet t i { type filter hook input priority 0; policy accept; }; " +
+				"add rule inet t i udp dport 67 drop'",
+			mend: "nft delete table inet t",
+			do: func(s *site) {
+				err := s.ns.Do(func() (err error) { served, err = net.ListenPacket("udp4", ":67"); return err })
+				if err != nil {
+					s.Fatal(err)
+				}
+			},
+			undo: func(*site) { _ = served.Close() },
+		},
+		{
+			name: "duplicate MAC", where: "the answer", why: "has the MAC address MAC0 as well",
+			do: func(s *site) {
+				mac, err := net.ParseMAC(s.macs["net0"])
+				if err != nil {
+					s.Fatal(err)
+				}
+				s.plug(nic.Spec{NIC: "net5", Bridge: "br0", MAC: mac})
+			},
+			undo: func(s *site) { s.unplug("net5") },
+		},
+		{
+			name: "duplicate address", where: "the answer", why: "has the address 10.0.0.11 as well",
+			do: func(s *site) {
+				s.plug(nic.Spec{
+					NIC: "net5", Bridge: "br0", Security: nic.Security{Checks: portsec.IP},
+					IP: []netip.Addr{netip.MustParseAddr("10.0.0.11")},
+				})
+			},
+			undo: func(s *site) { s.unplug("net5") },
+		},
+		{
+			name: "spoofed address", where: "port security", why: "the guest has the address 10.0.0.11",
+			do: func(s *site) {
+				s.set("net0", func(n *nic.Spec) {
+					n.Security.Checks, n.IP = portsec.IP, []netip.Addr{netip.MustParseAddr("10.0.0.99")}
+				})
+			},
+			undo: func(s *site) { s.set("net0", func(n *nic.Spec) { n.Security.Checks, n.IP = 0, nil }) },
+		},
+		{
+			name: "not allowed in", to: "VM/net1", frame: "tcp:80", where: "allow in of VM/net1",
+			why: "only answers and tcp:22",
+			do: func(s *site) {
+				s.set("net1", func(n *nic.Spec) {
+					n.AllowIn = inbound.Rules{{Protocol: inbound.TCP, First: 22, Last: 22}}
+				})
+			},
+			undo: func(s *site) { s.set("net1", func(n *nic.Spec) { n.AllowIn = nil }) },
+		},
+		{
+			name: "full queue", to: "VM/net1", where: "queue of TAP1", why: "the guest does not read it",
+			do:   func(s *site) { stop = s.floods("br0") },
+			undo: func(*site) { stop() },
+		},
+	}
+}
+
+// floods sends broadcasts at a device until stop is called.
+func (s *site) floods(device string) (stop func()) {
+	l, err := nstest.Handle(s, s.ns).LinkByName(device)
+	if err != nil {
+		s.Fatal(err)
+	}
+	broadcasts := announce.Frames(mac3, slices.Repeat([]netip.Addr{address1}, 200))
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() {
+		for ctx.Err() == nil {
+			if err := announce.Send(s.ns, l.Attrs().Index, broadcasts...); err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- nil
+	}()
+	return func() {
+		cancel()
+		if err := <-done; err != nil {
+			s.Error(err)
+		}
+	}
+}
+
+// unplug takes a NIC from the guest.
+func (s *site) unplug(id string) {
+	s.Helper()
+	if _, err := s.m.Detach(s.ctx(), tapmgr.DetachSpec{Target: nic.Target{VM: s.name}, NIC: id}); err != nil {
+		s.Fatal(err)
+	}
 }

@@ -21,7 +21,9 @@ func (w *walker) arrive() {
 	if w.admitted(); w.stopped {
 		return
 	}
-	w.guest(w.Peer)
+	if w.guest(w.Peer); !w.stopped {
+		w.read(w.Peer)
+	}
 }
 
 // admitted reports whether a peer takes in what it has not asked for.
@@ -56,6 +58,9 @@ func (w *walker) ruleAdmits(r inbound.Rule, src netip.Addr) bool {
 // segment could take from the guest.
 func (w *walker) comeBack() {
 	const where = "the answer"
+	if w.read(w.NIC); w.stopped {
+		return
+	}
 	mac := w.NIC.mac().String()
 	for _, o := range w.Others {
 		if o.VM == w.NIC.VM && o.ID == w.NIC.ID || o.Source != w.NIC.Source || o.Type == "macvlan" {

@@ -82,7 +82,24 @@ func Read(ctx context.Context, q Request) (*Facts, error) {
 			return nil, context.Cause(ctx)
 		}
 	}
+	for _, n := range []*NIC{r.Facts.NIC, r.Peer} {
+		if n == nil || n.Link == nil || n.Netns != "" {
+			continue
+		}
+		if now, err := nl.LinkByIndex(n.Link.Index); err == nil {
+			n.Choked = choked(n.Link.Stats, now.Stats)
+		}
+	}
 	return r.Facts, nil
+}
+
+// choked returns how many frames a tap has dropped since before, because its queue was full, if
+// nobody has read any meanwhile.
+func choked(before, now rtnl.Stats) uint64 {
+	if now.TxPackets != before.TxPackets {
+		return 0
+	}
+	return now.TxDropped - before.TxDropped
 }
 
 func (r *reader) readAddrs() error {

@@ -54,7 +54,7 @@ func (w *walker) routedGuest() {
 	}
 	out := w.at(w.Out.Link)
 	if out == nil {
-		w.stop("route to "+w.To.Name, "ip route add default via ROUTER", "the host has no route there")
+		w.noRoute()
 		return
 	}
 	w.pass("route to "+w.To.Name, "by %s", out.Name)

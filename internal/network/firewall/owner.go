@@ -41,8 +41,11 @@ func (h Host) owner(c *nft.Chain) owner {
 	case has("KUBE-"):
 		return owner{"Kubernetes", iptables("FORWARD"), inputRule}
 	}
-	return owner{fmt.Sprintf("the table %s", c.Table.Name), anyForward, inputRule}
+	return owner{anyTable + c.Table.Name, anyForward, inputRule}
 }
+
+// anyTable begins the name of an owner that is not known.
+const anyTable = "the table "
 
 var (
 	docker = owner{"Docker", iptables("DOCKER-USER"), inputRule}

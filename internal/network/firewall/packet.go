@@ -18,6 +18,7 @@ type Packet struct {
 	DstPort   uint16
 	SrcMAC    string // in lower case
 	DstMAC    string
+	ToHost    bool // Dst is an address of the host
 
 	In, Out             string // links, as the hook sees them
 	InBridge, OutBridge string // bridges of which they are ports
@@ -73,6 +74,10 @@ func (p *Packet) field(raw json.RawMessage) (string, answer) {
 		Meta    *struct{ Key string }
 		CT      *struct{ Key string }
 		Payload *struct{ Protocol, Field string }
+		FIB     *struct {
+			Result string
+			Flags  []string
+		}
 	}
 	if json.Unmarshal(raw, &left) != nil {
 		return "", maybe
@@ -86,8 +91,26 @@ func (p *Packet) field(raw json.RawMessage) (string, answer) {
 		return "", no // neither answered nor translated yet
 	case left.Payload != nil:
 		return p.payload(left.Payload.Protocol, left.Payload.Field)
+	case left.FIB != nil && left.FIB.Result == "type" && slices.Equal(left.FIB.Flags, []string{"daddr"}):
+		return p.addressType()
 	}
 	return "", maybe
+}
+
+// addressType is the kind of the packet's destination (nft(8), FIB EXPRESSIONS), but for the
+// broadcast addresses of subnets.
+func (p *Packet) addressType() (string, answer) {
+	switch a := p.Dst; {
+	case p.ToHost:
+		return "local", yes
+	case !a.IsValid():
+		return "", maybe
+	case a.IsMulticast():
+		return "multicast", yes
+	case a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return "broadcast", yes
+	}
+	return "unicast", yes
 }
 
 func (p *Packet) meta(key string) (string, answer) {
@@ -242,12 +265,19 @@ func (p *Packet) asksFor(rule []map[string]json.RawMessage) (holds answer, verdi
 				holds = min(holds, p.matches(raw))
 			case slices.Contains(verdicts, kind):
 				verdict, value = kind, raw
-			case !slices.Contains(harmless, kind):
+			case !slices.Contains(harmless, kind) && !logs(kind, raw):
 				holds = min(holds, maybe)
 			}
 		}
 	}
 	return holds, verdict, value
+}
+
+// logs reports whether an expression is the target LOG of iptables.
+func logs(kind string, raw json.RawMessage) bool {
+	var xt struct{ Type, Name string }
+	return kind == "xt" && json.Unmarshal(raw, &xt) == nil && xt.Type == "target" &&
+		slices.Contains([]string{"LOG", "NFLOG"}, xt.Name)
 }
 
 // verdicts end a rule; harmless expressions decide nothing.

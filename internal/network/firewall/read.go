@@ -13,7 +13,10 @@ import (
 
 // Read reads the rules of ns. It needs CAP_NET_ADMIN and the program nft.
 func Read(ctx context.Context, ns *netns.NS) (h Host, err error) {
-	if h.Ruleset, err = nft.List(ctx, ns); err == nil {
+	if h.Ruleset, err = nft.List(ctx, ns); err != nil {
+		return h, err
+	}
+	if err = nft.Translate(ctx, ns, h.Ruleset); err == nil {
 		h.Legacy, err = LegacyTables(ns)
 	}
 	return h, err

@@ -2,6 +2,7 @@ package firewall
 
 import (
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -48,6 +49,8 @@ func cureOf(c *nft.Chain, o owner, p *Packet) string {
 		return list + " shows the rule; nft delete rule removes it by its handle"
 	case c.Hook == "forward":
 		return o.forward(passage{link: p.In}, c)
+	case c.Hook == "input" && strings.HasPrefix(o.name, anyTable):
+		return fmt.Sprintf("nft insert rule %s %s %s iifname %s accept", c.Table.Family, c.Table.Name, c.Name, p.In)
 	case c.Hook == "input":
 		return o.input(p.In)
 	}
