@@ -76,7 +76,9 @@ func TestFlagsWithoutGuestChecksum(t *testing.T) {
 // TestLimits compares what the device says that a guest takes with what was negotiated.
 func TestLimits(t *testing.T) {
 	t.Parallel()
-	all := offload.Limits{CSum: true, TSO4: true, TSO6: true, TSOECN: true, USO: true, VnetHdr: offload.HeaderLen, MTU: 9000}
+	all := offload.Limits{
+		CSum: true, TSO4: true, TSO6: true, TSOECN: true, USO: true, VnetHdr: offload.HeaderLen, MTU: 9000,
+	}
 	b := newBench(t, 1)
 	f := b.guest(frontend.Config{MTU: 9000})
 	if got := b.dev.State().Limits; got != all {

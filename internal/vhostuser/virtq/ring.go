@@ -183,9 +183,10 @@ func (r *Ring) Chain(n int, writable bool, pieces [][]byte) (Chain, [][]byte, er
 	}
 }
 
-// Single returns the chain that is n entries after the next one, which Available must have reported,
-// if it is one buffer in one piece, which the device may write, or may read: the common case, for
-// which it costs less than Chain. Otherwise it returns nil, and nothing is known of the chain.
+// Single returns the chain that is n entries after the next one, which Available must have
+// reported, if it is one buffer in one piece, which the device may write, or may read: the common
+// case, for which it costs less than Chain. Otherwise it returns nil, and nothing is known of the
+// chain.
 func (r *Ring) Single(n int, writable bool) (head uint16, buffer []byte) {
 	head = load16(unsafe.Add(r.avail, 4+2*uintptr((r.next+uint16(n))&(r.size-1))))
 	if head >= r.size {
