@@ -61,9 +61,9 @@ var layers = [][]string{
 		"internal/network/child",
 	},
 	{"internal/vhostuser"},
-	{"internal/kernel/pidfd", "internal/vhostuser/virtq", "internal/sdnotify"},
+	{"internal/kernel/pidfd", "internal/kernel/procview", "internal/vhostuser/virtq", "internal/sdnotify"},
 	{
-		"internal/kernel/procfd", "internal/kernel/procview", "internal/kernel/fdpass", "internal/cli/console",
+		"internal/kernel/procfd", "internal/kernel/fdpass", "internal/cli/console",
 		"internal/cli/output",
 		"internal/cli/version", "internal/access/privilege", "internal/libvirthook/hookfile", "bridge/vswitch/offload",
 		"internal/rundir", "internal/alias", "internal/cli/fdroom", "bridge/brport", "macvtap/vtap",

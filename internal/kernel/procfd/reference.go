@@ -70,8 +70,7 @@ func Refer(path string) (*Reference, error) {
 // ReferWithin is Refer for a path without symbolic links (RESOLVE_NO_SYMLINKS in openat2(2)): the
 // owner of one of the directories cannot redirect it to another place.
 func ReferWithin(path string) (*Reference, error) {
-	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS}
-	fd, err := unix.Openat2(unix.AT_FDCWD, path, &how)
+	fd, err := ReferIn(unix.AT_FDCWD, path, unix.RESOLVE_NO_SYMLINKS)
 	return refer(path, fd, err)
 }
 

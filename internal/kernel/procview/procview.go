@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"vmnet/internal/kernel/procfd"
 )
 
 // Locate returns the files that a process may have meant by a path when it used the path, the most
@@ -88,8 +90,7 @@ func openIn(dir, path string, how uint64) (*os.File, error) {
 		return nil, &fs.PathError{Op: "open", Path: dir, Err: err}
 	}
 	defer func() { _ = unix.Close(dirfd) }()
-	fd, err := unix.Openat2(dirfd, path,
-		&unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: how | unix.RESOLVE_NO_MAGICLINKS})
+	fd, err := procfd.ReferIn(dirfd, path, how|unix.RESOLVE_NO_MAGICLINKS)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: filepath.Join(dir, path), Err: err}
 	}
