@@ -10,7 +10,7 @@ BIN     ?= bin
 FUZZTIME ?= 20s
 SOAK    ?= 3m
 
-.PHONY: all help build programs man generate setup demo quick test test-packages test-raced test-plain test-pids test-lab fresh unit live vm lab lint fuzz soak cross bench bench-setup bench-switch arch release deb rpm packages-test browser-test install uninstall clean
+.PHONY: all help build programs man generate setup demo quick test test-packages test-raced test-plain test-pids test-lab fresh unit live vm lab lint fuzz soak cross bench bench-setup bench-switch arch release deb rpm packages-test release-setup browser-test install uninstall clean
 
 all: build
 
@@ -169,9 +169,8 @@ bytes   := $(addprefix ./,bridge/brport bridge/portrate bridge/portsec bridge/vs
 	bridge/vswitch/offload bridge/vswitch/pcapng internal/alias internal/evpn internal/framefilter \
 	internal/network/config internal/network/radv internal/ovsdb internal/stablemac internal/strictyaml \
 	internal/vhostuser/virtq qmp)
-cross: export CGO_ENABLED = 0
-cross: ## build and vet for arm64, riscv64 and s390x, and tests of bytes as their programs (3 minutes at first; QEMU)
-	sh testvm/setup.sh --packages qemu-user
+cross packages-test: export CGO_ENABLED = 0
+cross: release-setup ## build and vet for arm64, riscv64 and s390x, and tests of bytes as their programs (3 minutes at first; QEMU)
 	@for arch in $(CROSS); do \
 	  echo "== $$arch" && GOARCH=$$arch $(GO) vet ./... && GOARCH=$$arch $(GO) build -o /dev/null ./cmd/... || exit 1; \
 	done
@@ -213,10 +212,14 @@ deb rpm: ## packages for ARCHES (amd64 arm64), in dist (minutes at first, then s
 	@PATH="$$(dirname "$$(command -v '$(GO)')"):$$PATH" sh internal/packaging/package.sh $@ '$(DIST)' $(ARCHES)
 
 # What test leaves out: both kinds of packages for two machines, which dpkg installs, upgrades and
-# purges in a copy of this Debian.
-packages-test: ## the packages built, read back and installed (3 minutes at first; root, network)
-	sh testvm/setup.sh --packages rpm,systemd,debconf
-	VMNET_REQUIRE=root,dpkg,rpm $(GO) test -v -tags packages -timeout 30m ./internal/packaging
+# purges in a copy of this Debian, without systemd and with it.
+packages-test: release-setup ## the packages built, read back, installed and run by systemd (2 minutes at first; root, network)
+	VMNET_REQUIRE=root,dpkg,rpm,lintian,systemd $(GO) test -v -tags packages -timeout 30m ./internal/packaging
+
+# What packages-test and cross need besides setup.
+release-setup:
+	sh testvm/setup.sh --packages rpm,systemd,debconf,lintian,qemu-user
+	$(GO) -C internal/packaging/nfpm mod download
 
 # What test leaves out as well, since a browser is large: the map's drawing and page.
 browser-test: ## the map's drawing and page in Chromium (a minute at first; root, network)

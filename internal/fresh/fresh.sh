@@ -8,7 +8,7 @@
 # for everything that is written. It is in namespaces of its own: all mounts and processes end with
 # this script, however it ends.
 set -eu
-[ $# -gt 0 ] || set -- lint demo root_sessions user_sessions user_test test pidns
+[ $# -gt 0 ] || set -- lint demo root_sessions user_sessions packages user_test test pidns
 
 suite=bookworm
 here=$(cd "$(dirname "$0")" && pwd)
@@ -69,7 +69,7 @@ make_base() {
 make_base
 say "Fetching Go's modules"
 # `go mod tidy`, which lint runs without the network, wants the modules of their tests too.
-(cd "$top" && "$go" mod download && { "$go" mod tidy -diff >/dev/null || :; })
+(cd "$top" && "$go" mod download && { "$go" mod tidy -diff >/dev/null || :; } && "$go" -C internal/packaging/nfpm mod download)
 
 # goenv prints Go's environment: modules come from this machine's cache first, then from its proxy.
 goenv() {

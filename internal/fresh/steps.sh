@@ -23,7 +23,7 @@ step() {
 
 # setup is the only step that reaches the network.
 step_setup() {
-	apt-get -qq update && apt-get -qq -y --no-install-recommends install make >/dev/null && as_root 'make setup' || return
+	apt-get -qq update && apt-get -qq -y --no-install-recommends install make >/dev/null && as_root 'make setup release-setup' || return
 	as_root 'go mod download && go clean -testcache' && as_user 'go mod download' || return
 	for deb in /var/cache/apt/archives/*.deb; do # for the next run
 		[ -e "/opt/debs/${deb##*/}" ] || { cp "$deb" "/opt/debs/.$$" && mv "/opt/debs/.$$" "/opt/debs/${deb##*/}"; }
@@ -34,6 +34,9 @@ step_lint() { as_root 'make lint'; }
 step_demo() { as_root 'make demo'; }
 step_root_sessions() { as_root 'go run ./internal/fresh/sessions -prompt "#" README.md docs/libvirt.md'; }
 step_user_sessions() { as_user 'go run ./internal/fresh/sessions -prompt "$" README.md docs/switch.md'; }
+
+# The packages for two machines, which a systemd of their own starts, upgrades and removes.
+step_packages() { as_root 'make packages-test'; }
 
 # quick is not among the usual steps: lint and user_test do all that it does.
 step_quick() { as_user 'make quick'; }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -17,6 +18,19 @@ import (
 	"vmnet/internal/cli/version"
 	"vmnet/internal/nstest"
 )
+
+// environment is that of the programs in a root.
+var environment = []string{
+	"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND=noninteractive",
+	"LC_ALL=C", "HOME=/root",
+}
+
+// nextVersion upgrades the package /root/one.deb to the next version.
+const nextVersion = `dpkg-deb -R /root/one.deb /root/two
+	sed -i 's/^Version: .*/&+next/' /root/two/DEBIAN/control
+	dpkg-deb -Znone -b /root/two /root/two.deb >/dev/null
+	rm -r /root/two
+	dpkg --no-triggers -i /root/two.deb`
 
 // root is a copy of this machine's Debian: what is written goes to the directory upper.
 type root struct {
@@ -30,6 +44,15 @@ func newRoot(t *testing.T) *root {
 	_, err := exec.LookPath("dpkg")
 	nstest.Require(t, "dpkg", err == nil, "run it on Debian")
 	all := t.TempDir()
+	// An overlay's upper directory cannot be on an overlay, which the machine's own root may be.
+	if err := unix.Mount("tmpfs", all, "tmpfs", 0, "mode=755"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(all, 0); err != nil {
+			t.Errorf("unmount what the root has written: %v", err)
+		}
+	})
 	r := &root{t: t, dir: filepath.Join(all, "root"), upper: filepath.Join(all, "upper")}
 	work := filepath.Join(all, "work")
 	if err := errors.Join(os.Mkdir(r.dir, 0o755), os.Mkdir(r.upper, 0o755), os.Mkdir(work, 0o755)); err != nil {
@@ -64,10 +87,7 @@ func (r *root) sh(script string) string {
 	cmd := exec.Command("/bin/sh", "-euc", script)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: r.dir}
 	cmd.Dir = "/"
-	cmd.Env = []string{
-		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND=noninteractive",
-		"LC_ALL=C", "HOME=/root",
-	}
+	cmd.Env = environment
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		r.t.Fatalf("%s: %v\n%s", script, err, out)
@@ -109,6 +129,27 @@ func (r *root) ours() (paths []string) {
 	return paths
 }
 
+// helper has the bridge helper of vmnet in the place of the one of QEMU, and takes it away again,
+// by the lines of docs/packages.md.
+func (r *root) helper() {
+	r.t.Helper()
+	text, err := os.ReadFile(filepath.Join(top, "docs/packages.md"))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	blocks := regexp.MustCompile(`(?m)^ {4}cd /usr/lib/qemu\n(^ {4}.*\n)+`).FindAllString(string(text), -1)
+	if len(blocks) != 2 {
+		r.t.Fatalf("docs/packages.md has %d blocks of lines for QEMU's path", len(blocks))
+	}
+	const is = "\nreadlink -f /usr/lib/qemu/qemu-bridge-helper"
+	for i, want := range []string{"/usr/bin/qemu-netup\n", "/usr/lib/qemu/qemu-bridge-helper\n"} {
+		if out := r.sh(blocks[i] + is); !strings.HasSuffix(out, want) {
+			r.t.Errorf("QEMU's bridge helper is %q, want %q", out, want)
+		}
+	}
+	r.sh("test -x /usr/lib/qemu/qemu-bridge-helper")
+}
+
 // testDpkg installs, upgrades, removes and purges the package as dpkg does.
 func testDpkg(t *testing.T, path string) {
 	r := newRoot(t)
@@ -129,11 +170,7 @@ func testDpkg(t *testing.T, path string) {
 	r.sh(`mkdir -p /var/lib/vmnet/networks
 		echo '# mine' >/etc/vmnet/policy.yaml
 		echo 'vmnet vmnet/privilege select setcap' | debconf-set-selections
-		dpkg-deb -R /root/one.deb /root/two
-		sed -i 's/^Version: .*/&+next/' /root/two/DEBIAN/control
-		dpkg-deb -Znone -b /root/two /root/two.deb >/dev/null
-		rm -r /root/two
-		dpkg --no-triggers -i /root/two.deb`)
+		` + nextVersion)
 	r.netup("root:vmnet 750", true)
 	// An override goes before the answer.
 	r.sh(`echo 'vmnet vmnet/privilege select setuid' | debconf-set-selections
@@ -143,6 +180,7 @@ func testDpkg(t *testing.T, path string) {
 	r.sh("dpkg-statoverride --remove /usr/bin/qemu-netup; dpkg-reconfigure vmnet 2>/dev/null")
 	r.netup("root:vmnet 4750", false)
 
+	r.helper()
 	r.sh(`mkdir -p /etc/systemd/system/multi-user.target.wants
 		ln -s /usr/lib/systemd/system/vmnet-watch.service /etc/systemd/system/multi-user.target.wants/
 		dpkg --no-triggers -r vmnet

@@ -3,6 +3,7 @@
 #
 #   package.sh deb|rpm DIR ARCH...    ARCH as Go names it: amd64, arm64, riscv64
 #   BUILT                             a directory that keeps the programs for another run
+#   MAINTAINER                        who distributes the packages: "NAME <ADDRESS>"
 #
 # What is in them is what internal/install/install.sh installs, in the form that the distributions
 # want. The same commit and the same Go give the same bytes. Programs for other machines are
@@ -51,7 +52,7 @@ documents_deb() {
 		echo 'Upstream-Name: vmnet'
 		echo
 		echo 'Files: *'
-		echo 'Copyright: the vmnet maintainers'
+		echo "Copyright: $(date -u -d "@$SOURCE_DATE_EPOCH" +%Y) the vmnet maintainers"
 		echo 'License: Apache-2.0'
 		echo ' On Debian systems, the full text of the Apache License, Version 2.0, is in'
 		echo ' /usr/share/common-licenses/Apache-2.0.'
@@ -78,7 +79,7 @@ caps=$(sed -n 's/^caps=//p' "$top/internal/install/install.sh")
 [ -n "$version" ] && [ -n "$caps" ] || die "the version or the capabilities are not where they were"
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(time)}
 [ -n "$SOURCE_DATE_EPOCH" ] || die "the time of the sources is not known: package a git checkout, or set SOURCE_DATE_EPOCH"
-maintainer='vmnet maintainers <maintainers@localhost>'
+maintainer=${MAINTAINER:-vmnet maintainers <maintainers@localhost>}
 host=$(go env GOHOSTARCH)
 nfpm=$(GOARCH=$host GOFLAGS=-buildvcs=false go -C "$here/nfpm" tool -n nfpm) || die "nfpm cannot be built: see above"
 

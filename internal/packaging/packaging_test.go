@@ -143,16 +143,36 @@ func TestLivePackages(t *testing.T) {
 	for _, arch := range arches {
 		t.Run("deb "+arch, func(t *testing.T) { testDeb(t, deb(debs, arch), arch) })
 	}
-	t.Run("same bytes", func(t *testing.T) {
-		again := pack(t, "deb", runtime.GOARCH)
-		one, err := os.ReadFile(deb(debs, runtime.GOARCH))
-		other, otherErr := os.ReadFile(deb(again, runtime.GOARCH))
-		if err = errors.Join(err, otherErr); err != nil || !bytes.Equal(one, other) {
-			t.Errorf("two packages of the same programs differ: %d and %d bytes, %v", len(one), len(other), err)
-		}
-	})
-	t.Run("rpm", func(t *testing.T) { testRPM(t, pack(t, "rpm", "arm64")) })
-	t.Run("dpkg", func(t *testing.T) { testDpkg(t, deb(debs, runtime.GOARCH)) })
+	host := deb(debs, runtime.GOARCH)
+	for name, test := range map[string]func(*testing.T, string){
+		"same bytes": testSameBytes, "rpm": testRPM, "lintian": testLintian, "dpkg": testDpkg, "systemd": testSystemd,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, host)
+		})
+	}
+}
+
+// testSameBytes makes a package again.
+func testSameBytes(t *testing.T, path string) {
+	again := pack(t, "deb", runtime.GOARCH)
+	one, err := os.ReadFile(path)
+	other, otherErr := os.ReadFile(deb(again, runtime.GOARCH))
+	if err = errors.Join(err, otherErr); err != nil || !bytes.Equal(one, other) {
+		t.Errorf("two packages of the same programs differ: %d and %d bytes, %v", len(one), len(other), err)
+	}
+}
+
+// testLintian wants nothing to be wrong but what the overrides explain.
+func testLintian(t *testing.T, path string) {
+	_, err := exec.LookPath("lintian")
+	nstest.Require(t, "lintian", err == nil, "apt install lintian")
+	env := []string{"TMPDIR=" + t.TempDir()} // it leaves files there
+	out := testprogram.Run(t, top, env, "lintian", "--allow-root", "--fail-on", "error,warning", path)
+	if out != "" {
+		t.Errorf("lintian says:\n%s", out)
+	}
 }
 
 func deb(dir, arch string) string {
@@ -205,8 +225,9 @@ func testDeb(t *testing.T, path, arch string) {
 	}
 }
 
-// testRPM asks rpm itself what is in the package.
-func testRPM(t *testing.T, dir string) {
+// testRPM asks rpm itself what is in the package, which is for another machine than this one.
+func testRPM(t *testing.T, _ string) {
+	dir := pack(t, "rpm", "arm64")
 	_, err := exec.LookPath("rpm")
 	nstest.Require(t, "rpm", err == nil, "apt install rpm")
 	found, err := filepath.Glob(filepath.Join(dir, "vmnet-"+version.Number+"-*.aarch64.rpm"))
