@@ -38,6 +38,9 @@ step_user_sessions() { as_user 'go run ./internal/fresh/sessions -prompt "$" REA
 # The packages for two machines, which a systemd of their own starts, upgrades and removes.
 step_packages() { as_root 'make packages-test'; }
 
+# The tests of bytes as programs of an ARM processor and of a big-endian one.
+step_cross() { as_root "make cross-test CROSS='arm64 s390x'"; }
+
 # quick is not among the usual steps: lint and user_test do all that it does.
 step_quick() { as_user 'make quick'; }
 
