@@ -2,30 +2,41 @@ package vswitch
 
 import "net/netip"
 
-// RemoteHost returns the remote host of a VXLAN port behind which an address was seen. ok is false
-// if none is known, or the port is of another kind.
-func (p *Port) RemoteHost(k Key) (host netip.Addr, ok bool) {
+// RemoteHosts returns a function that returns the remote host of a VXLAN port behind which an
+// address was seen until now. ok is false if none is known, or the port is of another kind.
+func (p *Port) RemoteHosts() func(k Key) (host netip.Addr, ok bool) {
 	q := p.wire.overlay
 	if q == nil {
-		return host, false
+		return func(Key) (host netip.Addr, ok bool) { return host, false }
 	}
-	tags := []uint16{0} // of the frames in the segment, which may bear the VLAN's tag or none
-	switch vlans := &p.set.Load().vlans; {
-	case !p.sw.FiltersVLANs():
-		for tag := range uint16(maxVID) {
-			tags = append(tags, tag)
-		}
-	case vlans.isPVID(k.VLAN()):
-		tags = append(tags, k.VLAN())
-	default:
-		tags[0] = k.VLAN()
-	}
-	for _, tag := range tags {
-		if i := q.table.Lookup(keyOf(k.mac(), tag)); i >= 0 {
-			return q.remotes[i].addr, true
+	// The frames in the segment may bear the VLAN's tag or none. Of those of one address, that with
+	// the least tag comes first.
+	known := map[Key]int{}
+	first := map[uint64]int{}
+	for _, e := range q.table.Dump() { // in the order of keys
+		known[e.Key] = e.Port
+		if _, ok := first[e.Key.mac()]; !ok {
+			first[e.Key.mac()] = e.Port
 		}
 	}
-	return host, false
+	filters, vlans := p.sw.FiltersVLANs(), &p.set.Load().vlans
+	return func(k Key) (host netip.Addr, ok bool) {
+		i := 0
+		switch {
+		case !filters:
+			i, ok = first[k.mac()]
+		case vlans.isPVID(k.VLAN()):
+			if i, ok = known[keyOf(k.mac(), 0)]; !ok {
+				i, ok = known[k]
+			}
+		default:
+			i, ok = known[k]
+		}
+		if ok {
+			host = q.remotes[i].addr
+		}
+		return host, ok
+	}
 }
 
 // GuestMTU returns the MTU in bytes that guests of the switch need for all of their frames to reach

@@ -135,7 +135,7 @@ func sites(t *testing.T, u *underlay, n int) []*site {
 // remoteOf returns the host behind which a guest is, as a site has learned it.
 func (s *site) remoteOf(h *host) string {
 	p := named(h.t, s.sw, "up")
-	host, ok := p.RemoteHost(vswitch.KeyOf(h.link(h.device).Attrs().HardwareAddr, 1))
+	host, ok := p.RemoteHosts()(vswitch.KeyOf(h.link(h.device).Attrs().HardwareAddr, 1))
 	if !ok {
 		return ""
 	}

@@ -13,6 +13,7 @@ import (
 	"vmnet/bridge/portsec"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/endpoint"
+	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
@@ -240,7 +241,7 @@ func (w *wantedPort) openPacket(ctx context.Context, ns *netns.NS, c *rtnl.Conn)
 		how += ", the link is down"
 	}
 	how = strings.Join(append([]string{how}, notes...), ", ")
-	return openPort{Port: w.Port, files: files, close: func() error { return closeFiles(files) }, how: how}, nil
+	return openPort{Port: w.Port, files: files, close: closer(files), how: how}, nil
 }
 
 // openSocket makes the socket to which others connect, or opens the directory in which they listen.
@@ -268,15 +269,12 @@ func (w *wantedPort) openVXLAN(ns *netns.NS) (openPort, error) {
 	if err != nil {
 		return openPort{}, err
 	}
-	return openPort{Port: w.Port, files: files, close: func() error { return closeFiles(files) }, how: "opened"}, nil
+	return openPort{Port: w.Port, files: files, close: closer(files), how: "opened"}, nil
 }
 
-func closeFiles(files []*os.File) error {
-	var errs []error
-	for _, f := range files {
-		errs = append(errs, f.Close())
-	}
-	return errors.Join(errs...)
+// closer returns what closes sockets, which have no error to report.
+func closer(files []*os.File) func() error {
+	return func() error { fdpass.CloseAll(files); return nil }
 }
 
 // noGuestsOn returns an error if guests have macvtaps or ipvtaps on a device: these may be in

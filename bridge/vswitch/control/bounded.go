@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"vmnet/bridge/vswitch/vport"
+	"vmnet/internal/kernel/fdpass"
 )
 
 // Any user can run a switch with arbitrary replies, so a client limits what it reads of one reply.
@@ -30,8 +31,18 @@ func maxAnswer(do string) int {
 		return maxPortBytes
 	case DoFDB:
 		return maxFDBBytes
+	case DoHandOver:
+		return maxPortBytes + maxFDBBytes
 	}
 	return MaxMessage
+}
+
+// maxAnswerFiles returns the most files that come with a message of the reply.
+func maxAnswerFiles(do string) int {
+	if do == DoHandOver {
+		return fdpass.MaxFiles
+	}
+	return 0
 }
 
 // list is the part of a list in one message. It limits the number of items while it decodes, so

@@ -231,7 +231,13 @@ func (c *Client) Stop(ctx context.Context) error {
 
 // ask sends a request and calls take with each message of the reply.
 func (c *Client) ask(ctx context.Context, r Request, files []*os.File, take func(*Reply) error) error {
-	if err := c.exchange(ctx, r, files, take); err != nil {
+	err := c.exchange(ctx, r, files, func(a *Reply, _ []*os.File) error {
+		if take == nil {
+			return nil
+		}
+		return take(a)
+	})
+	if err != nil {
 		return fmt.Errorf("%s: %w", r.what(), err)
 	}
 	return nil
@@ -249,7 +255,11 @@ func (r Request) what() string {
 	return fmt.Sprintf("%s %s", r.Do, name)
 }
 
-func (c *Client) exchange(ctx context.Context, r Request, files []*os.File, take func(*Reply) error) error {
+// A taker takes a message of a reply. Its files are closed afterwards.
+type taker func(a *Reply, files []*os.File) error
+
+// exchange sends a request and calls take with each message of the reply; nil takes nothing.
+func (c *Client) exchange(ctx context.Context, r Request, files []*os.File, take taker) error {
 	b, err := json.Marshal(r)
 	if err != nil {
 		return err
@@ -263,7 +273,7 @@ func (c *Client) exchange(ctx context.Context, r Request, files []*os.File, take
 		return c.broken
 	}
 	defer c.deadline(ctx)()
-	refused, err := c.roundTrip(b, maxAnswer(r.Do), files, take)
+	refused, err := c.roundTrip(b, r.Do, files, take)
 	if err != nil {
 		c.broken = fmt.Errorf("the connection broke earlier: %w", err)
 		return deadlineCause(ctx, err)
@@ -277,7 +287,7 @@ func (c *Client) exchange(ctx context.Context, r Request, files []*os.File, take
 var errHungUp = errors.New(
 	"the switch has closed the connection: it has ended, or it does not serve this user (only its own user and root)")
 
-func (c *Client) roundTrip(b []byte, most int, files []*os.File, take func(*Reply) error) (*Refusal, error) {
+func (c *Client) roundTrip(b []byte, do string, files []*os.File, take taker) (*Refusal, error) {
 	err := fdpass.SendOver(c.conn, b, files...)
 	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
 		return nil, errHungUp
@@ -285,9 +295,9 @@ func (c *Client) roundTrip(b []byte, most int, files []*os.File, take func(*Repl
 	if err != nil {
 		return nil, err
 	}
-	room := make([]byte, MaxMessage)
+	room, most := make([]byte, MaxMessage), maxAnswer(do)
 	for messages, read := 0, 0; messages < maxMessages && read <= most; messages++ {
-		payload, _, err := fdpass.ReceiveOver(c.conn, room, 0)
+		payload, came, err := fdpass.ReceiveOver(c.conn, room, maxAnswerFiles(do))
 		if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
 			return nil, errHungUp
 		}
@@ -296,13 +306,14 @@ func (c *Client) roundTrip(b []byte, most int, files []*os.File, take func(*Repl
 		}
 		read += len(payload)
 		var a Reply
-		if err := json.Unmarshal(payload, &a); err != nil {
-			return nil, fmt.Errorf("parse the reply of the switch: %w", err)
+		if err = json.Unmarshal(payload, &a); err != nil {
+			err = fmt.Errorf("parse the reply of the switch: %w", err)
+		} else if take != nil {
+			err = take(&a, came)
 		}
-		if take != nil {
-			if err := take(&a); err != nil {
-				return nil, err
-			}
+		fdpass.CloseAll(came)
+		if err != nil {
+			return nil, err
 		}
 		if !a.More {
 			return a.Error, nil

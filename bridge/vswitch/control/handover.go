@@ -2,12 +2,10 @@ package control
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 
-	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/kernel/fdpass"
 )
 
@@ -19,53 +17,19 @@ import (
 func (c *Client) HandOver(ctx context.Context, take func(Handed, []*os.File) error,
 	entries func([]FDBEntry) error,
 ) error {
-	b, err := json.Marshal(Request{Do: DoHandOver})
+	err := c.exchange(ctx, Request{Do: DoHandOver}, nil, func(a *Reply, files []*os.File) error {
+		switch {
+		case a.Handed != nil:
+			return take(*a.Handed, files)
+		case len(a.FDB) > 0:
+			return entries(a.FDB)
+		}
+		return nil
+	})
 	if err != nil {
-		return err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.broken != nil {
-		return c.broken
-	}
-	defer c.deadline(ctx)()
-	if err = fdpass.SendOver(c.conn, b); err == nil {
-		err = c.takeParts(take, entries)
-	}
-	if err != nil {
-		c.broken = fmt.Errorf("the connection broke earlier: %w", err)
-		return fmt.Errorf("%s: %w", DoHandOver, deadlineCause(ctx, err))
+		return fmt.Errorf("%s: %w", DoHandOver, err)
 	}
 	return nil
-}
-
-// maxParts is more messages than a switch with all its ports and addresses sends.
-const maxParts = 2*vport.MaxPorts + maxMessages
-
-func (c *Client) takeParts(take func(Handed, []*os.File) error, entries func([]FDBEntry) error) error {
-	room := make([]byte, MaxMessage)
-	for range maxParts {
-		payload, files, err := fdpass.ReceiveOver(c.conn, room, fdpass.MaxFiles)
-		if err != nil {
-			return err
-		}
-		var a Reply
-		if err = json.Unmarshal(payload, &a); err == nil {
-			switch {
-			case a.Error != nil:
-				err = a.Error
-			case a.Handed != nil:
-				err = take(*a.Handed, files)
-			case len(a.FDB) > 0:
-				err = entries(a.FDB)
-			}
-		}
-		fdpass.CloseAll(files)
-		if err != nil || !a.More {
-			return err
-		}
-	}
-	return errors.New("the switch has sent too many parts")
 }
 
 // Taken tells the switch that the caller serves its ports from now on. The switch closes their

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"net/netip"
 	"slices"
 
 	"vmnet/bridge/vswitch"
@@ -15,13 +16,17 @@ func (s *ports) fdb() []control.FDBEntry { return s.entries(s.byIndex()) }
 
 func (s *ports) entries(ports map[int]*vswitch.Port) []control.FDBEntry {
 	filters := s.sw.FiltersVLANs()
+	remotes := map[int]func(vswitch.Key) (netip.Addr, bool){}
+	for i, p := range ports {
+		remotes[i] = p.RemoteHosts()
+	}
 	var all []control.FDBEntry
 	for _, e := range s.sw.FDB().Dump() {
 		if p, ok := ports[e.Port]; ok {
 			f := control.FDBEntry{
 				MAC: e.Key.MAC().String(), Port: p.Name(), Static: e.Static, Age: int(e.Age.Seconds()),
 			}
-			if host, ok := p.RemoteHost(e.Key); ok {
+			if host, ok := remotes[e.Port](e.Key); ok {
 				f.Remote = host.String()
 			}
 			if filters {
