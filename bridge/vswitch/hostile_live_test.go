@@ -3,6 +3,7 @@ package vswitch_test
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -178,7 +179,7 @@ func nonsense(b []byte) []byte {
 }
 
 func hostileGuests() map[string]func(tb testing.TB, sw *vswitch.Switch, cfg vport.Config) *hostile {
-	return map[string]func(tb testing.TB, sw *vswitch.Switch, cfg vport.Config) *hostile{
+	all := map[string]func(tb testing.TB, sw *vswitch.Switch, cfg vport.Config) *hostile{
 		"broadcasts":          floods(broadcasts),
 		"random sources":      floods(randomSources),
 		"nonsense":            floods(nonsense),
@@ -189,6 +190,8 @@ func hostileGuests() map[string]func(tb testing.TB, sw *vswitch.Switch, cfg vpor
 		"to itself":           floods(toItself),
 		"does not read":       doesNotRead,
 	}
+	maps.Copy(all, hostileMemories())
+	return all
 }
 
 // A stream is TCP between two hosts as fast as possible. It counts the bytes that arrive.
