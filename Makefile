@@ -49,8 +49,8 @@ man:
 
 # Needs clang and llvm-strip, which nothing else does, and the kernel's headers. The objects are
 # committed; clang 14 makes the same ones again.
-generate: ## the BPF program of port security, from its C source (seconds; clang, llvm)
-	BPF_CFLAGS="-I/usr/include/$$($(CC) -print-multiarch)" $(GO) generate ./internal/kernel/bpfguard
+generate: ## the BPF programs, from their C sources (seconds; clang, llvm)
+	BPF_CFLAGS="-I/usr/include/$$($(CC) -print-multiarch)" $(GO) generate ./internal/kernel/bpfguard ./internal/kernel/fastpath
 
 # Lab hosts need root, so other users get only the kernel of test guests.
 setup: ## Debian packages, as root, kernels for test guests, testpmd (minutes, once)

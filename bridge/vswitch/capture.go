@@ -92,6 +92,7 @@ func (sw *Switch) capture(f file, cfg capture.Config) error {
 	sw.captures = append(sw.captures, c)
 	for _, v := range c.views {
 		v.port.path.Store(newPath(v.port, append(slices.Clone(v.port.path.Load().views), v)))
+		sw.fast.revoke(v.port)
 	}
 	sw.watchers.Go(c.watch)
 	return nil

@@ -123,12 +123,13 @@ type probe struct {
 	t     *testing.T
 	fd    int
 	marks uint32
+	last  []byte // destination of the marks
 	fin   offload.Finisher
 }
 
 func newProbe(t *testing.T, h *host) *probe {
 	t.Helper()
-	p := &probe{t: t}
+	p := &probe{t: t, last: []byte{2, 0, 0, 0, 0, 9}}
 	const all = unix.ETH_P_ALL<<8 | unix.ETH_P_ALL>>8
 	err := h.ns.Do(func() (err error) {
 		p.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
@@ -258,7 +259,7 @@ func (p *probe) mark(kind uint16, protocol byte) []byte {
 	ip := append([]byte{0x45, 0, 0, 46, 0, 0, 0, 0, 64, protocol, 0, 0, 10, 9, 8, 1, 10, 9, 8, 2}, make([]byte, 26)...)
 	binary.BigEndian.PutUint16(ip[10:], ^onesSum(ip[:20], 0))
 	binary.BigEndian.PutUint32(ip[20:], p.marks)
-	return slices.Concat([]byte{2, 0, 0, 0, 0, 9}, ours, []byte{0xff, 0xff, 0xff, byte(kind >> 8), byte(kind)}, ip)
+	return slices.Concat(p.last, ours, []byte{0xff, 0xff, 0xff, byte(kind >> 8), byte(kind)}, ip)
 }
 
 // samples returns n random samples with lengths around an MTU of 1500.
@@ -384,34 +385,46 @@ func onesSum(b []byte, acc int) uint16 {
 func TestLiveCarriesWhatTheBridgeCarries(t *testing.T) {
 	for name, m := range map[string]mtus{"to a tap": {9000, 1500}, "to a packet port": {1500, 9000}} {
 		t.Run(name, func(t *testing.T) {
-			b := bridgeLine(t, m)
 			s, _ := switchLine(t, m)
-			ends := func(l *line) (from, to *probe) {
-				if m.toInside == 1500 {
-					return newProbe(t, l.outside), newProbe(t, l.inside)
-				}
-				return newProbe(t, l.inside), newProbe(t, l.outside)
-			}
 			list := samples(rand.New(rand.NewPCG(1, uint64(m.toInside))), 600)
-			from, to := ends(b)
-			bridges := carried(from, to, list)
-			from, to = ends(s)
-			switches := carried(from, to, list)
-			t.Logf("the bridge carries %d of %d frames, the switch %d", len(bridges), len(list), len(switches))
-			if len(bridges) < 400 || len(bridges) > 590 {
-				t.Errorf("the bridge carries only %d of %d frames: the test is wrong", len(bridges), len(list))
-			}
-			for n, f := range list {
-				got, want := switches[uint16(n)], bridges[uint16(n)]
-				what := fmt.Sprintf("%s %d with %d tags, %d bytes, %+v", f.what, n, f.tags, len(f.frame), f.h)
-				switch {
-				case len(want) == 0 && len(got) > 0 && f.tags < 3:
-					// With more tags, any frame that is no longer than the MTU passes.
-					t.Errorf("%s: the bridge drops it, the switch does not", what)
-				case len(want) > 0 && !slices.EqualFunc(got, want, bytes.Equal):
-					t.Errorf("%s: %d frames, %d by the bridge", what, len(got), len(want))
-				}
-			}
+			bridges := carriedByBridge(t, m, list)
+			from, to := s.probes(t, m)
+			compareCarried(t, list, carried(from, to, list), bridges)
 		})
+	}
+}
+
+// probes returns probes at the ends of a line: the frames go to where the MTU is 1500.
+func (l *line) probes(t *testing.T, m mtus) (from, to *probe) {
+	if m.toInside == 1500 {
+		return newProbe(t, l.outside), newProbe(t, l.inside)
+	}
+	return newProbe(t, l.inside), newProbe(t, l.outside)
+}
+
+// carriedByBridge returns what a kernel bridge carries of the list.
+func carriedByBridge(t *testing.T, m mtus, list []sample) map[uint16][][]byte {
+	from, to := bridgeLine(t, m).probes(t, m)
+	bridges := carried(from, to, list)
+	if len(bridges) < 400 || len(bridges) > 590 {
+		t.Errorf("the bridge carries only %d of %d frames: the test is wrong", len(bridges), len(list))
+	}
+	return bridges
+}
+
+// compareCarried compares what a switch and a bridge have carried of the list.
+func compareCarried(t *testing.T, list []sample, switches, bridges map[uint16][][]byte) {
+	t.Helper()
+	t.Logf("the bridge carries %d of %d frames, the switch %d", len(bridges), len(list), len(switches))
+	for n, f := range list {
+		got, want := switches[uint16(n)], bridges[uint16(n)]
+		what := fmt.Sprintf("%s %d with %d tags, %d bytes, %+v", f.what, n, f.tags, len(f.frame), f.h)
+		switch {
+		case len(want) == 0 && len(got) > 0 && f.tags < 3:
+			// With more tags, any frame that is no longer than the MTU passes.
+			t.Errorf("%s: the bridge drops it, the switch does not", what)
+		case len(want) > 0 && !slices.EqualFunc(got, want, bytes.Equal):
+			t.Errorf("%s: %d frames, %d by the bridge", what, len(got), len(want))
+		}
 	}
 }

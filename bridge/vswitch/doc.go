@@ -77,6 +77,7 @@
 //	      find its port       FDB.Lookup           fdb.go
 //	        check it          receiver.between     forward.go         SamePort, Isolated,
 //	                                                                  Down, Looped
+//	        want a fast path  receiver.shorten     fastpath_add.go
 //	      or flood it         receiver.flood       forward.go         NoPort
 //	        check each port   receiver.between     forward.go
 //	        add, send         as in flush
@@ -109,6 +110,9 @@
 // Indescribable, and Port.Stats asks it for the numbers. A frame for one port is dropped with the
 // reason of between, except VLAN: then it is flooded. A flooded frame is dropped only if it may
 // leave by no port at all, and then with NoPort: flood does not report why it left out each port.
+//
+// Between packet ports, the kernel forwards frames itself once receiver.forward has seen that it
+// may (fastpath.go). Those never come to a receiver.
 //
 // A guest that has arrived by a migration is announced by frames that the switch makes, or is
 // given, and that Port.inject handles as if the guest had sent them.

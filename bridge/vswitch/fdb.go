@@ -42,6 +42,9 @@ type FDB struct {
 
 	moves, evicted, refused, aged atomic.Uint64
 
+	// left is called after an address has left the table or a port, with locks held; may be nil.
+	left func(k Key, port int)
+
 	control sync.Mutex // held while several entries or a static one change
 }
 
@@ -144,6 +147,15 @@ func (f *FDB) Learn(k Key, port int) {
 	}
 }
 
+// Refresh records that a learned address was seen behind a port at that time, in seconds. It does
+// nothing if the address is not there.
+func (f *FDB) Refresh(k Key, port int, now uint32) {
+	b, rest := f.place(k)
+	if i, w := f.find(b, rest); i >= 0 && portOf(w) == port {
+		f.seen[b*ways+i].Store(now)
+	}
+}
+
 // ErrFDBFull is returned for a static entry whose bucket has only static entries.
 var ErrFDBFull = errors.New("the FDB has no room for this static entry")
 
@@ -162,7 +174,7 @@ func (f *FDB) AddStatic(k Key, port int) error {
 		if i < 0 {
 			break
 		}
-		if f.swap(&f.bucket(b)[i], old, word) {
+		if f.swap(b*ways+i, old, word) {
 			f.single(b, rest)
 			return nil
 		}
@@ -218,7 +230,7 @@ func (f *FDB) remove(from, to int, gone func(slot int, word uint64) bool) (n int
 	f.control.Lock()
 	defer f.control.Unlock()
 	for i := from; i < to; i++ {
-		if w := f.slots[i].Load(); w != 0 && gone(i, w) && f.swap(&f.slots[i], w, 0) {
+		if w := f.slots[i].Load(); w != 0 && gone(i, w) && f.swap(i, w, 0) {
 			n++
 		}
 	}

@@ -99,7 +99,15 @@ func (f *FDB) replace(b, i int, old, word uint64, now uint32) bool {
 		return false
 	}
 	f.count(old, -1)
+	f.leave(b*ways+i, old)
 	return true
+}
+
+// leave reports an entry that is gone (FDB.left).
+func (f *FDB) leave(slot int, old uint64) {
+	if old != 0 && f.left != nil {
+		f.left(f.keyAt(slot, old), portOf(old))
+	}
 }
 
 // victim returns the slot of a bucket that a new address may take, and its word. The slot is -1 if
@@ -142,22 +150,23 @@ func (f *FDB) single(b int, rest uint64) {
 		case kept < 0:
 			kept, keptWord = i, w
 		case w&staticBit != 0 && keptWord&staticBit == 0:
-			f.swap(&slots[kept], keptWord, 0)
+			f.swap(b*ways+kept, keptWord, 0)
 			kept, keptWord = i, w
 		default:
-			f.swap(&slots[i], w, 0)
+			f.swap(b*ways+i, w, 0)
 		}
 	}
 }
 
 // swap changes an entry and updates the ports' counts of learned entries, unless another goroutine
 // has changed the entry. It reports whether it has changed it.
-func (f *FDB) swap(slot *atomic.Uint64, old, word uint64) bool {
-	if !slot.CompareAndSwap(old, word) {
+func (f *FDB) swap(slot int, old, word uint64) bool {
+	if !f.slots[slot].CompareAndSwap(old, word) {
 		return false
 	}
 	f.count(old, -1)
 	f.count(word, 1)
+	f.leave(slot, old)
 	return true
 }
 

@@ -365,9 +365,8 @@ func TestFDBSingle(t *testing.T) {
 		f := NewFDB(0, 0)
 		k := keyOf(5, 5)
 		b, rest := f.place(k)
-		slots := f.bucket(b)
-		f.swap(&slots[3], 0, wordOf(rest, 1)|c.first)
-		f.swap(&slots[6], 0, wordOf(rest, 2)|c.second)
+		f.swap(b*ways+3, 0, wordOf(rest, 1)|c.first)
+		f.swap(b*ways+6, 0, wordOf(rest, 2)|c.second)
 		f.single(b, rest)
 		if got := f.Lookup(k); got != c.want || f.Stats().Entries != 1 {
 			t.Errorf("%+v: behind port %d, %+v", c, got, f.Stats())

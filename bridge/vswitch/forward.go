@@ -35,6 +35,8 @@ type receiver struct {
 	recut  offload.Limits // a target's, for frames of other hosts, whose segments are of a guessed size
 	copied []byte         // buffer for a frame that is both retagged and finished; made for the first one
 
+	shortcuts shortcuts
+
 	refused    int         // refused frames in the batch
 	throttling *time.Timer // made by the first call of pause
 }
@@ -68,6 +70,9 @@ func (r *receiver) run() {
 // handle sends a batch of n frames where they go, and ends it.
 func (r *receiver) handle(n int) {
 	r.port.path.Load().input(r, r.frames[:n])
+	if r.shortcuts.n > 0 {
+		r.takeShortcuts()
+	}
 	r.ports, r.reachable = nil, nil // a waiting receiver must not keep a removed port and its buffers alive
 	if r.guest != nil {
 		r.guest.pair.Done(&r.out.guests)
@@ -181,7 +186,7 @@ func (r *receiver) forward(frames []frame, i int) Reason {
 	default:
 		k := keyOf(f.dst, f.vid)
 		if k == r.sought {
-			r.to[i] = r.reachable
+			r.target(i, f, r.reachable)
 			return Delivered
 		}
 		index := r.sw.fdb.Lookup(k)
@@ -189,7 +194,7 @@ func (r *receiver) forward(frames []frame, i int) Reason {
 			to := by[index]
 			why := r.between(to, f)
 			if why == Delivered {
-				r.to[i] = to
+				r.target(i, f, to)
 				r.sought, r.reachable = k, to
 			}
 			if why != VLAN { // else it was learned while the port left the VLAN
@@ -205,6 +210,14 @@ func (r *receiver) forward(frames []frame, i int) Reason {
 	}
 	r.flush(frames[:i])
 	return r.flood(f)
+}
+
+// target has flush send frame i to a port. Further frames like it may take the fast path.
+func (r *receiver) target(i int, f *frame, to *Port) {
+	r.to[i] = to
+	if r.port.fast != nil && to.fast != nil {
+		r.shorten(f, to)
+	}
 }
 
 // between returns Delivered if a frame of this port may leave by to, or why it may not. On a switch

@@ -51,6 +51,7 @@ func (sw *Switch) HandOver(name string) (Rest, error) {
 		}
 	}
 	if p.wire.stream == nil {
+		sw.fast.leave(p, true)
 		p.wire.leaveFiles()
 		return sw.handOverDevice(p)
 	}

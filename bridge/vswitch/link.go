@@ -133,6 +133,7 @@ func isDown(s rtnl.LinkState) bool { return !s.Lost && !(s.Up && s.Carrier) }
 func (p *Port) setDown(down bool) {
 	if p.down.Swap(down) != down && down {
 		p.forget()
+		p.sw.fast.revoke(p)
 	}
 }
 

@@ -138,6 +138,7 @@ func (r *receiver) looped(f *frame) bool {
 	}
 	length := p.stop.begin(r.now)
 	p.forget()
+	sw.fast.revoke(p)
 	sw.notice("port %s is stopped for %v: there is a loop, since frames from other ports arrive on it again",
 		p.name, length)
 	return true

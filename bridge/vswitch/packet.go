@@ -11,6 +11,7 @@ import (
 
 	"vmnet/bridge/vswitch/offload"
 	"vmnet/internal/endpoint"
+	"vmnet/internal/kernel/fastpath"
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/netns"
 )
@@ -36,12 +37,21 @@ const (
 // CAP_NET_ADMIN there. The open wire needs neither. The port ends when the device is removed,
 // renamed or moved to another netns. It does not end when the device goes down.
 func OpenPacket(nameOrPath, device string) (*Wire, error) {
-	files, err := PacketFiles(nameOrPath, device)
+	ns, err := netns.Open(nameOrPath)
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close()
+	files, slow, err := endpoint.FastPacketFiles(ns, device, true)
 	if err != nil {
 		return nil, err
 	}
 	defer fdpass.CloseAll(files)
-	return OpenPacketFiles(files)
+	w, err := OpenPacketFiles(files)
+	if err == nil && slow != nil {
+		w.NoFastPath(slow.Error())
+	}
+	return w, err
 }
 
 // PacketFiles opens the files for which OpenPacket needs privilege, so that another process can
@@ -62,8 +72,9 @@ func PacketFiles(nameOrPath, device string) ([]*os.File, error) {
 // opened. It needs no privilege. It copies the files; the caller keeps its own and may close them.
 // It makes the sockets non-blocking, the caller's included.
 func OpenPacketFiles(files []*os.File) (*Wire, error) {
-	if len(files) != endpoint.PacketFileCount {
-		return nil, fmt.Errorf("open packet socket: %d files: want %d", len(files), endpoint.PacketFileCount)
+	const few, many = endpoint.PacketFileCount, endpoint.PacketFileCount + endpoint.FastFileCount
+	if len(files) != few && len(files) != many {
+		return nil, fmt.Errorf("open packet socket: %d files: want %d or %d", len(files), few, many)
 	}
 	socket, claim, link, second := files[0], files[1], files[2], files[3]
 	w := &Wire{
@@ -95,6 +106,9 @@ func OpenPacketFiles(files []*os.File) (*Wire, error) {
 	err = w.Follow(link)
 	if err == nil {
 		err = q.takeSecond(second, w)
+	}
+	if err == nil {
+		err = q.takeFast(files[few:], w)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open packet socket: %w", err), w.Close())
@@ -138,6 +152,29 @@ func (q *packetQueue) takeSecond(f *os.File, w *Wire) error {
 	q.second = second
 	return nil
 }
+
+// takeFast makes the fast path from the files that fastpath.Open has opened, or of none.
+func (q *packetQueue) takeFast(files []*os.File, w *Wire) error {
+	w.noFast = "its files were opened without"
+	if len(files) == 0 {
+		return nil
+	}
+	fast := &fastPort{}
+	err := q.control(func(fd int) (err error) {
+		fast.netns, err = fastpath.NetnsCookie(fd)
+		return err
+	})
+	if err == nil {
+		fast.table, err = fastpath.OpenTable(files)
+	}
+	if err == nil {
+		w.fast = fast
+	}
+	return err
+}
+
+// NoFastPath says why a packet wire has no fast path, for those who ask for its port's Stats.
+func (w *Wire) NoFastPath(why string) { w.noFast = why }
 
 // send sends the list. Frames that the socket cannot send go through the secondary.
 func (q *packetQueue) send(s *sender) {

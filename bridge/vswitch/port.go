@@ -30,6 +30,7 @@ type Port struct {
 	changed  chan struct{}                  // see LinkChanged
 	down     atomic.Bool                    // its device or guest is down, or the port has ended
 	stop     stop
+	fast     *fastPort // nil if the kernel never forwards its frames
 
 	rx, tx []counters // one for each queue
 	drops  [Reasons]atomic.Uint64
@@ -120,4 +121,5 @@ func (p *Port) limit() {
 	}
 	limits.MTU = cmp.Or(p.set.Load().cfg.MTU, device, defaultMTU)
 	p.limits.Store(&limits)
+	p.sw.fast.revoke(p)
 }

@@ -108,7 +108,7 @@ func (sw *Switch) setPort(name string, cfg vport.Config) error {
 	sw.replace(old, &next, p) // before the port has VLANs
 	sw.fdb.LimitPort(p.index, cfg.MaxAddresses)
 	p.set.Store(is)
-	p.limit()
+	p.limit() // also has the kernel forward by the new settings only
 	sw.fdb.Prune(p.index, func(k Key, static bool) bool { return !is.allows(k, static, was) })
 	return nil
 }

@@ -22,9 +22,11 @@ func (p *Port) State() vport.State {
 
 // Stats returns a snapshot of the counters.
 func (p *Port) Stats() vport.Stats {
+	fast := p.sw.fast.stats(p) // first, since it reads counters
 	s := vport.Stats{
 		Name: p.name, Kind: p.wire.kind, MTU: p.limits.Load().MTU, State: p.State(),
 		Loops: p.stop.loops.Load(), Drops: map[string]uint64{},
+		FastPath: fast,
 	}
 	switch s.State {
 	case vport.StateEnded:

@@ -28,6 +28,10 @@ type Config struct {
 	Poll     time.Duration
 	PollCPUs []int
 
+	// NoFastPath has the switch handle all frames itself. Otherwise the kernel forwards frames
+	// between packet ports where it can (fastpath.go).
+	NoFastPath bool
+
 	// Notice, if not nil, is called for what the switch does on its own, such as stopping a
 	// port. Only one goroutine calls it.
 	Notice func(text string)
@@ -42,6 +46,7 @@ type Switch struct {
 	settled atomic.Int64 // time until which a loop's frames may be in flight
 	notices chan string
 	pollers *pollers
+	fast    fastPaths
 
 	mu     sync.Mutex // held while ports change
 	closed bool
@@ -87,6 +92,7 @@ func New(cfg Config) *Switch {
 		echoes: newEchoes(), notices: make(chan string, maxNotices),
 	}
 	sw.table.Store(&table{filters: cfg.VLANFiltering})
+	sw.fast.begin(sw.fdb, cfg.NoFastPath)
 	sw.pollers = newPollers(sw, cfg.Poll, cfg.PollCPUs)
 	peers := newPeers()
 	sw.clock.Go(func() { sw.tick(peers) })
@@ -128,6 +134,7 @@ func (sw *Switch) tick(peers *peers) {
 		select {
 		case <-t.C:
 			now := uint32(time.Since(sw.start) / time.Second)
+			sw.fast.tick(now)
 			sw.fdb.Sweep(now)
 			sw.forgetDead(peers)
 			for _, p := range sw.table.Load().ports {
@@ -205,6 +212,7 @@ func (sw *Switch) addPort(name string, w *Wire, cfg vport.Config) (*Port, error)
 	if w.tun != nil {
 		w.tun.begin(p)
 	}
+	sw.fast.join(p)
 	sw.replace(old, old.with(p), p)
 	if w.link != nil {
 		p.receivers.Go(p.follow)
@@ -230,6 +238,7 @@ func (sw *Switch) replace(old, next *table, p *Port) {
 		return
 	}
 	sw.fdb.FlushLearned() // it has the sources of tagged frames in the default VLAN
+	sw.fast.revokeAll()
 	if len(old.ports) > 0 {
 		sw.notice("the switch filters VLANs from now on, since port %s has VLANs: "+
 			"ports without VLANs are in VLAN %d, untagged", p.name, defaultVLAN)
@@ -271,10 +280,12 @@ func (sw *Switch) RemovePort(name string) error {
 // remove removes a port. The order matters: all learning for this port must have stopped before
 // another port gets its index, which cannot happen while sw.mu is held.
 func (sw *Switch) remove(p *Port) error {
+	sw.fast.leave(p, false)
 	sw.table.Store(sw.table.Load().without(p))
 	p.endWith(errRemoved)
 	err := p.wire.Close()
 	p.receivers.Wait()
+	err = errors.Join(err, p.fast.close())
 	sw.fdb.FlushPort(p.index, true)
 	sw.uncapture(p)
 	if err != nil {

@@ -36,6 +36,9 @@ type Wire struct {
 
 	verified bool // see Verified
 
+	fast   *fastPort // of a packet wire whose files have one, otherwise nil
+	noFast string    // why a packet wire has none
+
 	frontends *frontends   // of a vhost-user wire, otherwise nil
 	stream    *streamQueue // of a stream wire, otherwise nil
 	overlay   *vxlanQueue  // of a VXLAN wire, otherwise nil
@@ -70,6 +73,7 @@ func (w *Wire) Close() error {
 	if w.frontends != nil {
 		errs = append(errs, w.frontends.close())
 	}
+	errs = append(errs, w.fast.close())
 	return errors.Join(append(errs, w.unclaim())...)
 }
 

@@ -50,7 +50,8 @@ var layers = [][]string{
 	},
 	{"internal/kernel/forwarding", "internal/kernel/clsact"},
 	{
-		"internal/kernel/tun", "internal/kernel/rtnl", "internal/vmm/qemu", "libvirt/domainxml",
+		"internal/kernel/tun", "internal/kernel/rtnl", "internal/kernel/fastpath", "internal/vmm/qemu",
+		"libvirt/domainxml",
 		"internal/kernel/ethtool", "internal/kernel/sniff", "internal/network/nft",
 		"internal/network/ruleset", "internal/network/dhcp",
 		"internal/network/radv", "internal/network/dnsrelay", "internal/kernel/announce", "internal/evpn",
@@ -78,7 +79,7 @@ var layers = [][]string{
 // whose constants and types all may use.
 var systemCalls = []string{
 	"bridge/vswitch", "internal/endpoint", "internal/access/privilege", "internal/kernel/sockopt",
-	"internal/kernel/tun",
+	"internal/kernel/tun", "internal/kernel/fastpath",
 	"internal/kernel/netns", "internal/kernel/procfd", "internal/kernel/rtnl", "internal/kernel/fdpass",
 	"internal/kernel/pidfd", "internal/kernel/procview", "internal/kernel/ethtool",
 	"internal/kernel/ratelimit", "internal/kernel/clsact",

@@ -20,53 +20,54 @@ import (
 // laneName is the pattern of the taps' names, which the kernel fills in.
 const laneName = "vmnet-lane%d"
 
-// openLane makes a lane for a device and returns the tap's queue. The packet socket then ignores
-// the frames that arrive by the lane. The result is nil if the kernel lacks what a lane needs; the
-// port then goes without.
-func openLane(ns *netns.NS, socket, claim *os.File, d Device) (*os.File, error) {
+// openLane makes a lane for a device, and returns the tap's queue and the IP protocols whose
+// packets come by it. The packet socket then ignores those. The file is nil if the kernel lacks
+// what a lane needs; the port then goes without.
+func openLane(ns *netns.NS, socket, claim *os.File, d Device) (*os.File, []byte, error) {
 	tap, err := tun.CreateLike(ns, laneName)
 	if err != nil {
-		return nil, nil //nolint:nilerr // /dev/net/tun may be missing, in a container
+		return nil, nil, nil //nolint:nilerr // /dev/net/tun may be missing, in a container
 	}
 	queue := tap.Queues()[0]
-	if err := setLane(ns, int(socket.Fd()), int(claim.Fd()), queue, d); err != nil {
+	protocols, err := setLane(ns, int(socket.Fd()), int(claim.Fd()), queue, d)
+	if err != nil {
 		err = errors.Join(err, tap.Close())
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) { // no nft_fwd_netdev
-			return nil, nil
+			return nil, nil, nil
 		}
-		return nil, fmt.Errorf("make a tap beside the packet socket: %w", err)
+		return nil, nil, fmt.Errorf("make a tap beside the packet socket: %w", err)
 	}
-	return queue, nil
+	return queue, protocols, nil
 }
 
-func setLane(ns *netns.NS, socket, claim int, queue *os.File, d Device) error {
+func setLane(ns *netns.NS, socket, claim int, queue *os.File, d Device) (protocols []byte, err error) {
 	c, err := rtnl.Open(ns)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer c.Close()
 	name, limits, err := SetTap(int(queue.Fd()))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	link, err := c.Link(name)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	protocols := indescribable(limits)
+	protocols = indescribable(limits)
 	if err := forward(claim, d, Device{link.Index, name}, protocols); err != nil {
-		return fmt.Errorf("forward between %s and %s: %w", name, d.Name, err)
+		return nil, fmt.Errorf("forward between %s and %s: %w", name, d.Name, err)
 	}
 	// Frames that the host itself sends on the tap would arrive on the port, so it must be
 	// quiet before it is up.
 	if err := c.SetQuiet(link.Index, rtnl.Alias("vmnet switch: beside "+d.Name),
 		rtnl.TxQLen(laneQueueLen)); err != nil {
-		return err
+		return nil, err
 	}
 	if err := c.Set(link.Index, rtnl.Up(true)); err != nil {
-		return err
+		return nil, err
 	}
-	return leaveOut(socket, protocols)
+	return protocols, leaveOut(socket, protocols)
 }
 
 // laneQueueLen is the length of the tap's queue in frames.

@@ -16,14 +16,19 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/brport"
+	"vmnet/internal/kernel/fastpath"
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/sockopt"
 )
 
-// PacketFileCount is the number of files that a packet port's wire needs.
-const PacketFileCount = 4
+// PacketFileCount is the number of files that a packet port's wire needs. With a fast path there
+// are as many more as FastFileCount says.
+const (
+	PacketFileCount = 4
+	FastFileCount   = fastpath.FileCount
+)
 
 // PacketFiles opens the files of a packet port, for which it needs CAP_NET_RAW and CAP_NET_ADMIN in
 // ns. It claims the device, and fails if the kernel does not support that or another switch has
@@ -32,6 +37,13 @@ const PacketFileCount = 4
 // a file for frames that the packet socket cannot send: a lane's tap or another packet socket. The
 // caller closes them.
 func PacketFiles(ns *netns.NS, device string) (files []*os.File, err error) {
+	files, _, err = FastPacketFiles(ns, device, false)
+	return files, err
+}
+
+// FastPacketFiles returns the files of PacketFiles and with fast, if the kernel and the privileges
+// of this process permit it, those of a fast path (package fastpath). Otherwise slow says why not.
+func FastPacketFiles(ns *netns.NS, device string, fast bool) (files []*os.File, slow, err error) {
 	defer func() {
 		if err != nil {
 			fdpass.CloseAll(files)
@@ -40,46 +52,53 @@ func PacketFiles(ns *netns.NS, device string) (files []*os.File, err error) {
 	}()
 	socket, d, err := packetSocket(ns, device)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	files = append(files, socket)
 	claim, err := claimDevice(ns, d.Name)
 	if err != nil {
-		return files, err
+		return files, nil, err
 	}
 	files = append(files, claim)
 	link, err := rtnl.FollowFile(ns)
 	if err != nil {
-		return files, err
+		return files, nil, err
 	}
 	files = append(files, link)
-	second, err := secondFile(ns, socket, claim, d)
+	second, leftOut, err := secondFile(ns, socket, claim, d)
 	if err != nil {
-		return files, err
+		return files, nil, err
 	}
 	files = append(files, second)
+	if fast {
+		var more []*os.File
+		more, slow = fastpath.Open(ns, d.Index, socket, leftOut)
+		files = append(files, more...)
+	}
 	// Receive only now that the stack no longer receives.
-	return files, bindPacket(int(socket.Fd()), d)
+	return files, slow, bindPacket(int(socket.Fd()), d)
 }
 
 // secondFile opens the file for frames that the packet socket cannot send: a lane to a veth device,
-// or a socket to any other device, which needs no lane.
-func secondFile(ns *netns.NS, socket, claim *os.File, d Device) (*os.File, error) {
+// or a socket to any other device, which needs no lane. It returns the IP protocols whose packets
+// come by the lane.
+func secondFile(ns *netns.NS, socket, claim *os.File, d Device) (f *os.File, leftOut []byte, err error) {
 	c, err := rtnl.Open(ns)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	link, err := c.LinkByIndex(d.Index)
 	c.Close()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if link.Kind == "veth" {
-		if f, err := openLane(ns, socket, claim, d); f != nil || err != nil {
-			return f, err
+		if f, leftOut, err := openLane(ns, socket, claim, d); f != nil || err != nil {
+			return f, leftOut, err
 		}
 	}
-	return oversizeSocket(ns, d)
+	f, err = oversizeSocket(ns, d)
+	return f, nil, err
 }
 
 // A Device is the device of a packet socket.

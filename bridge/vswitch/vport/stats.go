@@ -22,9 +22,20 @@ type Stats struct {
 	Stopped int          `json:"stopped,omitempty"` // seconds until the stop ends
 	Queues  []QueueStats `json:"queues"`
 
+	FastPath *FastPath `json:"fast_path,omitempty"` // of a port of kind packet only
+
 	// Drops counts dropped frames by reason, without zeros: frames that arrived on the port and
 	// were refused, and frames that should have left by it.
 	Drops map[string]uint64 `json:"drops,omitempty"`
+}
+
+// FastPath says whether the kernel forwards the port's frames to other ports where it can, so that
+// they do not come to the switch. The port's other counters include them, as those of its first
+// queue.
+type FastPath struct {
+	On     bool   `json:"on"`
+	Why    string `json:"why,omitempty"`    // why not
+	Frames uint64 `json:"frames,omitempty"` // that arrived on the port and that the kernel has forwarded
 }
 
 // QueueStats has the counters of one queue. Rx counts frames that the switch received from it, Tx
