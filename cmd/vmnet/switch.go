@@ -185,7 +185,11 @@ func (a *app) addPorts(ctx context.Context, c *control.Client, wanted []wantedPo
 		return err
 	}
 	defer ns.Close()
-	opened, err := openPorts(ctx, ns, wanted)
+	info, err := c.Info(ctx)
+	if err != nil {
+		return err
+	}
+	opened, err := openPorts(ctx, ns, wanted, info.FastPath == control.FastPathAuto)
 	if err != nil {
 		return err
 	}
@@ -208,8 +212,7 @@ func (a *app) addPorts(ctx context.Context, c *control.Client, wanted []wantedPo
 			return err
 		}
 	}
-	info, err := c.Info(ctx)
-	if err != nil {
+	if info, err = c.Info(ctx); err != nil {
 		return err
 	}
 	ports, err := c.Ports(ctx)

@@ -22,7 +22,7 @@ func (a *app) begin(ctx context.Context, o *runVerb, s *server.Server) ([]openPo
 		}
 	}
 	a.keep(o, s, false)
-	return a.plugIn(ctx, s, o.ports)
+	return a.plugIn(ctx, s, o)
 }
 
 // goOn goes on with stored ports, and reports whether there are any.

@@ -29,8 +29,9 @@ type openPort struct {
 	how   string       // how it was opened, in words
 }
 
-// openPorts opens all ports or none. It needs the privileges that their devices need.
-func openPorts(ctx context.Context, ns *netns.NS, wanted []wantedPort) (opened []openPort, err error) {
+// openPorts opens all ports or none, and packet ports with fast paths if fast. It needs the
+// privileges that their devices need.
+func openPorts(ctx context.Context, ns *netns.NS, wanted []wantedPort, fast bool) (opened []openPort, err error) {
 	c, err := rtnl.Open(ns)
 	if err != nil {
 		return nil, err
@@ -49,7 +50,7 @@ func openPorts(ctx context.Context, ns *netns.NS, wanted []wantedPort) (opened [
 		case control.VXLAN:
 			p, err = w.openVXLAN(ns)
 		default:
-			p, err = w.openPacket(ctx, ns, c)
+			p, err = w.openPacket(ctx, ns, c, fast)
 		}
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("port %s: %w", w.Name, err), discardPorts(opened))
@@ -214,7 +215,7 @@ func (w *wantedPort) setTun(c *rtnl.Conn, index int) error {
 	return c.Set(index, attrs...)
 }
 
-func (w *wantedPort) openPacket(ctx context.Context, ns *netns.NS, c *rtnl.Conn) (openPort, error) {
+func (w *wantedPort) openPacket(ctx context.Context, ns *netns.NS, c *rtnl.Conn, fast bool) (openPort, error) {
 	link, err := c.Link(w.Device)
 	if errors.Is(err, fs.ErrNotExist) {
 		return openPort{},
@@ -232,10 +233,11 @@ func (w *wantedPort) openPacket(ctx context.Context, ns *netns.NS, c *rtnl.Conn)
 		return openPort{}, err
 	}
 	w.Segments = endpoint.SegmentsOf(c, link, true)
-	files, err := endpoint.PacketFiles(ns, link.Name)
+	files, slow, err := endpoint.FastPacketFiles(ns, link.Name, fast)
 	if err != nil {
 		return openPort{}, err
 	}
+	w.SetSlow(slow)
 	how := "opened"
 	if !link.Up {
 		how += ", the link is down"

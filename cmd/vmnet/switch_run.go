@@ -37,6 +37,7 @@ type runVerb struct {
 	poll      polling
 	fdStore   bool
 	store     *sdnotify.Manager // with fdStore
+	fastPath  string            // auto or off
 }
 
 func (a *app) switchRunCommand() *cobra.Command {
@@ -74,6 +75,7 @@ only, and not the host's own stack.
 	f.BoolVar(&o.fdStore, "fd-store", false,
 		"have systemd keep the ports' files, with which the switch goes on if it is killed (FileDescriptorStoreMax=)")
 	o.poll.flags(cmd)
+	fastPathFlag(cmd, &o.fastPath)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		o.name = args[0]
 		if o.addresses < 1 || o.addresses > 1<<21 {
@@ -129,11 +131,13 @@ func (a *app) newSwitch(o *runVerb, name string) (*vswitch.Switch, *server.Serve
 	roomForOthers()
 	sw := vswitch.New(vswitch.Config{
 		Ageing: o.ageing, Addresses: o.addresses, VLANFiltering: o.filter, Poll: o.poll.time, PollCPUs: o.poll.cpus,
-		Notice: func(text string) { a.noteOf(o, text) },
+		NoFastPath: o.fastPath == control.FastPathOff,
+		Notice:     func(text string) { a.noteOf(o, text) },
 	})
 	return sw, server.New(sw, control.Info{
 		Name: name, Version: versionText(), Ageing: int(o.ageing.Seconds()), Addresses: o.addresses,
 		Poll: float64(o.poll.time) / float64(time.Microsecond), PollCPUs: o.poll.cpus,
+		FastPath: o.fastPath,
 	})
 }
 
@@ -205,13 +209,13 @@ func runsAs(name string) (privilege.Caller, error) {
 }
 
 // plugIn opens the ports and passes copies of their files to the switch.
-func (a *app) plugIn(ctx context.Context, s *server.Server, wanted []wantedPort) ([]openPort, error) {
+func (a *app) plugIn(ctx context.Context, s *server.Server, o *runVerb) ([]openPort, error) {
 	ns, err := netns.Open(a.netns)
 	if err != nil {
 		return nil, err
 	}
 	defer ns.Close()
-	opened, err := openPorts(ctx, ns, wanted)
+	opened, err := openPorts(ctx, ns, o.ports, o.fastPath == control.FastPathAuto)
 	if err != nil {
 		return nil, err
 	}
@@ -292,7 +296,7 @@ func (a *app) printRunning(name, socket, status string, opened []openPort) error
 const fewFiles = 2048
 
 // filesOfPort is how many files a port of most kinds needs.
-const filesOfPort = 12
+const filesOfPort = 18
 
 func (a *app) tellLimit() {
 	if limit, err := fdroom.Limit(); err == nil && limit < fewFiles {

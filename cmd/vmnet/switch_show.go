@@ -118,6 +118,7 @@ func (a *app) printSwitch(s shownSwitch) error {
 		{"VLANs", vlansText(s.VLANFiltering)},
 		{"sandbox", cmp.Or(strings.Join(s.Sandbox, ", "), "off")},
 		{"polls", pollText(s.Info)},
+		{"fast path", fastPathText(s)},
 		{"ports", strconv.Itoa(len(s.Plugged))},
 	})
 	if err != nil || len(s.Plugged) == 0 {
@@ -135,6 +136,7 @@ func (a *app) printSwitch(s shownSwitch) error {
 	}
 	a.tellAlone(s.Plugged, s.VLANFiltering)
 	a.tellCures(s)
+	a.tellSlow(s)
 	return nil
 }
 

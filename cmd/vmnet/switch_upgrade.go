@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -131,6 +132,7 @@ func (a *app) takeOver(ctx context.Context, o *runVerb) error {
 		}
 		defer o.store.Close()
 	}
+	o.fastPath = cmp.Or(info.FastPath, control.FastPathAuto)
 	sw, s := a.newSwitch(o, info.Name)
 	t := s.Taking(c.Path())
 	defer t.Close()

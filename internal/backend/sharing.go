@@ -8,6 +8,8 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"syscall"
+	"time"
 
 	"vmnet/internal/endpoint"
 	"vmnet/internal/inventory"
@@ -145,16 +147,40 @@ func (m *Maker) StandInFor(ctx context.Context, pid int, nics []inventory.Device
 
 // portFiles returns the files of the port that a switch has lost of a NIC: a packet socket of its
 // tap, or a connection to QEMU, process pid, which waits for a switch to share memory with.
-func (m *Maker) portFiles(ctx context.Context, dev *inventory.Device, pid int) ([]*os.File, error) {
+func (m *Maker) portFiles(ctx context.Context, dev *inventory.Device, pid int) (files []*os.File, slow, err error) {
 	if dev.Want.Type != nic.TypeVhostUser {
-		return m.packetFiles(ctx, dev.Name)
+		return m.packetFiles(ctx, dev.Want.Source, dev.Name)
 	}
 	if err := m.mayShare(dev.Want.Source, dev.UID); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	f, err := endpoint.FindFrontend(ctx, pid, nic.DeviceID(dev.Want.NIC))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return []*os.File{f}, nil
+	return []*os.File{f}, nil, nil
+}
+
+// claimWait bounds how long a switch may take to release the port of a former tap of the same name.
+const claimWait = time.Second
+
+// packetFiles returns the files of a switch's port on a device. slow says why they are without a
+// fast path, if the switch takes one.
+func (m *Maker) packetFiles(ctx context.Context, sw, device string) (files []*os.File, slow, err error) {
+	deadline := time.Now().Add(claimWait)
+	fast := switches.TakesFastPath(ctx, sw)
+	for {
+		files, slow, err = endpoint.FastPacketFiles(m.NS, device, fast)
+		switch {
+		case err == nil:
+			return files, slow, nil
+		case !errors.Is(err, syscall.EEXIST) || time.Now().After(deadline):
+			return nil, nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, nil, errors.Join(err, context.Cause(ctx))
+		case <-time.After(inventory.PollEvery):
+		}
+	}
 }

@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"syscall"
-	"time"
 
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/endpoint"
@@ -189,7 +187,9 @@ func (s *switchTap) steps(w making) []step.Step {
 		})
 	}
 	return append(list, addPortStep(w.record.Source, &port, func(ctx context.Context) ([]*os.File, error) {
-		return s.m.packetFiles(ctx, s.name)
+		files, slow, err := s.m.packetFiles(ctx, w.record.Source, s.name)
+		port.SetSlow(slow)
+		return files, err
 	}))
 }
 
@@ -210,28 +210,6 @@ func (s *switchTap) verify(ctx context.Context, w making) (*inventory.Device, er
 		return nil, inventory.ErrNoSwitch
 	}
 	return dev, s.finish(l, w.final)
-}
-
-// claimWait bounds how long a switch may take to release the port of a former tap of the same name.
-const claimWait = time.Second
-
-// packetFiles returns the files of a switch's port on a device.
-func (m *Maker) packetFiles(ctx context.Context, device string) ([]*os.File, error) {
-	deadline := time.Now().Add(claimWait)
-	for {
-		files, err := endpoint.PacketFiles(m.NS, device)
-		switch {
-		case err == nil:
-			return files, nil
-		case !errors.Is(err, syscall.EEXIST) || time.Now().After(deadline):
-			return nil, err
-		}
-		select {
-		case <-ctx.Done():
-			return nil, errors.Join(err, context.Cause(ctx))
-		case <-time.After(inventory.PollEvery):
-		}
-	}
 }
 
 // portOf returns a NIC's port as a switch is asked for it. A guest's port is never of kind
@@ -308,7 +286,7 @@ func removePort(ctx context.Context, sw, port string) error {
 // ReconnectSwitch makes a NIC a port of its switch again, for as long as the guest lives that holds
 // it.
 func (m *Maker) ReconnectSwitch(ctx context.Context, dev *inventory.Device, pid int) error {
-	files, err := m.portFiles(ctx, dev, pid)
+	files, slow, err := m.portFiles(ctx, dev, pid)
 	if err != nil {
 		return err
 	}
@@ -318,7 +296,9 @@ func (m *Maker) ReconnectSwitch(ctx context.Context, dev *inventory.Device, pid 
 	if err != nil {
 		return err
 	}
-	return addPort(ctx, r.Source, portOf(r, dev.Name, label, pid), files...)
+	port := portOf(r, dev.Name, label, pid)
+	port.SetSlow(slow)
+	return addPort(ctx, r.Source, port, files...)
 }
 
 // joinSwitch makes a NIC a port of its switch, and no longer of the one that has had it.

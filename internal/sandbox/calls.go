@@ -48,6 +48,8 @@ const (
 	setVMA       = 0x53564d41 // PR_SET_VMA, linux/prctl.h: Go names its memory
 	unixSocket   = 1          // AF_UNIX, linux/socket.h
 	noSignal     = 0          // kill(2) with it sends none
+	mapCalls     = 4          // BPF_MAP_LOOKUP_ELEM, _UPDATE_ELEM, _DELETE_ELEM, _GET_NEXT_KEY: 1 to 4, linux/bpf.h
+	objectInfo   = 15         // BPF_OBJ_GET_INFO_BY_FD
 	enosys       = 38         // asm-generic/errno.h; the C library then makes a thread by clone
 	firstArg     = 0
 	secondArg    = 1
@@ -59,7 +61,8 @@ const (
 var errNoTable = errors.New("no table of the system calls")
 
 // allowed returns the calls that pass. None of them makes memory executable, opens a file to write,
-// executes a program, or signals another process. But a filter does not see the operations of
+// executes a program, or signals another process. bpf(2) reads and changes maps that are open, and
+// makes nothing. But a filter does not see the operations of
 // io_uring, by which taps are written to. The second group is clone3, whose flags a filter cannot
 // read.
 func allowed(pid uint64) ([]seccomp.SyscallGroup, error) {
@@ -83,6 +86,11 @@ func allowed(pid uint64) ([]seccomp.SyscallGroup, error) {
 		when("socket", firstArg, seccomp.Equal, unixSocket),
 		when("socketpair", firstArg, seccomp.Equal, unixSocket),
 		when("tgkill", firstArg, seccomp.Equal, pid),
+		{Name: "bpf", Conditions: seccomp.ArgumentConditions{
+			{Argument: firstArg, Operation: seccomp.GreaterOrEqual, Value: 1},
+			{Argument: firstArg, Operation: seccomp.LessOrEqual, Value: mapCalls},
+		}},
+		when("bpf", firstArg, seccomp.Equal, objectInfo),
 		when("pidfd_send_signal", pidfdsSignal, seccomp.Equal, noSignal),
 	} {
 		if has(c.Name) {

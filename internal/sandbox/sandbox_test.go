@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"unsafe"
 
 	llsys "github.com/landlock-lsm/go-landlock/landlock/syscall"
 	"golang.org/x/sys/unix"
@@ -63,6 +64,13 @@ var (
 		"ask the kernel":     func(string) error { return socket(unix.AF_NETLINK, unix.SOCK_RAW) },
 		"enter a namespace":  func(string) error { return unix.Unshare(unix.CLONE_FS) },
 		"watch its children": func(string) error { return unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0) },
+		"open a pinned BPF map": func(string) error {
+			err := bpf(unix.BPF_OBJ_GET, uint64(uintptr(unsafe.Pointer(&nowhere[0]))))
+			if errors.Is(err, unix.ENOENT) {
+				err = nil
+			}
+			return err
+		},
 		"rename a file": func(dir string) error {
 			return os.Rename(filepath.Join(dir, "mine/f"), filepath.Join(dir, "mine/g"))
 		},
@@ -95,6 +103,12 @@ var (
 			return c.Close()
 		},
 		"make threads": threads,
+		"write to a BPF map": func(string) error {
+			if err := bpf(unix.BPF_MAP_UPDATE_ELEM, 1<<31-1); !errors.Is(err, unix.EBADF) {
+				return fmt.Errorf("a map that is not open: %w", err)
+			}
+			return nil
+		},
 		"read a pidfd's process": func(string) error {
 			fd, err := unix.PidfdOpen(os.Getpid(), 0)
 			if err != nil {
@@ -116,6 +130,16 @@ var parent = os.Getppid()
 const readMemory = "read the memory of a child"
 
 var child = exec.Command("cat")
+
+// nowhere is a path at which there is nothing.
+var nowhere = []byte("/nowhere\x00")
+
+// bpf calls bpf(2), with the word with which the attributes of the commands begin.
+func bpf(command int, first uint64) error {
+	attr := append([]uint64{first}, make([]uint64, 3)...)
+	_, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(command), uintptr(unsafe.Pointer(&attr[0])), 32)
+	return errno
+}
 
 func socket(domain, kind int) error {
 	fd, err := unix.Socket(domain, kind, 0)

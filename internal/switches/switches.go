@@ -70,6 +70,17 @@ func Runs(name string) error {
 	})
 }
 
+// TakesFastPath reports whether packet ports of a switch may have a fast path. If the switch does
+// not answer, adding the port will say so.
+func TakesFastPath(ctx context.Context, name string) (takes bool) {
+	_ = With(ctx, name, func(ctx context.Context, c *control.Client) error {
+		info, err := c.Info(ctx)
+		takes = err == nil && info.FastPath == control.FastPathAuto
+		return err
+	})
+	return takes
+}
+
 // Owner returns the user who runs a switch, as the kernel reports it.
 func Owner(name string) (uid int, err error) {
 	err = With(context.Background(), name, func(_ context.Context, c *control.Client) error {

@@ -30,7 +30,7 @@ import (
 // Kinds of ports, with the files that the switch is given for them.
 const (
 	Tap    = "tap"    // the queues of a tap
-	Packet = "packet" // the files of vswitch.PacketFiles
+	Packet = "packet" // the files of vswitch.PacketFiles, or those of internal/endpoint.FastPacketFiles
 	Socket = "socket" // one end of an AF_UNIX datagram socketpair
 
 	// Stream is a port on AF_UNIX stream sockets, for one process after the other. Its file is a
@@ -77,6 +77,10 @@ type Port struct {
 
 	// Link says that a file of vswitch.LinkFile follows the queues of a tap or tun.
 	Link bool `json:"link,omitempty"`
+
+	// NoFastPath says why a Packet port was opened without the files of a fast path, if the switch
+	// takes them (Info.FastPath); it may be empty.
+	NoFastPath string `json:"no_fast_path,omitempty"`
 
 	// Verified is that of vswitch.Wire. Only the process that has the switch can say so.
 	Verified bool `json:"-"`
@@ -166,7 +170,16 @@ func (p Port) validate() error {
 		}
 	}
 	return errors.Join(checkText("name", p.Name, 1, vport.MaxName), checkText("device", p.Device, 0, vport.MaxName),
-		CheckLabel(p.Label))
+		CheckLabel(p.Label), CheckLabel(p.NoFastPath))
+}
+
+// SetSlow sets NoFastPath to an error's text, shortened.
+func (p *Port) SetSlow(err error) {
+	if err == nil {
+		return
+	}
+	text, _, _ := strings.Cut(err.Error(), "\n")
+	p.NoFastPath = strings.ToValidUTF8(text[:min(len(text), MaxLabel)], "")
 }
 
 // CheckLabel returns an error unless a text can be a port's label.
@@ -202,6 +215,10 @@ type Info struct {
 
 	VLANFiltering bool `json:"vlan_filtering"` // the switch filters VLANs
 
+	// FastPath is FastPathAuto if packet ports may have a fast path, and otherwise FastPathOff. It
+	// is empty if the switch is older than that, and takes no files for it.
+	FastPath string `json:"fast_path,omitempty"`
+
 	// Sandbox has what confines the process besides its user, such as "seccomp"; none is "off".
 	Sandbox  []string `json:"sandbox,omitempty"`
 	FDStore  bool     `json:"fd_store,omitempty"` // the service manager keeps its ports, should it be killed
@@ -212,6 +229,12 @@ type Info struct {
 	// if the switch has no port of kind vxlan.
 	GuestMTU int `json:"guest_mtu,omitempty"`
 }
+
+// What a switch says of fast paths (Info.FastPath).
+const (
+	FastPathAuto = "auto"
+	FastPathOff  = "off"
+)
 
 // FDBStats counts what happened to addresses of the FDB since the switch began (vswitch.FDBStats).
 type FDBStats struct {

@@ -22,6 +22,9 @@ func open(p *control.Port, files []*os.File, rest vswitch.Rest) (*vswitch.Wire, 
 		w, err = openTap(p, files, rest)
 	case control.Packet:
 		w, err = vswitch.OpenPacketFiles(files)
+		if err == nil && p.NoFastPath != "" {
+			w.NoFastPath(p.NoFastPath)
+		}
 	case control.Stream:
 		w, err = vswitch.OpenStream(files[0], filepath.Base(p.Device))
 	case control.VhostUser:

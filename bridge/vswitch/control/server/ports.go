@@ -63,7 +63,7 @@ func filesOf(p *control.Port) (least, most int) {
 	case control.Tap:
 		least, most = 1, control.MaxQueues
 	case control.Packet:
-		least, most = endpoint.PacketFileCount, endpoint.PacketFileCount
+		least, most = endpoint.PacketFileCount, endpoint.PacketFileCount+endpoint.FastFileCount
 	case control.VXLAN:
 		least, most = endpoint.VXLANFileCount, endpoint.VXLANFileCount
 	default:
