@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 
 	"vmnet/internal/kernel/fdpass"
 )
@@ -20,6 +21,9 @@ type Rest struct {
 	Read    []byte // from the other end, not forwarded: less than a frame, or several
 	Skip    int    // bytes to come of a frame that is too long
 	Backlog []byte // for the other end
+
+	// Killed says that the other switch was killed: what a stream holds is in its journal.
+	Killed bool
 }
 
 // Empty reports whether the port needs nothing but its files.
@@ -64,7 +68,7 @@ func (sw *Switch) HandOver(name string) (Rest, error) {
 		return Rest{}, errors.Join(err, r.Close())
 	}
 	if found := p.wire.stream.found; found != nil && out != nil {
-		r.Read, r.Skip = found.room[found.start:found.end], found.skip
+		r.Read, r.Skip = slices.Clone(found.room[found.start:found.end]), found.skip
 		r.Backlog = out.backlog[out.at:]
 	}
 	return r, nil
@@ -140,8 +144,10 @@ func (w *Wire) Resume(r Rest) error {
 		return fmt.Errorf("resume: %d bytes read, %d to skip, %d to write: want at most %d, %d, %d",
 			len(r.Read), r.Skip, len(r.Backlog), room, maxSkip, maxBacklog)
 	}
+	q.journal.read()
 	q.found.end += copy(q.found.room[q.found.end:], r.Read)
 	q.found.skip = r.Skip
+	q.journal.settle(q.found)
 	q.out.resume(r.Backlog)
 	return nil
 }
@@ -164,6 +170,7 @@ func (t *streamSender) resume(backlog []byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.backlog = append(t.backlog, backlog...); len(t.backlog) > 0 && !t.writing && !t.closed {
+		t.journal.write()
 		t.writing = true
 		t.writer.Go(t.write)
 	}

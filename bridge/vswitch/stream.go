@@ -66,6 +66,8 @@ type streamQueue struct {
 	fill   func(fd uintptr) (int, error) // the method fillFrames, bound once
 	frames []frame                       // of the current receive
 
+	journal *journal // may be nil: see Wire.Keep
+
 	mu     sync.Mutex // held by senders
 	closed bool
 	out    *streamSender // of the connection; nil for none
@@ -81,7 +83,9 @@ func (q *streamQueue) receive(frames []frame) (n int, err error) {
 			err = q.connect()
 		}
 		if err == nil {
+			q.journal.read()
 			n, err = q.found.take(frames)
+			q.journal.settle(q.found)
 		}
 		if n == 0 && err == nil {
 			n, err = q.in.read(q.fill)
@@ -97,6 +101,8 @@ func (q *streamQueue) receive(frames []frame) (n int, err error) {
 
 // fillFrames returns 0 if there is nothing to receive.
 func (q *streamQueue) fillFrames(fd uintptr) (int, error) {
+	q.journal.read()
+	defer q.journal.settle(q.found)
 	for {
 		n, errno := read(fd, q.found.space())
 		switch {

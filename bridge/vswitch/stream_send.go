@@ -34,6 +34,7 @@ type streamSender struct {
 	kept     bool // the backlog is kept when it is closed: see Switch.HandOver
 	writer   sync.WaitGroup
 	writable *awaiting
+	journal  *journal // may be nil: see Wire.Keep
 
 	// The current send.
 	s       *sender
@@ -68,7 +69,12 @@ func (t *streamSender) pushFrames(fd uintptr) {
 	first := 0
 	if len(t.backlog) == 0 {
 		var errno syscall.Errno
-		if first, errno = t.sendNow(fd); errno != 0 {
+		t.journal.write()
+		first, errno = t.sendNow(fd)
+		if len(t.backlog) == 0 {
+			t.journal.written()
+		}
+		if errno != 0 {
 			why := reasonOf(errno)
 			switch {
 			case why == Gone:
@@ -80,6 +86,9 @@ func (t *streamSender) pushFrames(fd uintptr) {
 			t.s.drop(first, t.s.n, why)
 			return
 		}
+	}
+	if first < t.s.n {
+		t.journal.write() // until the backlog is empty
 	}
 	for i := first; i < t.s.n; i++ {
 		f := &t.s.list[i]
@@ -176,6 +185,9 @@ func (t *streamSender) write() {
 		if t.closed && t.kept {
 			t.mu.Unlock()
 			return
+		}
+		if err == nil && t.at == len(t.backlog) {
+			t.journal.written()
 		}
 		t.backlog, t.at = t.backlog[:0], 0
 		if cap(t.backlog) > keptBacklog {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -78,9 +79,9 @@ func (u *unitSwitch) await(before string) {
 	})
 }
 
-// guests adds socket ports of those names, held by a process beside the manager, and returns the
+// guests adds ports named as their kinds, held by a process beside the manager, and returns the
 // guests' ends.
-func (u *unitSwitch) guests(names ...string) (ends []*os.File) {
+func (u *unitSwitch) guests() (ends map[string]*os.File) {
 	u.t.Helper()
 	holder := exec.Command("nsenter", "--target", strconv.Itoa(u.m.pid), "--mount", "--pid", "sleep", "1000")
 	if err := holder.Start(); err != nil {
@@ -110,19 +111,22 @@ func (u *unitSwitch) guests(names ...string) (ends []*os.File) {
 		u.t.Fatal(err)
 	}
 	defer pidfd.Close()
-	for _, name := range names {
-		near, far, err := endpoint.SocketFiles()
+	ends = map[string]*os.File{}
+	for kind, open := range map[string]func() (*os.File, *os.File, error){
+		control.Socket: endpoint.SocketFiles, control.Stream: endpoint.StreamFiles,
+	} {
+		near, far, err := open()
 		if err != nil {
 			u.t.Fatal(err)
 		}
 		u.t.Cleanup(func() { _ = far.Close() })
 		err = u.ask(func(ctx context.Context, c *control.Client) error {
-			return c.AddPort(ctx, control.Port{Name: name, Kind: control.Socket, Holder: held}, pidfd, near)
+			return c.AddPort(ctx, control.Port{Name: kind, Kind: kind, Holder: held}, pidfd, near)
 		})
 		if err = errors.Join(err, near.Close()); err != nil {
 			u.t.Fatal(err)
 		}
-		ends = append(ends, far)
+		ends[kind] = far
 	}
 	return ends
 }
@@ -139,9 +143,9 @@ func TestLiveSwitchKilled(t *testing.T) {
 	b, lan := seat(t, ns, "b", "10.7.0.2"), seat(t, ns, "lan0", "10.7.0.3")
 	awaitAnswer(t, ns, "10.7.0.2")
 	awaitAnswer(t, ns, "10.7.0.3")
-	ends := u.guests("one", "two")
+	ends := u.guests()
 	err := u.ask(func(ctx context.Context, c *control.Client) error {
-		return c.SetLabel(ctx, "one", "vmnet vm=P2 nic=net0")
+		return c.SetLabel(ctx, control.Stream, "vmnet vm=P2 nic=net0")
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -185,12 +189,13 @@ func TestLiveSwitchKilled(t *testing.T) {
 		awaitAnswer(t, b, "10.7.0.3")
 		awaitAnswer(t, lan, "10.7.0.4")
 		ports := u.ports()
-		if p := ports["one"]; len(ports) != 7 || p.Label != "vmnet vm=P2 nic=net0" || ports["b"].Config.VLAN != 3 {
+		if p := ports[control.Stream]; len(ports) != 7 || p.Label != "vmnet vm=P2 nic=net0" || ports["b"].Config.VLAN != 3 {
 			t.Errorf("%s: %+v", step.name, ports)
 		}
-		for _, pair := range [][2]*os.File{{ends[0], ends[1]}, {ends[1], ends[0]}} {
-			sendsOn(t, pair[0], pair[1])
-		}
+		frame := slices.Concat(bytes.Repeat([]byte{0xff}, 6), []byte{2, 0, 0, 0, 0, 9}, make([]byte, 48))
+		framed := append([]byte{0, 0, 0, byte(len(frame))}, frame...)
+		sends(t, ends[control.Socket], frame, ends[control.Stream], framed)
+		sends(t, ends[control.Stream], framed, ends[control.Socket], frame)
 	}
 
 	// What is removed is not kept either.
@@ -211,17 +216,16 @@ func TestLiveSwitchKilled(t *testing.T) {
 	}
 }
 
-// sendsOn checks that a frame from one guest's end reaches the other.
-func sendsOn(t *testing.T, from, to *os.File) {
+// sends checks that what one guest sends reaches another.
+func sends(t *testing.T, from *os.File, sent []byte, to *os.File, want []byte) {
 	t.Helper()
-	frame := append(bytes.Repeat([]byte{0xff}, 6), append([]byte{2, 0, 0, 0, 0, 9}, make([]byte, 48)...)...)
-	if _, err := from.Write(frame); err != nil {
+	if _, err := from.Write(sent); err != nil {
 		t.Fatal(err)
 	}
-	room := make([]byte, 2048)
+	room := make([]byte, 1<<16)
 	nstest.Eventually(t, patience, "the frame arrives", func() bool {
 		_ = to.SetReadDeadline(time.Now().Add(patience))
 		n, err := to.Read(room)
-		return err == nil && n >= len(frame) && bytes.HasPrefix(room[:n], frame)
+		return err == nil && bytes.HasPrefix(room[:n], want)
 	})
 }

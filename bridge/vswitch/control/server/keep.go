@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/endpoint"
 	"vmnet/internal/kernel/fdpass"
@@ -150,22 +151,36 @@ func (h *holder) again(pid int) *os.File {
 	return f
 }
 
-// lasts reports whether another process can go on with the port's files alone. Of the one
-// connection of a stream or frontend, a part of what was read would be missing.
+// lasts reports whether another process can go on with the port's files alone.
 func (e *entry) lasts() bool {
-	switch {
-	case len(e.files) == 0: // it has ended
+	return len(e.files) > 0 && (!e.isConnected() || len(e.files) > holderFiles(&e.Port)+1)
+}
+
+// isConnected reports whether the port has one connection, of which a part of what was read would
+// be missing: a stream has a journal for that, and a frontend connects again only to where it can.
+func (e *entry) isConnected() bool {
+	if e.Kind != control.Stream && e.Kind != control.VhostUser {
 		return false
-	case e.Kind != control.Stream && e.Kind != control.VhostUser:
-		return true
 	}
-	f := e.files[len(e.files)-1]
+	f := e.files[holderFiles(&e.Port)]
 	if st, err := f.Stat(); err != nil || st.IsDir() {
-		return err == nil
+		return err != nil
 	}
 	listens := false
 	err := fdpass.Control(f, func(fd int) (err error) { listens, err = endpoint.CheckStream(fd); return err })
-	return err == nil && listens
+	return err != nil || !listens
+}
+
+// addJournal gives a stream that a store will have a journal, unless it has one.
+func (s *ports) addJournal(e *entry) error {
+	if s.store == nil || e.Kind != control.Stream || !e.isConnected() || len(e.files) > holderFiles(&e.Port)+1 {
+		return nil
+	}
+	f, err := vswitch.NewJournal()
+	if err == nil {
+		e.files = append(e.files, f)
+	}
+	return err
 }
 
 // sealed returns a file with that content, which nobody can change.

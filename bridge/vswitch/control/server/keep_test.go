@@ -1,6 +1,8 @@
 package server
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"maps"
 	"os"
@@ -113,9 +115,23 @@ func goOn(t *testing.T, m *memory) (s *Server, notes *[]string) {
 	}
 	defer taking.Close()
 	if err := taking.Begin(); err != nil {
-		t.Error(err)
+		*notes = append(*notes, err.Error())
 	}
 	return s, notes
+}
+
+// journal returns what a stream's journal says of a read and a write under way, and how many bytes
+// wait.
+func journal(t *testing.T, m *memory, id int) []uint32 {
+	t.Helper()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	b := make([]byte, 16)
+	if _, err := m.files[fileName(id, 1)].ReadAt(b, 0); err != nil {
+		t.Fatal(err)
+	}
+	at := func(n int) uint32 { return binary.NativeEndian.Uint32(b[4*n:]) }
+	return []uint32{at(0), at(1), at(3) - at(2)}
 }
 
 // TestKept goes on with guests of a switch whose process is killed.
@@ -128,7 +144,14 @@ func TestKept(t *testing.T) {
 	b := guest(t, c, control.Port{Name: "b", Holder: cmd.Process.Pid}, pidfd) // the same open file
 	guest(t, c, control.Port{Name: "ends", Holder: gone.Process.Pid}, gonePidfd)
 	guest(t, c, control.Port{Name: "removed"})
-	streamOf(t, c, "connected") // a part of a frame may be lost with the process
+	_, half := streamOf(t, c, "half")
+	_, torn := streamOf(t, c, "torn")
+	whole := framed(frame(station(9), station(3)))
+	for _, far := range []*os.File{half, torn} {
+		if _, err := far.Write(whole[:20]); err != nil {
+			t.Fatal(err)
+		}
+	}
 	err := errors.Join(c.SetLabel(soon(t), "a", "vmnet vm=P2 nic=net0"), c.RemovePort(soon(t), "removed"),
 		c.SetPort(soon(t), "b", vport.Config{MaxAddresses: 7}),
 		c.AddStatic(soon(t), control.FDBEntry{MAC: "02:00:00:00:00:08", Port: "b"}),
@@ -137,6 +160,9 @@ func TestKept(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	nstest.Eventually(t, patience, "the switch has read what the streams sent", func() bool {
+		return slices.Equal(journal(t, m, 5), []uint32{0, 0, 20}) && slices.Equal(journal(t, m, 6), []uint32{0, 0, 20})
+	})
 	left := m.copied(t)
 	if err := c.Stop(soon(t)); err != nil {
 		t.Fatal(err)
@@ -146,14 +172,24 @@ func TestKept(t *testing.T) {
 	}
 	_ = gone.Process.Kill()
 	_ = gone.Wait()
+	if _, err := left.files[fileName(6, 1)].WriteAt([]byte{1}, 0); err != nil { // it was reading
+		t.Fatal(err)
+	}
 
 	s, notes := goOn(t, left)
 	ports := s.Ports()
-	if len(*notes) > 0 || len(ports) != 2 || ports[0].Label != "vmnet vm=P2 nic=net0" ||
+	if len(*notes) != 1 || !strings.Contains((*notes)[0], "in the middle of a frame") || len(ports) != 3 ||
+		ports[0].Label != "vmnet vm=P2 nic=net0" ||
 		ports[1].Config.MaxAddresses != 7 {
 		t.Errorf("%q, %+v", *notes, ports)
 	}
 	passes(t, a, b, station(9), station(1))
+	if _, err := half.Write(whole[20:]); err != nil {
+		t.Fatal(err)
+	}
+	if got := awaitFrame(t, b); !bytes.Equal(got, whole[4:]) {
+		t.Errorf("%x, want %x", got, whole[4:])
+	}
 	entries := s.ports.fdb()
 	static := func(mac string) bool {
 		return slices.ContainsFunc(entries, func(e control.FDBEntry) bool { return e.Static && e.MAC == mac })
@@ -162,12 +198,12 @@ func TestKept(t *testing.T) {
 		t.Errorf("%+v", entries)
 	}
 	// Nothing is left of the others, and once more nothing of these.
-	if all := left.names(); len(all) != 2*3+1 {
+	if all := left.names(); len(all) != 3*3+1 {
 		t.Errorf("%q are stored", all)
 	}
-	_ = cmd.Process.Kill()
+	_, _ = cmd.Process.Kill(), half.Close()
 	nstest.Eventually(t, patience, "all is gone with the guests", func() bool {
-		return len(s.Ports()) == 0 && slices.Equal(left.names(), []string{wholeName})
+		return len(s.Ports()) == 1 && slices.Equal(left.names(), []string{wholeName})
 	})
 }
 

@@ -96,8 +96,6 @@ func (t *Taking) kept(k control.Stored, description *os.File, all map[string]*os
 	if err := t.Part(control.Handed{Port: &p.Port, Stored: k}, files); err != nil {
 		return err
 	}
-	if p.Link != nil {
-		t.rests[p.Port.Name] = vswitch.Rest{Link: p.Link}
-	}
+	t.rests[p.Port.Name] = vswitch.Rest{Link: p.Link, Killed: true}
 	return t.Entries(p.Static)
 }

@@ -26,7 +26,7 @@ func open(p *control.Port, files []*os.File, rest vswitch.Rest) (*vswitch.Wire, 
 			w.NoFastPath(p.NoFastPath)
 		}
 	case control.Stream:
-		w, err = vswitch.OpenStream(files[0], filepath.Base(p.Device))
+		w, err = openStream(p, files, rest)
 	case control.VhostUser:
 		w, err = vswitch.OpenVhostUser(files[0], filepath.Base(p.Device), max(p.Queues, 1))
 	case control.Tun:
@@ -55,6 +55,17 @@ func open(p *control.Port, files []*os.File, rest vswitch.Rest) (*vswitch.Wire, 
 		return nil, fmt.Errorf("%w port: %w", brport.ErrInvalid, err)
 	}
 	return w, nil
+}
+
+// openStream makes the wire of a stream, whose journal may be the second file.
+func openStream(p *control.Port, files []*os.File, rest vswitch.Rest) (*vswitch.Wire, error) {
+	w, err := vswitch.OpenStream(files[0], filepath.Base(p.Device))
+	if err == nil && len(files) > 1 {
+		if err = w.Keep(files[1], rest.Killed); err != nil {
+			err = errors.Join(err, w.Close())
+		}
+	}
+	return w, err
 }
 
 func openTap(p *control.Port, files []*os.File, rest vswitch.Rest) (*vswitch.Wire, error) {

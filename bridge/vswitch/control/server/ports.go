@@ -76,6 +76,15 @@ func filesOf(p *control.Port) (least, most int) {
 	return least + more, most + more
 }
 
+// filesHanded is filesOf for a port that another switch hands over: a stream may have a journal.
+func filesHanded(p *control.Port) (least, most int) {
+	least, most = filesOf(p)
+	if p.Kind == control.Stream {
+		most++
+	}
+	return least, most
+}
+
 // holderFiles returns the number of files for the port's holder: a pidfd and a lifeline, a pidfd,
 // or none.
 func holderFiles(p *control.Port) int {
@@ -107,7 +116,10 @@ func (s *ports) addResumed(p control.Port, files []*os.File, rest vswitch.Rest, 
 	}
 	var w *vswitch.Wire
 	if e.files, err = copies(files); err == nil {
-		w, err = openResumed(&p, files, rest)
+		err = s.addJournal(e)
+	}
+	if err == nil {
+		w, err = openResumed(&p, e.files, rest)
 	}
 	if err != nil {
 		return errors.Join(err, e.close())

@@ -85,7 +85,7 @@ func (t *Taking) Part(h control.Handed, files []*os.File) (err error) {
 	if err := checkPort(p.Port); err != nil {
 		return err
 	}
-	if least, most := filesOf(&p.Port); len(files) < least || len(files) > most {
+	if least, most := filesHanded(&p.Port); len(files) < least || len(files) > most {
 		return fmt.Errorf("%w port %s: %d files: want %d to %d", brport.ErrInvalid, p.Name, len(files), least, most)
 	}
 	if k := h.Stored; k.ID < 1 || k.Version < 1 || k.Files != len(files) {
