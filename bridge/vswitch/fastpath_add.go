@@ -27,7 +27,7 @@ func (r *receiver) shorten(f *frame, to *Port) {
 		}
 	}
 	if w.n == 0 {
-		w.since = r.now
+		w.since = r.clock.now()
 	}
 	if w.n < len(w.list) {
 		w.list[w.n] = s

@@ -20,7 +20,7 @@ type receiver struct {
 
 	// The current batch.
 	ports  *table
-	now    int64 // nanoseconds since the switch's start
+	clock  clock
 	frames [batchSize]frame
 	to     [batchSize]*Port // destination of each frame that is not sent yet
 
@@ -42,7 +42,27 @@ type receiver struct {
 }
 
 func newReceiver(sw *Switch, p *Port, n int) *receiver {
-	return &receiver{sw: sw, port: p, queue: p.wire.queues[n], n: n, out: newSender()}
+	return &receiver{sw: sw, clock: clock{sw: sw}, port: p, queue: p.wire.queues[n], n: n, out: newSender()}
+}
+
+// A clock has the time of a batch, which it reads when it is first asked: that takes as long as half
+// a frame.
+type clock struct {
+	sw *Switch
+	at int64 // 0 before it is asked
+}
+
+// now returns the nanoseconds since the switch's start.
+func (c *clock) now() int64 {
+	if c.at == 0 {
+		c.at = c.sw.now()
+	}
+	return c.at
+}
+
+// stopped reports whether the loop guard has stopped a port.
+func (r *receiver) stopped(p *Port) bool {
+	return p.stop.until.Load() != 0 && p.stop.stopped(r.clock.now())
 }
 
 // inPlace prepares for batches that are in place in a guest's memory.
@@ -91,7 +111,7 @@ func (r *receiver) rest(n int) {
 // input handles a batch. It checks each frame, learns its source, and sends it, in the order of
 // arrival.
 func (r *receiver) input(frames []frame) {
-	r.ports, r.now = r.sw.table.Load(), r.sw.now()
+	r.ports, r.clock.at = r.sw.table.Load(), 0
 	r.learned, r.sought = 0, 0
 	var count, bytes uint64
 	for i := range frames {
@@ -136,7 +156,7 @@ func (r *receiver) accept(f *frame) Reason {
 	switch {
 	case set.cfg.Down:
 		return Down
-	case p.stop.stopped(r.now):
+	case r.stopped(p):
 		return Looped
 	case f.src&groupBit != 0 || f.src == 0:
 		return BadSource
@@ -176,11 +196,11 @@ func (r *receiver) forward(frames []frame, i int) Reason {
 	case f.dst&groupBit != 0 && r.looped(f):
 		return Looped
 	case f.dst == broadcast:
-		if !set.broadcasts.take(r.now, f.segments()) {
+		if !set.broadcasts.take(r.clock.now(), f.segments()) {
 			return Broadcasts
 		}
 	case f.dst&groupBit != 0:
-		if !set.multicasts.take(r.now, f.segments()) {
+		if !set.multicasts.take(r.clock.now(), f.segments()) {
 			return Multicasts
 		}
 	default:
@@ -204,7 +224,7 @@ func (r *receiver) forward(frames []frame, i int) Reason {
 		if r.looped(f) {
 			return Looped
 		}
-		if !set.unknowns.take(r.now, f.segments()) {
+		if !set.unknowns.take(r.clock.now(), f.segments()) {
 			return Unknowns
 		}
 	}
@@ -231,7 +251,7 @@ func (r *receiver) between(to *Port, f *frame) Reason {
 		return Isolated
 	case set.cfg.Down:
 		return Down
-	case to.stop.stopped(r.now):
+	case r.stopped(to):
 		return Looped
 	case !set.vlans.has(f.vid):
 		return VLAN
@@ -276,7 +296,7 @@ func (r *receiver) flush(frames []frame) {
 // add appends a frame to the list for a target, in the form that the target takes. A frame that is
 // finished in software is sent at once, after the list.
 func (r *receiver) add(to *Port, f *frame) {
-	if !to.set.Load().down.take(r.now, f.data, f.more) {
+	if !to.set.Load().down.take(&r.clock, f.data, f.more) {
 		to.refuse(r, f, Rated)
 		return
 	}

@@ -122,21 +122,21 @@ func (s *stop) begin(now int64) time.Duration {
 // looped checks whether a frame that is about to be flooded has come back. It reports whether it
 // has stopped the port, so that the frame must be dropped.
 func (r *receiver) looped(f *frame) bool {
-	sw, p, limit := r.sw, r.port, int32(echoLimit)
+	sw, p, now, limit := r.sw, r.port, r.clock.now(), int32(echoLimit)
 	set := p.set.Load()
 	if set.cfg.Hairpin {
 		limit = hairpinLimit
 	}
-	if !sw.echoes.again(f, r.ports.filters, p, r.now) || set.cfg.NoLoopGuard || !p.stop.count(r.now, limit) {
+	if !sw.echoes.again(f, r.ports.filters, p, now) || set.cfg.NoLoopGuard || !p.stop.count(now, limit) {
 		return false
 	}
 	// Stopping one port breaks the loop. Frames in flight would otherwise stop the other ports
 	// too.
 	settled := sw.settled.Load()
-	if r.now < settled || !sw.settled.CompareAndSwap(settled, r.now+int64(loopSettle)) {
+	if now < settled || !sw.settled.CompareAndSwap(settled, now+int64(loopSettle)) {
 		return false
 	}
-	length := p.stop.begin(r.now)
+	length := p.stop.begin(now)
 	p.forget()
 	sw.fast.revoke(p)
 	sw.notice("port %s is stopped for %v: there is a loop, since frames from other ports arrive on it again",

@@ -42,8 +42,8 @@ func (m *meter) costs(data []byte, more int) (bits, frames int64) {
 }
 
 // take reports whether a frame may pass. One that a bucket refuses may have cost the other one.
-func (m *meter) take(now int64, data []byte, more int) bool {
-	return m.limit.IsZero() || m.pass(now, data, more)
+func (m *meter) take(c *clock, data []byte, more int) bool {
+	return m.limit.IsZero() || m.pass(c.now(), data, more)
 }
 
 // pass is take for a meter that limits anything, and reports whether the frame may pass: take is

@@ -3,6 +3,8 @@ package vhostuser
 import (
 	"errors"
 	"runtime/debug"
+
+	"vmnet/internal/vhostuser/virtq"
 )
 
 // A Pair is a ring from the guest and one to it.
@@ -115,11 +117,22 @@ func (p *Pair) take() (n int, err error) {
 	if n, err = p.takeChains(r, have); err != nil || n > 0 {
 		return n, err
 	}
-	r.ring.Publish()
-	if r.ring.Interrupts() {
+	if publish(r.ring) {
 		r.interrupt()
 	}
 	return 0, errAgain
+}
+
+// giveBack publishes the chains of the batch, and reports whether the driver wants an interrupt.
+func (p *Pair) giveBack(ring *virtq.Ring) (interrupts bool) {
+	defer func() {
+		if f := recover(); f != nil {
+			p.dev.fail(p.dev.mem.Fault(f))
+			interrupts = false
+		}
+	}()
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	return publish(ring)
 }
 
 // Done ends the batch: it gives the chains back to the driver, and wakes the guests that have got
@@ -129,15 +142,8 @@ func (p *Pair) take() (n int, err error) {
 func (p *Pair) Done(s *Sender) {
 	if p.held {
 		d := p.dev
-		r := &d.rings[p.from]
-		if r.ring.Unpublished() {
-			interrupts, err := d.publish(r.ring)
-			switch {
-			case err != nil:
-				d.fail(err)
-			case interrupts:
-				s.owe(d, r)
-			}
+		if r := &d.rings[p.from]; p.giveBack(r.ring) {
+			s.owe(d, r)
 		}
 		p.held = false
 		d.mu.RUnlock()

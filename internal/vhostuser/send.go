@@ -117,11 +117,8 @@ func (d *Device) target(ring int) *vring {
 // the memory is broken, the frames are down and the session ends.
 func (d *Device) put(s *Sender, r *vring, list []offload.Frame, results []Result) (interrupts bool) {
 	var err error
-	for done := 0; done < len(list) && err == nil; {
-		done, err = d.putFrom(done, s, r.ring, list, results)
-	}
-	if err == nil && r.ring.Unpublished() {
-		interrupts, err = d.publish(r.ring)
+	for next := 0; next >= 0 && err == nil; {
+		next, interrupts, err = d.putFrom(next, s, r.ring, list, results)
 	}
 	if err != nil {
 		fill(results, Down)
@@ -130,10 +127,11 @@ func (d *Device) put(s *Sender, r *vring, list []offload.Frame, results []Result
 	return interrupts
 }
 
-// putFrom puts the frames from first on into a ring. It returns early, behind a frame that could
-// not be read. Nothing of that one is in the ring.
-func (d *Device) putFrom(first int, s *Sender, ring *virtq.Ring, list []offload.Frame, results []Result) (
-	done int, err error,
+// putFrom puts the frames from next on into a ring, publishes them, and returns -1, with what
+// publish returns. It returns early, with the index behind it, if a frame could not be read. Nothing
+// of that one is in the ring.
+func (d *Device) putFrom(next int, s *Sender, ring *virtq.Ring, list []offload.Frame, results []Result) (
+	then int, interrupts bool, err error,
 ) {
 	defer func() {
 		f := recover()
@@ -141,36 +139,33 @@ func (d *Device) putFrom(first int, s *Sender, ring *virtq.Ring, list []offload.
 		case f == nil:
 		case s.From != nil && !d.mem.Has(f):
 			s.From.dev.fail(s.From.dev.mem.Fault(f))
-			results[done], done = Lost, done+1
+			results[next], then = Lost, next+1
 		default:
 			err = d.mem.Fault(f)
 		}
 	}()
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	for done = first; done < len(list); done++ {
-		f := &list[done]
+	for ; next < len(list); next++ {
+		f := &list[next]
 		if !takes(d.features, f.Head) {
-			results[done] = Rejected
+			results[next] = Rejected
 			continue
 		}
-		if results[done], err = d.putFrame(s, ring, f); err != nil {
-			return done, err
+		if results[next], err = d.putFrame(s, ring, f); err != nil {
+			return next, false, err
 		}
 	}
-	return done, nil
+	return -1, publish(ring), nil
 }
 
-// publish makes the used chains of a ring known to the guest, and reports whether it wants an
-// interrupt.
-func (d *Device) publish(ring *virtq.Ring) (interrupts bool, err error) {
-	defer func() {
-		if f := recover(); f != nil {
-			interrupts, err = false, d.mem.Fault(f)
-		}
-	}()
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+// publish makes the used chains of a ring, if there are any, known to the guest, and reports whether
+// it wants an interrupt. The caller handles faults.
+func publish(ring *virtq.Ring) (interrupts bool) {
+	if !ring.Unpublished() {
+		return false
+	}
 	ring.Publish()
-	return ring.Interrupts(), nil
+	return ring.Interrupts()
 }
 
 // maxPieces limits the pieces of memory for one frame: a guest that offers buffers of a byte each
