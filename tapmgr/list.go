@@ -49,7 +49,7 @@ type foreignNIC struct {
 // foreignNICs returns the NICs that libvirt has made itself for its guests, or for one if vm is not
 // empty. If libvirt does not answer soon, it returns what the kernel knows of them.
 func (m *Manager) foreignNICs(ctx context.Context, vm string) ([]foreignNIC, error) {
-	procs, err := qemu.List()
+	procs, err := qemu.MaybeOfLibvirt()
 	if err != nil {
 		return nil, err
 	}

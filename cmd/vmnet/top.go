@@ -54,7 +54,11 @@ FILTER selects NICs by words in their names, states and reasons.`,
 		o.filter = strings.Join(args, " ")
 		return a.withManager(func(m *tapmgr.Manager) error {
 			m.Progress = nil // a note at each reading would hide the rows
-			read := func(ctx context.Context) (top.Reading, error) { return a.readTop(ctx, m) }
+			counting := m.Counting(tapmgr.Look{Drops: true})
+			read := func(ctx context.Context) (top.Reading, error) {
+				m.Switches = a.runningSwitches()
+				return readTop(ctx, counting)
+			}
 			if o.count == 0 && *format == "text" && isTerminal(a.out) {
 				s := &top.Screen{Read: read, Interval: o.interval, SortBy: o.sortBy, Filter: o.filter}
 				return s.Run(cmd.Context())
@@ -65,9 +69,8 @@ FILTER selects NICs by words in their names, states and reasons.`,
 	return cmd
 }
 
-func (a *app) readTop(ctx context.Context, m *tapmgr.Manager) (top.Reading, error) {
-	m.Switches = a.runningSwitches()
-	nics, err := m.Survey(ctx, "", tapmgr.Look{Drops: true})
+func readTop(ctx context.Context, counting *tapmgr.Counting) (top.Reading, error) {
+	nics, err := counting.Read(ctx)
 	var pids []int
 	for i := range nics {
 		if pid := nics[i].PID; pid != 0 && nics[i].Vhost == "on" && !slices.Contains(pids, pid) {

@@ -200,7 +200,10 @@ func (w *walker) leaveBridge(br *rtnl.Link) {
 		if i := slices.IndexFunc(uplinks, w.carries); i >= 0 {
 			out = uplinks[i]
 		}
-		if w.leavesBy(br, out, true); !w.stopped {
+		if w.radio(out); !w.stopped { // before a carrier is asked for, which it may lack without a network
+			w.leavesBy(br, out, true)
+		}
+		if !w.stopped {
 			w.uplink(out)
 		}
 	case host != nil && w.Frame.Kind == DHCP:

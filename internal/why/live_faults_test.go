@@ -10,6 +10,7 @@ import (
 	"vmnet/bridge/portsec"
 	"vmnet/internal/kernel/announce"
 	"vmnet/internal/nstest"
+	"vmnet/internal/vmm/qmptest"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 )
@@ -262,6 +263,14 @@ func (s *site) functionFaults() []broken {
 				})
 			},
 			undo: func(s *site) { s.set("net1", func(n *nic.Spec) { n.AllowIn = nil }) },
+		},
+		{
+			name: "vhost thread ended", where: "guest VM/net0", why: "its vhost thread has ended",
+			do: func(s *site) {
+				s.qemu.Behave(qmptest.Behaviour{VirtioStatus: `{"vhost-started": true, "status": {"statuses": [` +
+					`"VIRTIO_CONFIG_S_DRIVER_OK: Driver setup and ready"]}}`})
+			},
+			undo: func(s *site) { s.qemu.Behave(qmptest.Behaviour{}) },
 		},
 		{
 			name: "full queue", to: "VM/net1", where: "queue of TAP1", why: "the guest does not read it",

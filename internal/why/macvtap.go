@@ -35,7 +35,7 @@ func (w *walker) parentDevice() {
 			"in the guest: ip link set dev DEV address " + n.MAC,
 		},
 		check{
-			!ipvtap && slices.Contains(w.Radios, l.Name),
+			!ipvtap && n.Mode != "passthru" && slices.Contains(w.Radios, l.Name),
 			l.Name + " is a Wi-Fi card: access points take no frames from other addresses than its own",
 			"vmnet attach --routed " + l.Name + " --ip ADDRESS, or --ipvtap " + l.Name,
 		},

@@ -23,7 +23,9 @@ func (w *walker) uplink(l *rtnl.Link) {
 
 // below stops the frame at a link, or one below it, that sends nothing.
 func (w *walker) below(l *rtnl.Link) {
-	bridged := l.Port != nil
+	if w.radio(l); w.stopped {
+		return
+	}
 	for range maxStack {
 		where := "uplink " + l.Name
 		switch {
@@ -31,14 +33,19 @@ func (w *walker) below(l *rtnl.Link) {
 			w.stop(where, "ip link set "+l.Name+" up", "it is down")
 		case l.Tun == nil && !l.Carrier:
 			w.stop(where, "plug in its cable, or ip link set its other end up", "it has no carrier")
-		case bridged && slices.Contains(w.Radios, l.Name):
-			w.stop(where, fmt.Sprintf("vmnet attach --routed %s --ip ADDRESS, or a network with --nat", l.Name),
-				"it is a Wi-Fi card: access points take no frames from other addresses than its own")
 		}
 		lower := w.at(l.Lower)
 		if w.stopped || lower == nil || l.LowerNS >= 0 || l.Kind == "veth" {
 			return
 		}
 		l = lower
+	}
+}
+
+// radio stops the frame of a guest at a port that is a Wi-Fi card.
+func (w *walker) radio(l *rtnl.Link) {
+	if l.Port != nil && slices.Contains(w.Radios, l.Name) {
+		w.stop("uplink "+l.Name, fmt.Sprintf("vmnet attach --routed %s --ip ADDRESS, or a network with --nat", l.Name),
+			"it is a Wi-Fi card: access points take no frames from other addresses than its own")
 	}
 }

@@ -4,8 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -55,12 +53,7 @@ const maxAuxv = 4096
 // program, from its auxiliary vector. They are ids in its own user namespace. A process can change
 // the vector (PR_SET_MM_MAP), but executing a set-user-ID program replaces it.
 func executedAs(pid int) (started, ran uint64, ok bool) {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/auxv", pid))
-	if err != nil {
-		return 0, 0, false
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxAuxv))
+	data, err := procfd.ReadStart(pid, "auxv", maxAuxv)
 	if err != nil {
 		return 0, 0, false
 	}
@@ -105,8 +98,7 @@ func entry(words []uint64, key uint64) (value uint64, ok bool) {
 // proc_pid_stat(5)). Together with the PID it identifies the process until the next boot: the
 // kernel does not reuse a PID within a tick.
 func Started(pid int) (uint64, error) {
-	path := fmt.Sprintf("/proc/%d/stat", pid)
-	text, err := os.ReadFile(path)
+	text, err := procfd.Read(pid, "stat")
 	if err != nil {
 		return 0, err
 	}
@@ -114,7 +106,7 @@ func Started(pid int) (uint64, error) {
 	fields := strings.Fields(string(text[name+1:]))
 	const startTime = 22 - 3 // the first of fields is field 3
 	if len(fields) <= startTime {
-		return 0, fmt.Errorf("%s has no start time", path)
+		return 0, fmt.Errorf("/proc/%d/stat has no start time", pid)
 	}
 	return strconv.ParseUint(fields[startTime], 10, 64)
 }

@@ -131,8 +131,7 @@ func one(ids [4]int) int {
 // UserIDs returns the real, effective, saved and file system uid of a process ("Uid:" in
 // proc_pid_status(5)). With an error, the real one is -1.
 func UserIDs(pid int) (ids [4]int, err error) {
-	path := fmt.Sprintf("/proc/%d/status", pid)
-	text, err := os.ReadFile(path)
+	text, err := Read(pid, "status")
 	if err != nil {
 		return [4]int{noUser}, err
 	}
@@ -147,10 +146,10 @@ func UserIDs(pid int) (ids [4]int, err error) {
 		}
 		for i, f := range fields {
 			if ids[i], err = strconv.Atoi(f); err != nil {
-				return [4]int{noUser}, fmt.Errorf("%s: %w", path, err)
+				return [4]int{noUser}, fmt.Errorf("%s: %w", pathOf(pid, "status"), err)
 			}
 		}
 		return ids, nil
 	}
-	return [4]int{noUser}, fmt.Errorf("%s does not have the four user ids", path)
+	return [4]int{noUser}, fmt.Errorf("%s does not have the four user ids", pathOf(pid, "status"))
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -26,15 +25,12 @@ func LooksLikeQueue(f procfd.File) bool {
 // tun driver reports it in fdinfo, as "iff:". The result is empty for other files, and for a tap
 // that was deleted while a process held it.
 func InterfaceOf(f procfd.File) string {
-	info, err := os.Open(fmt.Sprintf("/proc/%d/fdinfo/%d", f.PID, f.FD))
+	// 1 KiB is enough for a tap; that of another file, such as an epoll(7), may be of any length
+	start, err := procfd.ReadStart(f.PID, fmt.Sprintf("fdinfo/%d", f.FD), 1024)
 	if err != nil {
 		return ""
 	}
-	defer info.Close()
-	// enough for a tap; the fdinfo of another file, such as an epoll(7), may be of any length
-	start := make([]byte, 1024)
-	n, _ := info.Read(start)
-	for line := range bytes.Lines(start[:max(n, 0)]) {
+	for line := range bytes.Lines(start) {
 		if name, ok := bytes.CutPrefix(line, []byte("iff:")); ok {
 			return string(bytes.TrimSpace(name))
 		}

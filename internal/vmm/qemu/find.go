@@ -16,7 +16,7 @@ type Running struct {
 
 // Look reads all of /proc, once. See [List].
 func Look() (Running, error) {
-	found, doubted, err := list()
+	found, doubted, err := list(isQEMU)
 	return Running{found, doubted}, err
 }
 

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"vmnet/internal/kernel/pidfd"
+	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/kernel/procview"
 )
 
@@ -61,7 +62,7 @@ const maxCmdLine = 256 << 10
 // List returns the running QEMU processes that /proc shows, in all network namespaces, except those
 // whose owner is unknown: see [pidfd.Owner].
 func List() ([]Process, error) {
-	found, _, err := list()
+	found, _, err := list(isQEMU)
 	return found, err
 }
 
@@ -71,7 +72,17 @@ type doubtful struct {
 	why error
 }
 
-func list() (found []Process, doubted []doubtful, err error) {
+// MaybeOfLibvirt is List without most of those that libvirt has not started, of which it reads
+// only the beginning of the command line.
+func MaybeOfLibvirt() ([]Process, error) {
+	found, _, err := list(func(pid int, argv []string) bool {
+		cut := len(strings.Join(argv, " ")) >= usualCmdLine-1 // what shows it may come later
+		return isQEMU(pid, argv) && (cut || Parse(argv).Libvirt)
+	})
+	return found, err
+}
+
+func list(wanted func(pid int, argv []string) bool) (found []Process, doubted []doubtful, err error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, nil, fmt.Errorf("list processes: %w", err)
@@ -81,7 +92,7 @@ func list() (found []Process, doubted []doubtful, err error) {
 		if err != nil {
 			continue
 		}
-		p, err := look(pid, isQEMU)
+		p, err := look(pid, wanted)
 		switch {
 		case err == nil:
 			found = append(found, p)
@@ -172,22 +183,29 @@ func (p Process) expanded(argv []string) []string {
 	return all
 }
 
+// usualCmdLine is how long most command lines are at most, in bytes.
+const usualCmdLine = 4096
+
 // arguments reads the command line of a process that is wanted. Most are not, as their first
 // arguments show.
 func arguments(pid int, wanted func(pid int, argv []string) bool) ([]string, error) {
+	text, err := procfd.ReadStart(pid, "cmdline", usualCmdLine)
+	if err != nil {
+		return nil, err
+	}
+	if len(text) == 0 || !wanted(pid, split(text)) { // a kernel thread's, or an exiting process's, is empty
+		return nil, errNoQEMU
+	}
+	if len(text) < usualCmdLine {
+		return split(text), nil
+	}
 	f, err := os.Open(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	text := make([]byte, 4096)
-	n, _ := f.Read(text)
-	text = text[:max(n, 0)]
-	if len(text) == 0 || !wanted(pid, split(text)) { // a kernel thread's, or an exiting process's, is empty
-		return nil, errNoQEMU
-	}
-	rest, err := io.ReadAll(io.LimitReader(f, maxCmdLine))
-	return split(append(text, rest...)), err
+	text, err = io.ReadAll(io.LimitReader(f, usualCmdLine+maxCmdLine))
+	return split(text), err
 }
 
 func split(text []byte) []string {

@@ -35,6 +35,9 @@ type Behaviour struct {
 	State string
 	// RxFilter, if not empty, is the JSON object by which each NIC answers query-rx-filter.
 	RxFilter string
+	// VirtioStatus, if not empty, is the JSON object by which each device answers
+	// x-query-virtio-status, which QEMU 7.2 was the first to have.
+	VirtioStatus string
 }
 
 // machine answers like QEMU 7.2: what it says is in the words of that version, by which clients
@@ -187,6 +190,13 @@ func init() { // their functions name the map
 			return object{"name": m.name}, nil
 		},
 		"query-rx-filter": (*machine).rxFilter,
+		"x-query-virtio-status": func(m *machine, _ Request, _ *Session) (any, *failure) {
+			status := object{}
+			if err := json.Unmarshal([]byte(m.behaviour.VirtioStatus), &status); err != nil {
+				return nil, fails("%v", err)
+			}
+			return status, nil
+		},
 		"set_link": func(m *machine, r Request, _ *Session) (any, *failure) {
 			name := r.text("name")
 			if m.devices[name] == nil && m.netdevs[name] == nil {

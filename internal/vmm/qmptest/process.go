@@ -76,10 +76,11 @@ func guestName(argv []string) string {
 
 // Config says what QEMU to start.
 type Config struct {
-	Name     string   // -name guest=
-	Monitors int      // how many -qmp sockets it has; 0 means one, and -1 none
-	Args     []string // further arguments, which only its command line shows
-	Program  string   // argv[0]; empty means qemu-system-x86_64
+	Name     string     // -name guest=
+	Monitors int        // how many -qmp sockets it has; 0 means one, and -1 none
+	Args     []string   // further arguments, which only its command line shows
+	Program  string     // argv[0]; empty means qemu-system-x86_64
+	Files    []*os.File // that it inherits, from descriptor 3 on
 }
 
 // A QEMU is a process of the test binary that looks and answers like one. It runs until the test
@@ -117,7 +118,7 @@ func Start(tb testing.TB, c Config) *QEMU {
 	q.cmd = exec.Command("/proc/self/exe")
 	q.cmd.Args = append(argv, c.Args...)
 	q.cmd.Env = append(os.Environ(), roleEnv+"="+strings.Join(q.Sockets, " "))
-	q.cmd.Stderr = os.Stderr
+	q.cmd.Stderr, q.cmd.ExtraFiles = os.Stderr, c.Files
 	stdin, err := q.cmd.StdinPipe()
 	if err != nil {
 		tb.Fatal(err)
