@@ -145,6 +145,7 @@ func (h *harness) plan(o options, r *results) ([]series, error) {
 			}
 		}
 	}
+	all = append(all, h.pairSeries(o)...)
 	rings, err := h.ringSeries(o, r)
 	if all = append(all, rings...); err != nil {
 		return nil, err

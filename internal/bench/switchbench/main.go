@@ -55,7 +55,7 @@ func parse(args []string) (options, error) {
 	f.DurationVar(&o.long, "time", time.Second, "time of each sample")
 	only := f.String("peers", "", "only the switches whose names match this regular expression")
 	work := f.String("work", "",
-		"only the workloads that match: tcp1, tcp4, udp64, trip, ring64, ring1500, ring64k, hop")
+		"only the workloads that match: tcp1, tcp4, udp64, trip, tap64, tap1500, tap64k, ring64, ring1500, ring64k, hop")
 	cpus := f.String("cpus", "0,1", "processors of guests that share their memory, and of their switch")
 	f.IntVar(&o.ports, "ports", 64, "the most ports that a switch gets")
 	f.StringVar(&o.out, "out", "", "directory to write table, plots and samples into")

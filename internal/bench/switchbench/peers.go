@@ -235,12 +235,17 @@ func startReference(l *lan, argv ...string) error {
 
 // ours starts our switch, with a port of that kind for each name.
 func (l *lan) ours(t *tools, kind string, names ...string) (socket string, err error) {
+	return l.oursWith(t, nil, kind, names...)
+}
+
+// oursWith is ours with further arguments.
+func (l *lan) oursWith(t *tools, args []string, kind string, names ...string) (socket string, err error) {
 	dir, err := os.MkdirTemp(t.dir, "vmnet")
 	if err != nil {
 		return "", err
 	}
 	socket = filepath.Join(dir, "socket")
-	argv := []string{t.vmnet, "switch", "run", socket}
+	argv := append([]string{t.vmnet, "switch", "run", socket}, args...)
 	for _, name := range names {
 		argv = append(argv, "--"+kind, name)
 	}

@@ -118,6 +118,7 @@ that have no others.
 	for _, p := range peers() {
 		r.row(t, p)
 	}
+	r.pairsTable(t)
 	r.portsTable(t)
 	r.changesTable(t)
 }

@@ -90,7 +90,7 @@ type goal struct {
 }
 
 // goals are the project's goals.
-func goals() []goal { return append(switchGoals(), ringGoals()...) }
+func goals() []goal { return slices.Concat(switchGoals(), pairGoals(), ringGoals()) }
 
 func switchGoals() []goal {
 	tcp := func(peer string) ref { return ref{peer: peer, work: tcp1, figure: gbps} }

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -123,7 +124,9 @@ func TestGoals(t *testing.T) {
 		}
 		for _, f := range []ref{g.a, g.b} {
 			known := peerNamed(f.peer) != nil && workloadNamed(f.work) != nil ||
-				ringPeerNamed(f.peer) != nil && ringWorkNamed(f.work) != nil
+				ringPeerNamed(f.peer) != nil && ringWorkNamed(f.work) != nil ||
+				slices.ContainsFunc(tapPairs(), func(p *tapPair) bool { return p.name == f.peer }) &&
+					slices.ContainsFunc(tapSizes, func(s tapSize) bool { return s.work == f.work })
 			if f.peer != "" && !known {
 				t.Errorf("%s: no such figure: %+v", g.text, f)
 			}
