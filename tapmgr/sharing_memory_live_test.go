@@ -14,9 +14,9 @@ import (
 )
 
 // TestLiveSharedMemoryGrows has a guest with a vhost-user NIC that gets more memory while it runs,
-// from which it then takes the buffers of its frames: Linux prefers memory of the highest addresses.
-// A NIC that is attached afterwards has both memories from its start. Private memory is refused,
-// also when only the memory that was added is private.
+// from which it then takes the buffers of its frames: Linux prefers memory of the highest
+// addresses. A NIC that is attached afterwards has both memories from its start. Private memory is
+// refused, also when only the memory that was added is private.
 func TestLiveSharedMemoryGrows(t *testing.T) {
 	nstest.RequireRoot(t)
 	h := newHost(t)

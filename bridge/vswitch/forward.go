@@ -45,26 +45,6 @@ func newReceiver(sw *Switch, p *Port, n int) *receiver {
 	return &receiver{sw: sw, clock: clock{sw: sw}, port: p, queue: p.wire.queues[n], n: n, out: newSender()}
 }
 
-// A clock has the time of a batch, which it reads when it is first asked: that takes as long as half
-// a frame.
-type clock struct {
-	sw *Switch
-	at int64 // 0 before it is asked
-}
-
-// now returns the nanoseconds since the switch's start.
-func (c *clock) now() int64 {
-	if c.at == 0 {
-		c.at = c.sw.now()
-	}
-	return c.at
-}
-
-// stopped reports whether the loop guard has stopped a port.
-func (r *receiver) stopped(p *Port) bool {
-	return p.stop.until.Load() != 0 && p.stop.stopped(r.clock.now())
-}
-
 // inPlace prepares for batches that are in place in a guest's memory.
 func (r *receiver) inPlace() {
 	if q, ok := r.queue.(*vhostQueue); ok {

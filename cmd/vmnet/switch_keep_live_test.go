@@ -189,7 +189,8 @@ func TestLiveSwitchKilled(t *testing.T) {
 		awaitAnswer(t, b, "10.7.0.3")
 		awaitAnswer(t, lan, "10.7.0.4")
 		ports := u.ports()
-		if p := ports[control.Stream]; len(ports) != 7 || p.Label != "vmnet vm=P2 nic=net0" || ports["b"].Config.VLAN != 3 {
+		p := ports[control.Stream]
+		if len(ports) != 7 || p.Label != "vmnet vm=P2 nic=net0" || ports["b"].Config.VLAN != 3 {
 			t.Errorf("%s: %+v", step.name, ports)
 		}
 		frame := slices.Concat(bytes.Repeat([]byte{0xff}, 6), []byte{2, 0, 0, 0, 0, 9}, make([]byte, 48))

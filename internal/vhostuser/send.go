@@ -128,8 +128,8 @@ func (d *Device) put(s *Sender, r *vring, list []offload.Frame, results []Result
 }
 
 // putFrom puts the frames from next on into a ring, publishes them, and returns -1, with what
-// publish returns. It returns early, with the index behind it, if a frame could not be read. Nothing
-// of that one is in the ring.
+// publish returns. It returns early, with the index behind it, if a frame could not be read.
+// Nothing of that one is in the ring.
 func (d *Device) putFrom(next int, s *Sender, ring *virtq.Ring, list []offload.Frame, results []Result) (
 	then int, interrupts bool, err error,
 ) {
@@ -158,8 +158,8 @@ func (d *Device) putFrom(next int, s *Sender, ring *virtq.Ring, list []offload.F
 	return -1, publish(ring), nil
 }
 
-// publish makes the used chains of a ring, if there are any, known to the guest, and reports whether
-// it wants an interrupt. The caller handles faults.
+// publish makes the used chains of a ring, if there are any, known to the guest, and reports
+// whether it wants an interrupt. The caller handles faults.
 func publish(ring *virtq.Ring) (interrupts bool) {
 	if !ring.Unpublished() {
 		return false
