@@ -8,7 +8,7 @@
 # for everything that is written. It is in namespaces of its own: all mounts and processes end with
 # this script, however it ends.
 set -eu
-[ $# -gt 0 ] || set -- lint demo root_sessions user_sessions packages cross user_test test pidns
+[ $# -gt 0 ] || set -- lint demo root_sessions user_sessions packages cross fuzz user_test test pidns
 
 suite=bookworm
 here=$(cd "$(dirname "$0")" && pwd)

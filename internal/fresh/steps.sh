@@ -41,6 +41,9 @@ step_packages() { as_root 'make packages-test'; }
 # The tests of bytes as programs of an ARM processor and of a big-endian one.
 step_cross() { as_root "make cross-test CROSS='arm64 s390x'"; }
 
+# Six fuzz tests for 30 s each, by turns: ten runs reach all. What they learn stays in the cache.
+step_fuzz() { as_root 'make fuzz FUZZTIME=30s FUZZMOST=6'; }
+
 # quick is not among the usual steps: lint and user_test do all that it does.
 step_quick() { as_user 'make quick'; }
 
