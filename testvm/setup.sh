@@ -31,9 +31,10 @@ umask 022
 # passt has pasta, by which networks of users who are not root reach the world.
 # openvswitch-switch has ovsdb-server and ovs-vswitchd, and the packages of OVN their daemons, which
 # tests run by themselves. So is frr, which tells the hosts of a VXLAN segment where guests are.
+# apparmor has apparmor_parser and aa-exec, for the profiles that lab hosts load.
 # netplan.io and ifupdown read what a network writes for the next boot; Debian's systemd has
 # systemd-networkd.
-packages='qemu-system-x86 qemu-system-arm qemu-system-misc qemu-system-ppc busybox-static lz4 xz-utils iproute2 gcc libc6-dev groff-base libcap2-bin procps libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients nftables dnsmasq-base isc-dhcp-client iptables ufw firewalld dbus-daemon passt openvswitch-switch ovn-central ovn-host frr netplan.io ifupdown'
+packages='qemu-system-x86 qemu-system-arm qemu-system-misc qemu-system-ppc busybox-static lz4 xz-utils iproute2 gcc libc6-dev groff-base libcap2-bin procps libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients nftables dnsmasq-base isc-dhcp-client iptables ufw firewalld dbus-daemon passt openvswitch-switch ovn-central ovn-host frr netplan.io ifupdown apparmor'
 # What these packages would start.
 services='firewalld frr openvswitch-switch ovs-record-hostname ovn-central ovn-host'
 kernels=cloud

@@ -115,6 +115,10 @@ func ownNetns(env *testscript.Env) {
 const scriptTime = 10 * time.Minute
 
 func runScripts(t *testing.T, dir string, setup func(*testscript.Env)) {
+	docs, err := filepath.Abs("../../docs")
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir:         dir,
 		WorkdirRoot: t.TempDir(), // -run may name one script
@@ -122,6 +126,7 @@ func runScripts(t *testing.T, dir string, setup func(*testscript.Env)) {
 			env.Values[guestsKey{}] = guests{}
 			env.Setenv("GORACE", "atexit_sleep_ms=0") // otherwise each vmnet sleeps a second under -race
 			env.Setenv(sandboxEnv, string(sandbox.Strict))
+			env.Setenv("DOCS", docs)
 			setup(env)
 			return nil
 		},

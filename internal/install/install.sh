@@ -8,6 +8,7 @@ PATH=$PATH:/usr/sbin:/sbin # for setcap: root's PATH may lack them
 to=$DESTDIR$PREFIX
 ours="lib/cni libexec/vmnet share/doc/vmnet/examples share/doc/vmnet/grafana share/doc/vmnet" # directories, innermost first
 list=share/doc/vmnet/files
+apparmor=/etc/apparmor.d
 
 die() { echo "install: $*" >&2; exit 2; }
 
@@ -22,6 +23,10 @@ made() { place "$1"; cat >"$to/$1"; chmod 0644 "$to/$1"; }
 # remove removes the files in the list on standard input.
 remove() {
 	while IFS= read -r file; do
+		case $file in
+		$apparmor/*[!a-z-]*) die "$to/$list names $file" ;;
+		$apparmor/*) rm -f "$DESTDIR$file" && continue ;;
+		esac
 		case /$file/ in *//* | */../*) die "$to/$list names $file" ;; esac
 		rm -f "$to/$file"
 	done
@@ -93,10 +98,21 @@ documents() {
 	done
 }
 
+# The profiles of AppArmor go where it looks, if the machine has it. Packages take them from there.
+profiles() {
+	[ -d "$DESTDIR$apparmor" ] || return 0
+	for profile in docs/apparmor/*; do
+		file=$apparmor/${profile##*/}
+		sed "s|@PREFIX@|$prefix|" "$profile" >"$DESTDIR$file"
+		chmod 0644 "$DESTDIR$file"
+		echo "$file" >>"$new"
+		[ -n "$DESTDIR" ] || ! aa-enabled -q 2>/dev/null || apparmor_parser -r -W "$file" || true
+	done
+}
+
 # units installs systemd's units, and enables none; the group, the directories and the kernel
 # modules that the next boot makes and loads.
 units() {
-	prefix=$(printf %s "$PREFIX" | sed 's/[&|\\]/\\&/g')
 	for unit in docs/systemd/*.service; do
 		sed "s|@PREFIX@|$prefix|" "$unit" | made "lib/systemd/system/${unit##*/}"
 	done
@@ -114,8 +130,10 @@ install_all() {
 	put 0755 "$BIN/vmnet" bin/vmnet
 	put 0755 "$BIN/vmnet-hook" bin/vmnet-hook # not deeper: AppArmor lets libvirt execute only programs directly in /usr/bin
 	put 0755 "$BIN/vmnet-cni" lib/cni/vmnet-cni # where Podman and Debian have plugins
+	prefix=$(printf %s "$PREFIX" | sed 's/[&|\\]/\\&/g')
 	documents
 	units
+	profiles
 	netup
 	if [ -e "$to/$list" ]; then # from another version
 		grep -vxF -f "$new" "$to/$list" | remove

@@ -123,7 +123,9 @@ func want(t *testing.T, helper string) map[string]string {
 // compare wants at least these files, and all of them under usr.
 func compare(t *testing.T, found, want map[string]string) {
 	t.Helper()
-	testprogram.CompareModes(t, found, want, func(path string) bool { return strings.HasPrefix(path, "usr/") })
+	testprogram.CompareModes(t, found, want, func(path string) bool {
+		return strings.HasPrefix(path, "usr/") || strings.HasPrefix(path, "etc/apparmor.d/")
+	})
 }
 
 // gone checks that no file is left, and no directory that belongs to vmnet alone.
@@ -161,11 +163,23 @@ func TestMakeInstall(t *testing.T) {
 		t.Errorf("it was built for another place: %v\n%s", err, out)
 	}
 	gone(t, dest)
+	// With AppArmor, its profiles are installed too.
+	if err := os.MkdirAll(filepath.Join(dest, "etc/apparmor.d"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	out := mustRun(t, top, nil, install...)
 	if !strings.Contains(out, "setcap cap_net_admin,cap_bpf,cap_perfmon+ep /usr/bin/qemu-netup\n") {
 		t.Errorf("it does not tell how to go on:\n%s", out)
 	}
-	compare(t, tree(t, dest), want(t, "-rwxr-xr-x"))
+	files := want(t, "-rwxr-xr-x")
+	for _, profile := range []string{"qemu-netup", "vmnet-switch", "vmnet-watch"} {
+		files["etc/apparmor.d/"+profile] = "-rw-r--r--"
+		text, err := os.ReadFile(filepath.Join(dest, "etc/apparmor.d", profile))
+		if err != nil || strings.Contains(string(text), "@PREFIX@") || !strings.Contains(string(text), "/usr/") {
+			t.Errorf("profile %s: %v\n%s", profile, err, text)
+		}
+	}
+	compare(t, tree(t, dest), files)
 	program, err := os.ReadFile(filepath.Join(dest, "usr/bin/qemu-netup"))
 	if err != nil || !strings.Contains(string(program), "/usr/libexec/vmnet/qemu-netup-full") {
 		t.Errorf("qemu-netup becomes another program than the one that was installed: %v", err)

@@ -35,10 +35,12 @@ build() {
 # stage lays out root for the architecture $1. The directories in /etc are for what the
 # administrator writes there.
 stage() {
-	rm -rf root
+	rm -rf root apparmor.d
+	mkdir -p root/etc/apparmor.d
 	(cd "$top" && DESTDIR=$work/root PREFIX=/usr BIN=$built/$1 PRIVILEGE=none GROUP='' \
 		COMPLETER=$built/$host/vmnet ZSH_SITE=$zsh sh internal/install/install.sh install) >/dev/null
 	rm root/usr/share/doc/vmnet/files
+	mv root/etc/apparmor.d .
 	mkdir -p root/etc/vmnet/guests.d root/etc/vmnet/networks.d root/etc/vmnet/switch
 	find root/usr/share/man -type f -exec gzip -9n {} +
 	"documents_$kind"

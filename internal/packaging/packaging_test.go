@@ -109,9 +109,12 @@ func want(kind string) map[string]string {
 		"/usr/share/bash-completion/completions/qemu-netup": "-rw-r--r--",
 		"/usr/share/fish/vendor_completions.d/vmnet.fish":   "-rw-r--r--",
 		"/usr/share/doc/vmnet/examples/policy.yaml":         "-rw-r--r--",
-		"/etc/vmnet/":                           "drwxr-xr-x",
-		"/etc/vmnet/guests.d/":                  "drwxr-xr-x",
-		"/usr/libexec/vmnet/qemu-bridge-helper": "L---------",
+		"/etc/apparmor.d/qemu-netup":                        "-rw-r--r--",
+		"/etc/apparmor.d/vmnet-switch":                      "-rw-r--r--",
+		"/etc/apparmor.d/vmnet-watch":                       "-rw-r--r--",
+		"/etc/vmnet/":                                       "drwxr-xr-x",
+		"/etc/vmnet/guests.d/":                              "drwxr-xr-x",
+		"/usr/libexec/vmnet/qemu-bridge-helper":             "L---------",
 	}
 	if kind == "deb" {
 		files["/usr/share/zsh/vendor-completions/_vmnet"] = "-rw-r--r--"
@@ -126,8 +129,9 @@ func want(kind string) map[string]string {
 
 // mayBe reports whether a package may have a file there.
 func mayBe(path string) bool {
-	return path != "/usr/share/doc/vmnet/files" && (strings.HasPrefix(path, "/usr/") ||
-		strings.HasPrefix(path, "/etc/vmnet/") || path == "/etc/" || path == "/")
+	return path != "/usr/share/doc/vmnet/files" && (path == "/" || path == "/etc/" ||
+		strings.HasPrefix(path, "/usr/") || strings.HasPrefix(path, "/etc/vmnet/") ||
+		strings.HasPrefix(path, "/etc/apparmor.d/"))
 }
 
 // TestLivePackages builds the programs once, for two machines, and reads back the packages of both
@@ -179,6 +183,9 @@ func deb(dir, arch string) string {
 	return filepath.Join(dir, "vmnet_"+version.Number+"_"+arch+".deb")
 }
 
+// conffiles are those whose changes dpkg asks about.
+const conffiles = "/etc/apparmor.d/qemu-netup\n/etc/apparmor.d/vmnet-switch\n/etc/apparmor.d/vmnet-watch\n"
+
 func testDeb(t *testing.T, path, arch string) {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -220,8 +227,8 @@ func testDeb(t *testing.T, path, arch string) {
 			t.Errorf("%s is %q:\n%s", name, script.mode, script.text)
 		}
 	}
-	if control["/templates"].text == "" || control["/conffiles"].text != "" {
-		t.Error("no question, or files whose changes dpkg asks about")
+	if got := control["/conffiles"].text; control["/templates"].text == "" || got != conffiles {
+		t.Errorf("no question, or dpkg asks about changes of other files than %q: %q", conffiles, got)
 	}
 }
 
