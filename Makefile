@@ -205,11 +205,12 @@ bench-setup:
 install: ## install what make build has built, below PREFIX (root for most PREFIXes)
 	@BIN='$(BIN)' DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' PRIVILEGE='$(PRIVILEGE)' GROUP='$(GROUP)' sh internal/install/install.sh install
 
-# DIST gets the archives of the sources and of the installed files, the release notes and the
-# checksums.
+# DIST gets the archives of the sources and of the installed files, the lists of modules, PACKAGES
+# (deb rpm) for ARCHES, the release notes and the checksums.
 DIST ?= dist
-release: ## archives of the last commit and their checksums, in dist (a minute)
-	@PREFIX='$(PREFIX)' PATH="$$(dirname "$$(command -v '$(GO)')"):$$PATH" sh internal/release/release.sh '$(DIST)'
+PACKAGES ?= deb rpm
+release: ## archives, packages, lists of modules and checksums of the last commit, in dist (minutes)
+	@PREFIX='$(PREFIX)' PACKAGES='$(PACKAGES)' ARCHES='$(ARCHES)' PATH="$$(dirname "$$(command -v '$(GO)')"):$$PATH" sh internal/release/release.sh '$(DIST)'
 
 # ARCHES are machines as Go names them.
 ARCHES ?= amd64 arm64
@@ -221,10 +222,11 @@ deb rpm: ## packages for ARCHES (amd64 arm64), in dist (minutes at first, then s
 packages-test: release-setup ## the packages built, read back, installed and run by systemd (2 minutes at first; root, network)
 	VMNET_REQUIRE=root,dpkg,rpm,lintian,systemd $(GO) test -v -tags packages -timeout 30m ./internal/packaging
 
-# What packages-test and cross need besides setup.
+# What packages-test, cross and release need besides setup.
 release-setup:
 	sh testvm/setup.sh --packages rpm,systemd,debconf,lintian,qemu-user
 	$(GO) -C internal/packaging/nfpm mod download
+	$(GO) -C internal/release/sbom mod download
 
 # What test leaves out as well, since a browser is large: the map's drawing and page.
 browser-test: ## the map's drawing and page in Chromium (a minute at first; root, network)

@@ -69,7 +69,7 @@ make_base() {
 make_base
 say "Fetching Go's modules"
 # `go mod tidy`, which lint runs without the network, wants the modules of their tests too.
-(cd "$top" && "$go" mod download && { "$go" mod tidy -diff >/dev/null || :; } && "$go" -C internal/packaging/nfpm mod download)
+(cd "$top" && "$go" mod download && { "$go" mod tidy -diff >/dev/null || :; } && "$go" -C internal/packaging/nfpm mod download && "$go" -C internal/release/sbom mod download)
 
 # goenv prints Go's environment: modules come from this machine's cache first, then from its proxy.
 goenv() {

@@ -3,8 +3,14 @@
 #
 #   vmnet-VERSION.tar.gz              the sources, for packagers
 #   vmnet-VERSION-linux-ARCH.tar.gz   what make install installs below PREFIX, for this architecture
+#   PROGRAM-VERSION-linux-ARCH.cdx.json
+#                                     the modules in each of these programs (SBOM, CycloneDX)
+#   vmnet_VERSION_ARCH.deb, .rpm      the packages of internal/packaging, for ARCHES
 #   vmnet-VERSION.md                  the release notes: the version's section of CHANGELOG.md
 #   SHA256SUMS                        of these
+#
+#   PACKAGES                          the kinds of packages (deb rpm); empty for none
+#   ARCHES                            the machines they are for (amd64 arm64)
 #
 # The same commit and the same Go give the same bytes, whatever directory, user and machine they are
 # made in: sha256sum --check compares. A tree without git, as the unpacked sources are, is released
@@ -67,7 +73,7 @@ fi
 
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
-rm -f "$out"/vmnet-*.tar.gz "$out"/vmnet-*.md "$out/SHA256SUMS"
+rm -f "$out"/vmnet-*.tar.gz "$out"/vmnet-*.md "$out"/*.cdx.json "$out"/vmnet*.deb "$out"/vmnet*.rpm "$out/SHA256SUMS"
 pack "$out/$name.tar.gz" "$name"
 
 # Neither the caller's flags nor the repository around the directory get into the programs.
@@ -79,7 +85,21 @@ make --no-print-directory install BIN="$work/bin" DESTDIR="$work/stage" PREFIX="
 mv "$work/stage$PREFIX" "$work/$built"
 pack "$out/$built.tar.gz" "$built"
 
+# Each list has a hash of the program that writes it, so that is built alike everywhere.
+lister=$(GOFLAGS='-trimpath -buildvcs=false' go -C internal/release/sbom tool -n cyclonedx-gomod) ||
+	die "cyclonedx-gomod cannot be built: see above"
+for program in vmnet vmnet-hook vmnet-cni qemu-netup qemu-netup-full; do
+	"$lister" bin -json -std -noserial -notimestamp -version "$version" \
+		-output "$out/$program-$version-linux-$GOARCH.cdx.json" "$work/bin/$program" >&2
+done
+
+for kind in ${PACKAGES-deb rpm}; do
+	# shellcheck disable=SC2086 # a list of words
+	BUILT=$work/built sh internal/packaging/package.sh "$kind" "$out" ${ARCHES:-amd64 arm64} >&2
+done
+
 printf '%s\n' "$text" >"$out/$name.md"
 cd "$out"
-sha256sum "$name.tar.gz" "$built.tar.gz" "$name.md" >SHA256SUMS
+find . -maxdepth 1 -type f \( -name '*.tar.gz' -o -name '*.cdx.json' -o -name '*.deb' -o -name '*.rpm' -o -name '*.md' \) \
+	-printf '%P\n' | sort | xargs sha256sum >SHA256SUMS
 cat SHA256SUMS

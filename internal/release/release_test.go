@@ -4,11 +4,13 @@ package release
 import (
 	"archive/tar"
 	"compress/gzip"
+	"encoding/json"
 	"errors"
 	"io"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -84,13 +86,55 @@ func contents(t *testing.T, archive string) (modes, texts map[string]string) {
 	}
 }
 
+// testSBOM wants each program's modules, and nothing that another build would write otherwise.
+func testSBOM(t *testing.T, dir string) {
+	for program, module := range map[string]string{
+		"vmnet": "github.com/vishvananda/netlink", "vmnet-hook": "golang.org/x/sys",
+		"vmnet-cni": "github.com/containernetworking/cni", "qemu-netup": "kernel.org/pub/linux/libs/security/libcap/cap",
+		"qemu-netup-full": "github.com/cilium/ebpf",
+	} {
+		text := read(t, dir, program+"-"+version.Number+"-linux-"+runtime.GOARCH+".cdx.json")
+		var bom struct {
+			Format   string `json:"bomFormat"`
+			Metadata struct {
+				Timestamp string
+				Component struct{ Name, Version string }
+			}
+			Components []struct{ Name, Version string }
+		}
+		if err := json.Unmarshal([]byte(text), &bom); err != nil {
+			t.Fatalf("%s: %v", program, err)
+		}
+		if m := bom.Metadata; bom.Format != "CycloneDX" || m.Timestamp != "" || m.Component.Version != version.Number ||
+			strings.Contains(text, "serialNumber") {
+			t.Errorf("%s: %+v", program, bom)
+		}
+		has := func(name string) bool {
+			return slices.ContainsFunc(bom.Components, func(c struct{ Name, Version string }) bool {
+				return c.Name == name && c.Version != ""
+			})
+		}
+		if !has(module) || !has("std") {
+			t.Errorf("%s: neither %s nor Go's library among %+v", program, module, bom.Components)
+		}
+	}
+}
+
 // TestRelease makes the same release in two places and compares the bytes.
 func TestRelease(t *testing.T) {
-	one, _ := release(t, t.TempDir(), "TZ=Asia/Tokyo", "SOURCE_DATE_EPOCH=")
+	one, _ := release(t, t.TempDir(), "TZ=Asia/Tokyo", "SOURCE_DATE_EPOCH=", "PACKAGES=")
 	other := filepath.Join(t.TempDir(), "another place")
-	two, said := release(t, other, "LC_ALL=C.UTF-8", "GOFLAGS=-mod=mod", "HOME="+os.Getenv("HOME"))
-	sums := read(t, one, "SHA256SUMS")
-	if again := read(t, two, "SHA256SUMS"); sums != again || strings.Count(sums, "\n") != 3 {
+	two, said := release(t, other, "LC_ALL=C.UTF-8", "GOFLAGS=-mod=mod", "HOME="+os.Getenv("HOME"),
+		"PACKAGES=deb", "ARCHES="+runtime.GOARCH)
+	sums, deb := read(t, two, "SHA256SUMS"), "vmnet_"+version.Number+"_"+runtime.GOARCH+".deb"
+	var others []string // of two, without what one has not been asked for
+	for line := range strings.Lines(sums) {
+		if !strings.HasSuffix(line, "  "+deb+"\n") {
+			others = append(others, line)
+		}
+	}
+	if again := read(t, one, "SHA256SUMS"); strings.Join(others, "") != again || len(others) != 8 ||
+		!strings.Contains(sums, deb) {
 		t.Errorf("two builds differ:\n%s\n%s", sums, again)
 	}
 	if !strings.Contains(said, sums) {
@@ -100,6 +144,8 @@ func TestRelease(t *testing.T) {
 	if notes := read(t, one, name+".md"); len(notes) < 100 || strings.Contains(notes, "\n## ") {
 		t.Errorf("release notes:\n%s", notes)
 	}
+
+	testSBOM(t, one)
 
 	sources, _ := contents(t, filepath.Join(one, name+".tar.gz"))
 	for _, file := range []string{"go.mod", "Makefile", "LICENSE", "cmd/vmnet/main.go", "docs/man/qemu-netup.8.md"} {
