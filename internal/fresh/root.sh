@@ -47,7 +47,7 @@ settle_in() {
 	copy_sources root/vmnet
 	copy_sources home/user/vmnet
 	# These directories of the cache are the user's: each of both can write there.
-	(cd home/user/.cache/go-build && for n in $(seq 0 255); do mkdir -p "$(printf %02x "$n")"; done)
+	(cd home/user/.cache/go-build && mkdir -p fuzz && for n in $(seq 0 255); do mkdir -p "$(printf %02x "$n")"; done)
 	chroot . chown -R user:user /home/user
 }
 
