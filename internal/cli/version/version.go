@@ -11,7 +11,7 @@ import (
 
 // Number is the version of these sources (semver.org). This is the only place: the programs, the
 // man pages and make release take it from here.
-const Number = "0.1.0"
+const Number = "0.2.0"
 
 // archived is a commit and its time, as git archive writes them (export-subst of gitattributes(5)).
 //
