@@ -78,10 +78,10 @@ goenv() {
 }
 
 cd "$top"
-FRESH_BASE=$cache/base-$suite FRESH_DEBS=$cache/debs FRESH_BUILDS=$cache/builds FRESH_AT=$cache/root FRESH_TOP=$top
+FRESH_BASE=$cache/base-$suite FRESH_DEBS=$cache/debs FRESH_BUILDS=$cache/builds FRESH_CHECKS=$cache/checks FRESH_AT=$cache/root FRESH_TOP=$top
 FRESH_ARCHIVES=$archives FRESH_GOROOT=$("$go" env GOROOT) FRESH_MODULES=$("$go" env GOMODCACHE)/cache/download FRESH_GOENV=$(goenv)
-export FRESH_BASE FRESH_DEBS FRESH_BUILDS FRESH_AT FRESH_TOP FRESH_ARCHIVES FRESH_GOROOT FRESH_MODULES FRESH_GOENV
-mkdir -p "$FRESH_DEBS" "$FRESH_BUILDS" "$FRESH_AT"
+export FRESH_BASE FRESH_DEBS FRESH_BUILDS FRESH_CHECKS FRESH_AT FRESH_TOP FRESH_ARCHIVES FRESH_GOROOT FRESH_MODULES FRESH_GOENV
+mkdir -p "$FRESH_DEBS" "$FRESH_BUILDS" "$FRESH_CHECKS" "$FRESH_AT"
 
 # The child ends with this shell, which passes signals on.
 env --default-signal=INT,QUIT,HUP setpriv --pdeathsig KILL unshare --mount --propagation private sh "$here/root.sh" "$@" </dev/null &

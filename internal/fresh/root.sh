@@ -17,12 +17,13 @@ lay_out() {
 	[ ! -e dev/net/tun ] || { mknod -m 666 run/tun c 10 200 && mount --bind run/tun dev/net/tun; }
 	mount -t devpts -o newinstance,ptmxmode=666,mode=620,gid=5 devpts dev/pts
 	mount -t tmpfs -o mode=1777 shm dev/shm
-	mkdir -p usr/local/go opt/modules opt/debs root/.cache/go-build home/user/.cache/go-build
+	mkdir -p usr/local/go opt/modules opt/debs root/.cache/go-build root/.cache/staticcheck home/user/.cache/go-build
 	mount --bind -o ro "$FRESH_GOROOT" usr/local/go
 	mount --bind -o ro "$FRESH_MODULES" opt/modules
 	mount --bind "$FRESH_DEBS" opt/debs
 	# Both users have one cache. With -trimpath (see settle_in) it serves both trees.
 	for at in root home/user; do mount --bind "$FRESH_BUILDS" $at/.cache/go-build; done
+	mount --bind "$FRESH_CHECKS" root/.cache/staticcheck # what lint knows of other modules
 }
 
 # settle_in configures the root at . like an installed machine: a name, a user, Go, and network
