@@ -32,11 +32,12 @@ umask 022
 # openvswitch-switch has ovsdb-server and ovs-vswitchd, and the packages of OVN their daemons, which
 # tests run by themselves. So is frr, which tells the hosts of a VXLAN segment where guests are.
 # apparmor has apparmor_parser and aa-exec, for the profiles that lab hosts load.
+# lldpd (10 MB) is what finds its neighbors over links that forward LLDP.
 # netplan.io and ifupdown read what a network writes for the next boot; Debian's systemd has
 # systemd-networkd.
-packages='qemu-system-x86 qemu-system-arm qemu-system-misc qemu-system-ppc busybox-static lz4 xz-utils iproute2 gcc libc6-dev groff-base libcap2-bin procps libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients nftables dnsmasq-base isc-dhcp-client iptables ufw firewalld dbus-daemon passt openvswitch-switch ovn-central ovn-host frr netplan.io ifupdown apparmor'
+packages='qemu-system-x86 qemu-system-arm qemu-system-misc qemu-system-ppc busybox-static lz4 xz-utils iproute2 gcc libc6-dev groff-base libcap2-bin procps libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients nftables dnsmasq-base isc-dhcp-client iptables ufw firewalld dbus-daemon passt openvswitch-switch ovn-central ovn-host frr netplan.io ifupdown apparmor lldpd'
 # What these packages would start.
-services='firewalld frr openvswitch-switch ovs-record-hostname ovn-central ovn-host'
+services='firewalld frr lldpd openvswitch-switch ovs-record-hostname ovn-central ovn-host'
 kernels=cloud
 dpdk=
 manager=
