@@ -10,7 +10,7 @@ BIN     ?= bin
 FUZZTIME ?= 20s
 SOAK    ?= 3m
 
-.PHONY: all help build programs man generate setup demo quick test test-packages test-raced test-plain test-pids test-lab fresh unit live vm lab lint fuzz soak cross cross-test bench bench-setup bench-switch arch release deb rpm packages-test release-setup browser-test install uninstall clean
+.PHONY: all help build programs man generate setup demo quick test test-packages test-raced test-plain test-pids test-lab fresh unit live vm lab lint fuzz soak cross cross-test bench bench-setup bench-switch arch release deb rpm packages-test release-setup browser-test recipes-test install uninstall clean
 
 all: build
 
@@ -232,6 +232,11 @@ release-setup:
 browser-test: ## the map's drawing and page in Chromium (a minute at first; root, network)
 	sh testvm/setup.sh --packages chromium
 	VMNET_REQUIRE=browser $(GO) test -v -tags browser -run InABrowser -timeout 10m ./internal/netmap
+
+# What test leaves out since the programs are large: Ansible, virt-install and their Pythons.
+recipes-test: ## the recipes of docs/recipes and the Ansible modules, with the programs that they are for (2 minutes; root, network)
+	sh testvm/setup.sh --packages ansible-core,virtinst
+	VMNET_REQUIRE=all $(GO) test -v -tags recipes -timeout 20m ./internal/recipes
 
 uninstall: ## remove the installed files
 	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' sh internal/install/install.sh uninstall

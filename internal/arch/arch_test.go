@@ -100,7 +100,7 @@ var forTests = []string{
 	"internal/nstest", "internal/leaktest", "internal/vmm/qmptest", "internal/bench", "internal/cli/mangen",
 	"internal/install", "internal/fresh", "internal/release", "internal/packaging", "testvm", "libvirt/libvirttest",
 	"internal/testprogram", "bridge/portsec/portsectest", "internal/ovstest", "internal/vhostuser/frontend",
-	"internal/testpmd", "internal/network/rivals",
+	"internal/testpmd", "internal/network/rivals", "internal/recipes",
 }
 
 // imports returns the imports of the module's packages, without those of tests.
