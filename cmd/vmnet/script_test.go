@@ -16,6 +16,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"vmnet/internal/nstest"
 	"vmnet/qmp"
 )
 
@@ -58,9 +59,10 @@ func cmdEventually(ts *testscript.TestScript, neg bool, args []string) {
 
 // eventually is nstest.Eventually for a script, which is not a testing.TB.
 func eventually(ts *testscript.TestScript, what string, ok func() bool) {
-	for end := time.Now().Add(patience); !ok(); time.Sleep(20 * time.Millisecond) { // not a wait: a poll
+	within := nstest.Patience(patience)
+	for end := time.Now().Add(within); !ok(); time.Sleep(20 * time.Millisecond) { // not a wait: a poll
 		if time.Now().After(end) {
-			ts.Fatalf("not within %v: %s", patience, what)
+			ts.Fatalf("not within %v: %s", within, what)
 		}
 	}
 }
