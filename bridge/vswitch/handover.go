@@ -16,7 +16,12 @@ type Rest struct {
 	// JSON.
 	Link []byte
 
-	Conn *os.File // the current connection of a stream that serves one after the other; may be nil
+	// Conn is the current connection of a stream or frontend, for a port that serves one after the
+	// other; it may be nil.
+	Conn *os.File
+
+	Session []byte     // what a frontend has set up over its connection, as JSON; nil for nothing
+	Files   []*os.File // of the Session
 
 	Read    []byte // from the other end, not forwarded: less than a frame, or several
 	Skip    int    // bytes to come of a frame that is too long
@@ -28,15 +33,24 @@ type Rest struct {
 
 // Empty reports whether the port needs nothing but its files.
 func (r *Rest) Empty() bool {
-	return r.Link == nil && r.Conn == nil && len(r.Read) == 0 && r.Skip == 0 && len(r.Backlog) == 0
+	return r.Link == nil && r.Conn == nil && r.Session == nil && len(r.Read) == 0 && r.Skip == 0 && len(r.Backlog) == 0
 }
 
-// Close closes the connection.
+// Close closes the files.
 func (r *Rest) Close() error {
+	fdpass.CloseAll(r.Files)
 	if r.Conn == nil {
 		return nil
 	}
 	return r.Conn.Close()
+}
+
+// Hold has frames wait in the rings of guests until release is called, for gatherTime at most: a
+// switch that takes others' ports over adds one after the other, and a guest may have a frame for
+// one that is added later.
+func (sw *Switch) Hold() (release func()) {
+	sw.held.Store(true)
+	return func() { sw.held.Store(false) }
 }
 
 // HandOver removes a port as RemovePort does, but leaves its device, its socket's file and its
@@ -49,10 +63,16 @@ func (sw *Switch) HandOver(name string) (Rest, error) {
 	if p == nil {
 		return Rest{}, fmt.Errorf("hand over port %q: %w", name, ErrNoPort)
 	}
-	if s := p.wire.source(); s != nil {
-		if s.once && p.wire.frontends != nil {
-			return Rest{}, fmt.Errorf("hand over port %q: its frontend would have to connect again", name)
+	if v := p.wire.frontends; v != nil {
+		r, err := v.leave()
+		if err == nil {
+			p.wire.leaveFiles()
+			err = sw.remove(p)
 		}
+		if err != nil {
+			return Rest{}, errors.Join(fmt.Errorf("hand over port %q: %w", name, err), r.Close())
+		}
+		return r, nil
 	}
 	if p.wire.stream == nil {
 		sw.fast.leave(p, true)
@@ -122,6 +142,9 @@ func (q *streamQueue) leave() (r Rest, out *streamSender, err error) {
 // does so for its device. It copies the connection. Call it before AddPort.
 func (w *Wire) Resume(r Rest) error {
 	q := w.stream
+	if w.frontends != nil {
+		return w.frontends.resume(r)
+	}
 	if q == nil {
 		if r.Link = nil; !r.Empty() {
 			return errors.New("resume: the port is no stream")

@@ -27,6 +27,8 @@ type journalHead struct {
 	reading, writing atomic.Uint32 // 1: the rest of the head may be out of date
 	start, end       uint32        // of the room's bytes that were read and not taken
 	skip             uint32        // bytes to come of a frame that is too long
+	_                uint32
+	messages         atomic.Uint64 // of a frontend, counted before they are read
 }
 
 const (
@@ -55,7 +57,13 @@ func NewJournal() (*os.File, error) {
 // Keep makes a stream with one connection note in a file of NewJournal how far it has come. If
 // killed is set, the stream goes on where a process has come that was killed. Call it before Resume
 // and AddPort. The caller keeps the file.
+//
+// Of a vhost-user port, the file has how many messages of its frontend were read. So a session that
+// was stored before the switch was killed (Port.Session) is known to be the latest.
 func (w *Wire) Keep(f *os.File, killed bool) error {
+	if w.frontends != nil {
+		return w.frontends.keep(f)
+	}
 	q := w.stream
 	if q == nil || !q.once || q.in == nil {
 		return errors.New("journal: the port is no stream with one connection")

@@ -99,8 +99,8 @@ func (p *Port) follow() {
 	}
 }
 
-// LinkChanged returns a channel that receives once the state of the port's device has changed,
-// which may be the case several times then.
+// LinkChanged returns a channel that receives once the state of the port's device, or the session
+// of its frontend, has changed, which may be the case several times then.
 func (p *Port) LinkChanged() <-chan struct{} { return p.changed }
 
 // Followed returns what a Rest needs of the device that the port follows, as JSON, and nil if it

@@ -41,6 +41,7 @@ type Config struct {
 type Switch struct {
 	fdb     *FDB
 	start   time.Time
+	held    atomic.Bool // see Hold
 	table   atomic.Pointer[table]
 	echoes  *echoes
 	settled atomic.Int64 // time until which a loop's frames may be in flight

@@ -58,6 +58,7 @@ type frontends struct {
 	*source
 	device *vhostuser.Device
 	port   *Port // set before the first one is served
+	later        // see frontends_resume.go
 }
 
 // errFrontendGone ends a port that was given a connected frontend.
@@ -67,10 +68,7 @@ var errFrontendGone = fmt.Errorf("its frontend has closed the connection: %w", u
 func (p *Port) serveFrontends() {
 	v := p.wire.frontends
 	for {
-		conn, err := v.next()
-		if err == nil {
-			err = v.device.Serve(conn)
-		}
+		err := v.serveNext()
 		switch {
 		case errors.Is(err, fs.ErrClosed) || errors.Is(err, net.ErrClosed):
 			return
@@ -106,7 +104,8 @@ const gatherTime = 3 * time.Second
 // later. It reports whether the wire is still open.
 func (v *frontends) gathered() bool {
 	sw := v.port.sw
-	for time.Since(sw.start) < gatherTime && slices.ContainsFunc(sw.table.Load().ports, (*Port).isComing) {
+	for time.Since(sw.start) < gatherTime &&
+		(sw.held.Load() || slices.ContainsFunc(sw.table.Load().ports, (*Port).isComing)) {
 		if !v.pause(gatherPoll) {
 			return false
 		}
@@ -192,4 +191,6 @@ func (q *vhostQueue) send(s *sender) {
 	}
 }
 
-func (q *vhostQueue) close() error { return q.frontends.device.Close() }
+func (q *vhostQueue) close() error {
+	return errors.Join(q.frontends.device.Close(), q.frontends.forget())
+}

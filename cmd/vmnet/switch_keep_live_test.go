@@ -30,7 +30,8 @@ type unitSwitch struct {
 	m *manager
 }
 
-func startUnit(t *testing.T, ns *netns.NS, options string) *unitSwitch {
+// startUnit starts it with options of run, and with further settings of the service.
+func startUnit(t *testing.T, ns *netns.NS, options string, settings ...string) *unitSwitch {
 	t.Helper()
 	forNobody(t)
 	text, err := os.ReadFile("../../docs/systemd/vmnet-switch@.service")
@@ -47,7 +48,8 @@ func startUnit(t *testing.T, ns *netns.NS, options string) *unitSwitch {
 		// sysinit.target would start udev and more.
 		"vmnet-switch@.service.d/test.conf": "[Unit]\nDefaultDependencies=no\n[Service]\n" +
 			"Environment=\"OPTIONS=" + options + "\" " + sandboxEnv + "=strict GORACE=atexit_sleep_ms=0\n" +
-			"BindReadOnlyPaths=" + program + "\nStandardOutput=append:" + log + "\nStandardError=inherit\n",
+			"BindReadOnlyPaths=" + program + "\nStandardOutput=append:" + log + "\nStandardError=inherit\n" +
+			strings.Join(settings, "\n"),
 	})
 	t.Cleanup(func() {
 		if text, err := os.ReadFile(log); t.Failed() {

@@ -28,9 +28,8 @@ func (a *app) switchUpgradeCommand() *cobra.Command {
 		Use:   "upgrade NAME",
 		Short: "Replace the process of a running switch, which keeps its ports",
 		Long: `Have a new process of this program take over a running switch: its ports, addresses and
-socket. No guest loses its NIC, and frames wait for some milliseconds. A guest by vhost-user sees
-its link down for a moment, since QEMU connects again. If the new process fails, the old one goes
-on. Counters begin at 0.
+socket. No guest loses its NIC, and frames wait for some milliseconds. If the new process fails, the
+old one goes on. Counters begin at 0.
 
 The new process runs as the user of the old one, and prints where that one did. It goes on in the
 background, or with --foreground instead of this command. Of a switch that a unit of systemd runs,

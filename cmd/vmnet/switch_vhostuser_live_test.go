@@ -4,7 +4,10 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,6 +15,7 @@ import (
 
 	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/nstest"
+	"vmnet/internal/rundir"
 	"vmnet/testvm"
 	"vmnet/testvm/traffic"
 )
@@ -23,11 +27,13 @@ func TestLiveVhostUserGuest(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "frontend.sock")
 	ns := nstest.New(t)
 	station(t, ns.Do, nstest.Handle(t, ns), "10.7.0.1/24")
-	const mac = "52:54:00:76:6d:01"
+	ipIn(t, ns.Path(), "addr", "add", "10.8.0.1/24", "dev", "tap0")
+	const mac, plugged = "52:54:00:76:6d:01", "52:54:00:76:6d:02"
+	name := uniqueVM()
 	ports := []string{"--tap", "tap0", "--vhost-user", path + ",client,name=guest"}
 	sw := runSwitch(t, ns, nil, ports...)
 	vm := testvm.StartT(t, testvm.Config{
-		Name: uniqueVM(), MemoryMiB: 128, NoWait: true,
+		Name: name, MemoryMiB: 128, NoWait: true,
 		ExtraArgs: []string{
 			"-object", "memory-backend-memfd,id=mem,size=128M,share=on", "-machine", "memory-backend=mem",
 			"-chardev", "socket,id=c,server=on,wait=off,path=" + path, "-netdev", "vhost-user,id=n,chardev=c",
@@ -72,16 +78,74 @@ func TestLiveVhostUserGuest(t *testing.T) {
 		t.Errorf("pings sent while no switch ran: %v", err)
 	}
 
-	again.upgrade() // QEMU connects again
-	nstest.Eventually(t, patience, "the guest has an answer after an upgrade", func() bool {
+	t.Cleanup(func() { _ = os.RemoveAll(rundir.System) }) // of this package's own /run
+	// A NIC that is plugged has one connection: QEMU cannot connect again by itself.
+	out, err := exec.Command("vmnet", "attach", "--vm", name, "--switch", again.socket, "--via", "vhost-user",
+		"--mac", plugged).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if err := vm.Guest.UseNIC(ctx, plugged, "10.8.0.2/24"); err != nil {
+		t.Fatal(err)
+	}
+	for _, addr := range []string{"10.7.0.1", "10.8.0.1"} {
+		again.keepsSession(vm, addr)
+	}
+	again.stop()
+
+	// A switch that systemd starts again after it was killed. Root may enter QEMU's directory.
+	u := startUnit(t, ns, strings.Join(ports, " "), "DynamicUser=no", "SystemCallFilter=@chown")
+	answered := func() bool {
 		r, err := vm.Guest.PingWith(ctx, traffic.Ping{Addr: "10.7.0.1", Count: 1, Timeout: time.Second})
 		return err == nil && r.Received == 1
-	})
+	}
+	nstest.Eventually(t, patience, "the guest has an answer", answered)
+	carrier := func() string {
+		out, err := vm.Guest.Exec(ctx, "cat", "/sys/class/net/eth0/carrier_changes")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	changes := carrier()
+	for range 2 {
+		before := u.main()
+		u.m.run("kill", "-KILL", before)
+		r, err := vm.Guest.PingWith(ctx, traffic.Ping{Addr: "10.7.0.1", Count: 20, Timeout: 10 * time.Second})
+		if err != nil || r.Received < r.Sent-1 {
+			t.Errorf("%+v, %v", r, err)
+		}
+		t.Logf("kill -9: %d of %d pings of the guest answered, one after %v", r.Received, r.Sent, r.Max)
+		u.await(before)
+		if now := carrier(); now != changes {
+			t.Errorf("the carrier of the guest's NIC has changed: %s times, then %s", changes, now)
+		}
+	}
 	vm.Stop()
 	nstest.Eventually(t, patience, "the port of a guest that has ended is down", func() bool {
-		return again.ports()["guest"].Stats.State == vport.StateDown
+		return u.ports()["guest"].Stats.State == vport.StateDown
 	})
-	again.stop()
+}
+
+// keepsSession upgrades the switch while the guest pings, and checks that QEMU does not connect
+// again.
+func (r *running) keepsSession(vm *testvm.VM, addr string) {
+	r.t.Helper()
+	const count = 60
+	pings := make(chan error, 1)
+	go func() {
+		got, err := vm.Guest.PingWith(r.t.Context(), traffic.Ping{Addr: addr, Count: count, Timeout: 5 * time.Second})
+		if err == nil && got.Received < count-1 {
+			err = fmt.Errorf("%d of %d pings to %s answered", got.Received, got.Sent, addr)
+		}
+		r.t.Logf("an upgrade while the guest pings %s: %d of %d answered, one after %v", addr, got.Received, got.Sent,
+			got.Max)
+		pings <- err
+	}()
+	r.upgrade()
+	if err := <-pings; err != nil {
+		r.t.Error(err)
+	}
 }
 
 // station makes a persistent tap with an address, which is up.

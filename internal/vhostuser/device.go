@@ -40,6 +40,13 @@ type Device struct {
 	rings    []vring // of pair n: 2n to the guest, 2n+1 from it
 	conn     *net.UnixConn
 	closed   bool
+	areas    []keptArea     // of mem, with their files
+	live     *session       // that Serve handles
+	suspend  chan suspended // answers a Suspend; nil for none
+
+	counter *atomic.Uint64 // see Count; may be nil
+	settled func()
+	handled atomic.Uint64 // messages
 
 	mtu     atomic.Int64
 	known   State       // what notify was last called for; only Serve's goroutine uses it
@@ -119,7 +126,7 @@ func (d *Device) fail(err error) {
 	_ = d.conn.Close()
 }
 
-func (d *Device) begin(conn *net.UnixConn) error {
+func (d *Device) begin(s *session) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.failing.Lock()
@@ -130,7 +137,7 @@ func (d *Device) begin(conn *net.UnixConn) error {
 	case d.conn != nil:
 		return errors.New("the device has a frontend already")
 	}
-	d.conn = conn
+	d.conn, d.live = s.conn, s
 	return nil
 }
 
@@ -143,6 +150,8 @@ func (d *Device) reset() error {
 	}
 	d.mem.Unmap()
 	d.mem, d.features = guestmem.New(), 0
+	closeAreas(d.areas)
+	d.areas, d.live = nil, nil
 	d.dropLog()
 	d.failing.Lock()
 	err := d.failed

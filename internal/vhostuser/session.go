@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"time"
+	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -28,10 +28,20 @@ type session struct {
 // nil if the frontend has closed its end. Only one session is served at a time.
 func (d *Device) Serve(conn *net.UnixConn) error {
 	s := &session{Device: d, conn: conn}
-	if err := d.begin(conn); err != nil {
+	if err := d.begin(s); err != nil {
 		return errors.Join(err, conn.Close())
 	}
-	err := s.serve(newReceiver(conn))
+	return d.run(s, nil)
+}
+
+// run serves a session that has begun, unless it could not be set up because of err.
+func (d *Device) run(s *session, err error) error {
+	conn := s.conn
+	if err == nil {
+		s.changed()
+		err = s.serve(newReceiver(conn))
+	}
+	d.handOver(err)
 	if failed := d.reset(); failed != nil {
 		err = failed // why the connection was closed from this side
 	}
@@ -44,6 +54,9 @@ func (d *Device) Serve(conn *net.UnixConn) error {
 
 func (s *session) serve(r *receiver) error {
 	for {
+		if err := s.await(r.conn); err != nil {
+			return err
+		}
 		m, err := r.receive()
 		if err != nil {
 			return err
@@ -53,7 +66,30 @@ func (s *session) serve(r *receiver) error {
 		if err != nil {
 			return err
 		}
+		s.handled.Add(1)
+		if s.settled != nil {
+			s.settled()
+		}
 	}
+}
+
+// await waits for a message, and counts it before it is read.
+func (s *session) await(conn *net.UnixConn) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	err = raw.Read(func(fd uintptr) bool {
+		_, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		return !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR)
+	})
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return errSuspended
+	}
+	if err == nil && s.counter != nil {
+		s.counter.Add(1)
+	}
+	return err
 }
 
 // answer handles a message and sends its reply, if it has one.
@@ -92,6 +128,8 @@ func (s *session) handle(m *message) (reply []byte, err error) {
 	case setOwner:
 		return nil, s.setOwner()
 	case resetOwner:
+		s.mu.Lock()
+		defer s.mu.Unlock()
 		s.owned = false
 		return nil, nil
 	case setMTU:
@@ -151,6 +189,8 @@ func (s *session) setOwner() error {
 	if s.owned {
 		return errors.New("the session has begun already")
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.owned = true
 	return nil
 }
@@ -163,6 +203,8 @@ func (s *session) setProtocol(m *message) error {
 	if odd := v &^ offeredProtocol; odd != 0 {
 		return fmt.Errorf("protocol features %#x were not offered", odd)
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.protocol = v
 	return nil
 }
@@ -177,90 +219,6 @@ func (s *session) setMTU(m *message) error {
 	}
 	s.mtu.Store(int64(v))
 	return nil
-}
-
-// A frontend may change memory freely messagesFree times, and then once every messagesPause: each
-// change makes all processors of this process flush their translations. The same holds for
-// announcements, which all other ports get.
-const (
-	messagesFree  = 64
-	messagesPause = 10 * time.Millisecond
-)
-
-// slow counts messages of a kind, and waits if there were many.
-func slow(count *int) {
-	if *count++; *count > messagesFree {
-		time.Sleep(messagesPause)
-	}
-}
-
-func (s *session) setMemory(m *message) error {
-	regions, err := m.regions()
-	if err != nil {
-		return err
-	}
-	slow(&s.tables)
-	next := guestmem.New()
-	for i, r := range regions {
-		a, err := guestmem.Map(r, m.fds[i])
-		if err != nil {
-			next.Unmap()
-			return err
-		}
-		next = next.With(a)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if next, err = next.Logged(s.mem.Log()); err != nil {
-		next.Unmap()
-		return err
-	}
-	old := s.mem
-	s.remember(next)
-	old.Unmap()
-	return nil
-}
-
-func (s *session) addRegion(m *message) error {
-	r, err := m.region()
-	if err != nil {
-		return err
-	}
-	if len(m.fds) != 1 {
-		return fmt.Errorf("%d files: want 1", len(m.fds))
-	}
-	slow(&s.tables)
-	if s.mem.Len() == guestmem.MaxAreas {
-		return fmt.Errorf("more than %d regions", guestmem.MaxAreas)
-	}
-	a, err := guestmem.Map(r, m.fds[0])
-	if err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	next := s.mem.With(a)
-	if err := next.CheckLog(); err != nil {
-		return errors.Join(err, a.Unmap())
-	}
-	s.remember(next)
-	return nil
-}
-
-func (s *session) removeRegion(m *message) error {
-	r, err := m.region()
-	if err != nil {
-		return err
-	}
-	slow(&s.tables)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	next, area := s.mem.Without(r)
-	if area == nil {
-		return fmt.Errorf("there is no region at %#x", r.Guest)
-	}
-	s.remember(next)
-	return area.Unmap()
 }
 
 // setRing handles the messages that have a ring's index and a number.

@@ -63,8 +63,8 @@ type Reply struct {
 
 // Handed is a part of a switch that is handed over. The switch's listening socket comes first,
 // with standard output and standard error, where the switch goes on to report. Then each port comes
-// with the files that AddPort takes for it. Before it comes its Rest, if it has one, with two files
-// at most: one of the bytes that were read and those that wait, and the connection.
+// with the files that AddPort takes for it. Before it comes its Rest, if it has one, with a file of
+// the bytes that were read and those that wait, the connection, and the files of a session.
 type Handed struct {
 	Port   *Port       `json:"port,omitempty"`
 	Stored Stored      `json:"stored,omitzero"` // of the port
@@ -77,6 +77,7 @@ type Stored struct {
 	ID      int `json:"id"`      // of the port in the store, from 1
 	Version int `json:"version"` // of its description
 	Files   int `json:"files"`
+	Session int `json:"session,omitempty"` // files of a session with a frontend, and its description
 }
 
 // HandedRest says what is in the file of a port's vswitch.Rest.
@@ -87,6 +88,10 @@ type HandedRest struct {
 	Skip    int    `json:"skip"`
 
 	Link json.RawMessage `json:"link,omitempty"`
+
+	// Session is that of a frontend. Its files come last, after the connection if Conn is set.
+	Session json.RawMessage `json:"session,omitempty"`
+	Conn    bool            `json:"conn,omitempty"`
 }
 
 // A Refusal is an error that the server sends: its text, and the kind of error that it matches.

@@ -164,8 +164,10 @@ func sendRest(c *call, name string, r vswitch.Rest) error {
 	if r.Conn != nil {
 		files = append(files, r.Conn)
 	}
+	files = append(files, r.Files...)
 	return c.send(control.Reply{Handed: &control.Handed{Rest: &control.HandedRest{
 		Name: name, Read: len(r.Read), Backlog: len(r.Backlog), Skip: r.Skip, Link: r.Link,
+		Session: r.Session, Conn: r.Conn != nil,
 	}}}, files...)
 }
 

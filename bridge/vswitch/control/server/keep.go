@@ -79,10 +79,75 @@ func (s *ports) keep(e *entry) {
 	if s.store == nil || !e.lasts() {
 		return
 	}
-	if err := s.storePort(e); err != nil {
+	err := s.storePort(e)
+	if err == nil && e.Kind == control.VhostUser {
+		err = s.storeSession(e)
+	}
+	if err != nil {
 		s.note(fmt.Sprintf("port %s would end with this process: %v", e.Name, err))
 		s.forget(e)
 	}
+}
+
+// keptSession describes the session of a port's frontend in a store.
+type keptSession struct {
+	Session json.RawMessage `json:"session"`
+	Files   int             `json:"files"`
+	Conn    bool            `json:"conn,omitempty"` // the first one is the connection
+}
+
+// storeSession stores what the port's frontend has set up, if anything. A store has no second copy
+// of an open file, so the former session is forgotten first. Its description comes last.
+func (s *ports) storeSession(e *entry) error {
+	r, err := e.in.Session()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	if err := s.forgetSession(e); err != nil || r.Session == nil {
+		return err
+	}
+	files := r.Files
+	if r.Conn != nil {
+		files = append([]*os.File{r.Conn}, files...)
+	}
+	text, err := json.Marshal(keptSession{r.Session, len(files), r.Conn != nil})
+	if err != nil {
+		return err
+	}
+	description, err := sealed(text)
+	if err != nil {
+		return err
+	}
+	defer description.Close()
+	e.kept.Session = 1 + len(files)
+	for n, f := range append(files, description) {
+		if n == len(files) {
+			n = -1
+		}
+		if err := s.store.Store(sessionName(e.kept.ID, n), f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sessionName is the name of a session's file n; that of its description is -1.
+func sessionName(id, n int) string { return fmt.Sprintf("vmnet-%d-session-%d", id, n+1) }
+
+func sessionNames(k control.Stored) (names []string) {
+	for n := range k.Session {
+		names = append(names, sessionName(k.ID, n-1)) // the description first
+	}
+	return names
+}
+
+func (s *ports) forgetSession(e *entry) error {
+	names := sessionNames(e.kept)
+	if e.kept.Session = 0; len(names) == 0 {
+		return nil
+	}
+	return s.store.Forget(names...)
 }
 
 func (s *ports) storePort(e *entry) error {
@@ -157,7 +222,7 @@ func (e *entry) lasts() bool {
 }
 
 // isConnected reports whether the port has one connection, of which a part of what was read would
-// be missing: a stream has a journal for that, and a frontend connects again only to where it can.
+// be missing without a journal.
 func (e *entry) isConnected() bool {
 	if e.Kind != control.Stream && e.Kind != control.VhostUser {
 		return false
@@ -171,9 +236,14 @@ func (e *entry) isConnected() bool {
 	return err != nil || !listens
 }
 
-// addJournal gives a stream that a store will have a journal, unless it has one.
+// addJournal gives a port that a store will have a journal, if it needs one and has none: a stream
+// with one connection, and a port for frontends.
 func (s *ports) addJournal(e *entry) error {
-	if s.store == nil || e.Kind != control.Stream || !e.isConnected() || len(e.files) > holderFiles(&e.Port)+1 {
+	needs := e.Kind == control.VhostUser || e.Kind == control.Stream && e.isConnected()
+	s.mu.Lock()
+	stores := s.store != nil
+	s.mu.Unlock()
+	if !stores || !needs || len(e.files) > holderFiles(&e.Port)+1 {
 		return nil
 	}
 	f, err := vswitch.NewJournal()
@@ -215,7 +285,7 @@ func namesOf(k control.Stored) (names []string) {
 	for n := range k.Files {
 		names = append(names, fileName(k.ID, n))
 	}
-	return append(names, describedBy(k.ID, k.Version))
+	return append(append(names, describedBy(k.ID, k.Version)), sessionNames(k)...)
 }
 
 func (s *ports) forgetNames(names []string) {

@@ -96,6 +96,44 @@ func (t *Taking) kept(k control.Stored, description *os.File, all map[string]*os
 	if err := t.Part(control.Handed{Port: &p.Port, Stored: k}, files); err != nil {
 		return err
 	}
-	t.rests[p.Port.Name] = vswitch.Rest{Link: p.Link, Killed: true}
+	r := vswitch.Rest{Link: p.Link, Killed: true}
+	if err := t.keptSession(k.ID, &r, all); err != nil {
+		return fmt.Errorf("%.40q: %w", p.Port.Name, err)
+	}
+	t.rests[p.Port.Name] = r
 	return t.Entries(p.Static)
+}
+
+// keptSession adds the session of a port's frontend to its rest, if the store has all of it.
+func (t *Taking) keptSession(id int, r *vswitch.Rest, all map[string]*os.File) error {
+	description := all[sessionName(id, -1)]
+	if description == nil {
+		return nil
+	}
+	text, err := readAll(description, maxKept)
+	var s keptSession
+	if err == nil {
+		err = json.Unmarshal(text, &s)
+	}
+	if err != nil || s.Files < 0 || s.Files > fdpass.MaxFiles {
+		return errors.Join(fmt.Errorf("a session with %d files", s.Files), err)
+	}
+	var files []*os.File
+	for n := range s.Files {
+		f := all[sessionName(id, n)]
+		if f == nil {
+			return nil
+		}
+		files = append(files, f)
+	}
+	own, err := copies(files)
+	if err != nil {
+		return err
+	}
+	if s.Conn && len(own) > 0 {
+		r.Conn, own = own[0], own[1:]
+	}
+	r.Session, r.Files = s.Session, own
+	t.parts[len(t.parts)-1].kept.Session = 1 + s.Files
+	return nil
 }

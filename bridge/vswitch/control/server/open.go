@@ -26,9 +26,11 @@ func open(p *control.Port, files []*os.File, rest vswitch.Rest) (*vswitch.Wire, 
 			w.NoFastPath(p.NoFastPath)
 		}
 	case control.Stream:
-		w, err = openStream(p, files, rest)
+		w, err = vswitch.OpenStream(files[0], filepath.Base(p.Device))
+		w, err = keptIn(w, err, files[1:], rest)
 	case control.VhostUser:
 		w, err = vswitch.OpenVhostUser(files[0], filepath.Base(p.Device), max(p.Queues, 1))
+		w, err = keptIn(w, err, files[1:], rest)
 	case control.Tun:
 		w, err = openTun(p, files, rest)
 	case control.VXLAN:
@@ -57,11 +59,10 @@ func open(p *control.Port, files []*os.File, rest vswitch.Rest) (*vswitch.Wire, 
 	return w, nil
 }
 
-// openStream makes the wire of a stream, whose journal may be the second file.
-func openStream(p *control.Port, files []*os.File, rest vswitch.Rest) (*vswitch.Wire, error) {
-	w, err := vswitch.OpenStream(files[0], filepath.Base(p.Device))
-	if err == nil && len(files) > 1 {
-		if err = w.Keep(files[1], rest.Killed); err != nil {
+// keptIn has a wire that was opened without an error use its journal, if it has one.
+func keptIn(w *vswitch.Wire, err error, journal []*os.File, rest vswitch.Rest) (*vswitch.Wire, error) {
+	if err == nil && len(journal) > 0 {
+		if err = w.Keep(journal[0], rest.Killed); err != nil {
 			err = errors.Join(err, w.Close())
 		}
 	}

@@ -76,10 +76,10 @@ func filesOf(p *control.Port) (least, most int) {
 	return least + more, most + more
 }
 
-// filesHanded is filesOf for a port that another switch hands over: a stream may have a journal.
+// filesHanded is filesOf for a port that another switch hands over, which may have a journal.
 func filesHanded(p *control.Port) (least, most int) {
 	least, most = filesOf(p)
-	if p.Kind == control.Stream {
+	if p.Kind == control.Stream || p.Kind == control.VhostUser {
 		most++
 	}
 	return least, most

@@ -88,7 +88,8 @@ func (t *Taking) Part(h control.Handed, files []*os.File) (err error) {
 	if least, most := filesHanded(&p.Port); len(files) < least || len(files) > most {
 		return fmt.Errorf("%w port %s: %d files: want %d to %d", brport.ErrInvalid, p.Name, len(files), least, most)
 	}
-	if k := h.Stored; k.ID < 1 || k.Version < 1 || k.Files != len(files) {
+	k := h.Stored
+	if k.ID < 1 || k.Version < 1 || k.Files != len(files) || k.Session < 0 || k.Session > fdpass.MaxFiles {
 		p.kept = control.Stored{}
 	}
 	if p.files, err = copies(files); err == nil {
@@ -107,6 +108,7 @@ func (t *Taking) Entries(entries []control.FDBEntry) error {
 // not be added, and are gone; the others are there.
 func (t *Taking) Begin() error {
 	var errs []error
+	defer t.server.ports.sw.Hold()()
 	if t.Listener != nil {
 		errs = append(errs, t.Listener.own())
 	}
@@ -129,7 +131,11 @@ func (t *Taking) Begin() error {
 const maxRest = 8 << 20
 
 func (t *Taking) rest(h *control.HandedRest, files []*os.File) error {
-	if len(files) < 1 || len(files) > 2 || h.Read < 0 || h.Backlog < 0 || h.Read > maxRest || h.Backlog > maxRest {
+	most := 2
+	if h.Session != nil {
+		most = fdpass.MaxFiles
+	}
+	if len(files) < 1 || len(files) > most || h.Read < 0 || h.Backlog < 0 || h.Read > maxRest || h.Backlog > maxRest {
 		return fmt.Errorf("rest of port %.40q: %d files, %d and %d bytes", h.Name, len(files), h.Read, h.Backlog)
 	}
 	b := make([]byte, h.Read+h.Backlog)
@@ -137,13 +143,14 @@ func (t *Taking) rest(h *control.HandedRest, files []*os.File) error {
 		return fmt.Errorf("rest of port %.40q: %w", h.Name, err)
 	}
 	r := vswitch.Rest{Read: b[:h.Read], Backlog: b[h.Read:], Skip: h.Skip, Link: h.Link}
-	if len(files) == 2 {
-		own, err := copies(files[1:])
-		if err != nil {
-			return err
-		}
-		r.Conn = own[0]
+	own, err := copies(files[1:])
+	if err != nil {
+		return err
 	}
+	if len(own) > 0 && (h.Conn || h.Session == nil) {
+		r.Conn, own = own[0], own[1:]
+	}
+	r.Session, r.Files = h.Session, own
 	if old, ok := t.rests[h.Name]; ok {
 		_ = old.Close()
 	}
