@@ -100,7 +100,7 @@ func TestMessages(t *testing.T) {
 		{`{"do":"add-port","port":{"name":"x","kind":"socket","config":{"vlans":1}}}`, "unknown field"},
 		{port(control.Port{Name: "x", Kind: control.Socket}), "0 files: want 1 to 1"},
 		{port(control.Port{Name: "x", Kind: control.Socket, Holder: 1}), "0 files: want 2 to 2"},
-		{port(control.Port{Name: "x", Kind: control.Packet}), "0 files: want 4 to 4"},
+		{port(control.Port{Name: "x", Kind: control.Packet}), "0 files: want 4 to 9"},
 		{port(control.Port{Name: "x", Kind: control.Tap}), "0 files: want 1 to 250"},
 		{strings.Repeat("[", control.MaxMessage), "exceeded max depth"},
 		{strings.Repeat("\x00", control.MaxMessage), "invalid character"},
