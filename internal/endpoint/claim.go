@@ -79,7 +79,7 @@ func makeClaim(fd int, device string) error {
 	if err := sockopt.SetReceiveTimeout(fd, claimWait); err != nil {
 		return err
 	}
-	name := claimTable + device
+	name := ClaimTable + device
 	const create = unix.NLM_F_REQUEST | unix.NLM_F_ACK | unix.NLM_F_CREATE | unix.NLM_F_EXCL
 	failed, err := transact(fd,
 		nfMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWTABLE, create, unix.NFPROTO_NETDEV, 0,
@@ -129,8 +129,8 @@ func transact(fd int, messages ...*nl.NetlinkRequest) (failed int, err error) {
 	return int(seq) - 2, err
 }
 
-// claimTable is the prefix of a claim's table name. The device's name follows.
-const claimTable = "vmnet-switch-"
+// ClaimTable is the prefix of a claim's table name. The device's name follows.
+const ClaimTable = "vmnet-switch-"
 
 // claimChain is the name of the chain that keeps the device's frames from the kernel's stack.
 const claimChain = "ingress"
@@ -156,7 +156,7 @@ func Claimed(ns *netns.NS, device string) (bool, error) {
 	}
 	get := nfMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETTABLE, unix.NLM_F_REQUEST|unix.NLM_F_ACK,
 		unix.NFPROTO_NETDEV, 0,
-		nl.NewRtAttr(unix.NFTA_TABLE_NAME, nl.ZeroTerminated(claimTable+device)))
+		nl.NewRtAttr(unix.NFTA_TABLE_NAME, nl.ZeroTerminated(ClaimTable+device)))
 	get.Seq = 1
 	if err = unix.Sendto(fd, get.Serialize(), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err == nil {
 		_, err = acknowledged(fd, 1)

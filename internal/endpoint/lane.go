@@ -122,7 +122,7 @@ func leaveOut(socket int, protocols []byte) error {
 // forward has the kernel forward frames from the tap to the claimed device, and packets of those
 // protocols from the device to the tap. The kernel drops them if the other device is gone.
 func forward(claim int, device, tap Device, protocols []byte) error {
-	table := claimTable + device.Name
+	table := ClaimTable + device.Name
 	messages := []*nl.NetlinkRequest{
 		nfMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWCHAIN, nfCreate|unix.NLM_F_EXCL, unix.NFPROTO_NETDEV, 0,
 			ingressChain(table, "lane", tap.Name)...),

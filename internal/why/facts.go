@@ -107,6 +107,7 @@ type Trace struct {
 type Switch struct {
 	Ports   []control.Port
 	Learned []control.FDBEntry
+	Ways    map[netip.Addr]int // to the other hosts of its VXLAN ports: indexes of links, 0 for no route
 }
 
 // Title returns the names of guest and NIC.

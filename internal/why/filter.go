@@ -1,6 +1,10 @@
 package why
 
 import (
+	"slices"
+	"strings"
+
+	"vmnet/internal/endpoint"
 	"vmnet/internal/network/firewall"
 )
 
@@ -11,7 +15,13 @@ func (w *walker) ingress() {
 		return
 	}
 	p := w.ip(l.Name, "")
-	w.report(w.Firewall.Trace("ingress", "netdev", p))
+	found := w.Firewall.Trace("ingress", "netdev", p)
+	if w.NIC.Switch { // it keeps the frames that it takes from the kernel's own stack
+		found = slices.DeleteFunc(found, func(c firewall.Passed) bool {
+			return strings.HasPrefix(c.Chain, "netdev "+endpoint.ClaimTable+l.Name)
+		})
+	}
+	w.report(found)
 }
 
 // filtered asks the chains for bridged frames that come in.

@@ -72,8 +72,8 @@ func Read(ctx context.Context, q Request) (*Facts, error) {
 		return nil, err
 	}
 	for _, read := range []func(context.Context){
-		r.readBridge, r.readRoutes, r.readSettings, r.readFirewall, r.readNetwork, r.readRadios, r.readOVS,
-		r.readSwitch,
+		r.readBridge, r.readSwitch, r.readRoutes, r.readSettings, r.readFirewall, r.readNetwork, r.readRadios,
+		r.readOVS,
 	} {
 		within, cancel := context.WithTimeoutCause(ctx, readWait, fmt.Errorf("it has taken %v", readWait))
 		read(within)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -56,17 +57,41 @@ func (r *reader) readBridge(context.Context) {
 	r.missing(PartFDB, err)
 }
 
+// routeTo asks the kernel for the link by which it sends; 0 if there is no route.
+func (r *reader) routeTo(a netip.Addr) (link int, err error) {
+	if link, err = r.nl.RouteTo(a); errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.EHOSTUNREACH) {
+		return 0, nil
+	}
+	return link, err
+}
+
+// waysTo asks for the routes to the other hosts of VXLAN ports.
+func (r *reader) waysTo(ports []control.Port) (map[netip.Addr]int, error) {
+	ways := map[netip.Addr]int{}
+	for _, p := range ports {
+		if p.VXLAN == nil {
+			continue
+		}
+		for _, a := range p.VXLAN.Remotes {
+			link, err := r.routeTo(a)
+			if err != nil {
+				return nil, err
+			}
+			ways[a] = link
+		}
+	}
+	return ways, nil
+}
+
 // readRoutes asks the kernel where it sends to the target and to the guest.
 func (r *reader) readRoutes(context.Context) {
-	to := func(a Route) Route {
+	to := func(a Route) (_ Route) {
 		if !a.Addr.IsValid() {
 			return a
 		}
-		if link, err := r.nl.RouteTo(a.Addr); err == nil {
-			a.Link = link
-		} else if !errors.Is(err, syscall.ENETUNREACH) && !errors.Is(err, syscall.EHOSTUNREACH) {
-			r.missing(PartRoutes, err)
-		}
+		var err error
+		a.Link, err = r.routeTo(a.Addr)
+		r.missing(PartRoutes, err)
 		return a
 	}
 	r.Out = to(Route{Addr: r.Facts.To.Addr})
@@ -104,12 +129,19 @@ func (r *reader) readSettings(context.Context) {
 // ways lists the links by which the host may get what the NIC sends.
 func (r *reader) ways() (found []*rtnl.Link) {
 	n := r.Facts.NIC
-	if n.Link == nil || n.Netns != "" {
-		return nil
-	}
 	for _, l := range r.Links {
+		if n.Link == nil || n.Netns != "" {
+			break
+		}
 		if l.Index == n.Link.Index || l.Index == n.Link.Master || l.Kind == "vlan" && l.Lower == n.Link.Master {
 			found = append(found, l)
+		}
+	}
+	if r.Switch != nil {
+		for _, p := range r.Switch.Ports {
+			if l := r.link(p.Device); p.Kind == control.Tun && l != nil {
+				found = append(found, l)
+			}
 		}
 	}
 	return found
@@ -265,4 +297,7 @@ func (r *reader) readSwitch(ctx context.Context) {
 		return
 	}
 	r.Switch = s
+	if s.Ways, err = r.waysTo(s.Ports); err != nil {
+		r.missing(PartRoutes, err)
+	}
 }

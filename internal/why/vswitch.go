@@ -205,6 +205,8 @@ func (w *walker) switchExit() (exit *control.Port, link *rtnl.Link) {
 	for i := range w.Switch.Ports {
 		p := &w.Switch.Ports[i]
 		switch l := w.link(p.Device); {
+		case p.Kind == control.Tun && l != nil && w.To.Kind == Host && w.own(w.To.Addr) == l:
+			return p, l
 		case p.Kind == control.Packet && (l == nil || l.Tun == nil):
 			return p, l
 		case exit == nil && (p.Kind == control.VXLAN || p.Kind == control.Tun):
@@ -233,15 +235,48 @@ func addArgument(p *control.Port) string {
 	return argument
 }
 
+// leavesSwitch follows the frame out of the switch by a port. Its link is nil if it has none here.
+func (w *walker) leavesSwitch(p *control.Port, l *rtnl.Link) {
+	switch {
+	case p.Kind == control.Tun && l != nil:
+		w.enterHost("host on "+l.Name, l)
+		return
+	case p.VXLAN != nil:
+		w.tunnelled(p)
+	case l != nil:
+		w.below(l)
+	}
+	w.pass("uplink "+p.Where(), "the frame leaves the switch; vmnet switch capture %s shows what comes back",
+		w.NIC.Source)
+}
+
+// tunnelled stops the frame at a VXLAN port if the host reaches none of the other hosts.
+func (w *walker) tunnelled(p *control.Port) {
+	if w.unseen(PartRoutes, "ip route get "+p.VXLAN.Remotes[0].String()) {
+		return
+	}
+	where, why, cure := "port "+p.Name, "", ""
+	for _, a := range p.VXLAN.Remotes {
+		l := w.at(w.Switch.Ways[a])
+		switch {
+		case l == nil:
+			why, cure = fmt.Sprintf("no route of the host leads to %s, to which it sends", a),
+				fmt.Sprintf("ip route add %s via ROUTER", a)
+		case !l.Up || l.Tun == nil && !l.Carrier && l.Bridge == nil:
+			why, cure = fmt.Sprintf("the host reaches %s by %s, which is down or has no carrier", a, l.Name),
+				"ip link set "+l.Name+" up, and look at its cable"
+		default:
+			return
+		}
+	}
+	w.stop(where, cure, "%s", why)
+}
+
 // switchUplink follows the frame to the port that leads out of the switch.
 func (w *walker) switchUplink(in *control.Port) {
 	if p, l := w.switchExit(); p != nil {
 		if w.switchLeaves(in, p); !w.stopped {
-			if l != nil {
-				w.below(l)
-			}
-			w.pass("uplink "+p.Where(), "the frame leaves the switch; vmnet switch capture %s shows what comes back",
-				w.NIC.Source)
+			w.leavesSwitch(p, l)
 		}
 		return
 	}

@@ -205,9 +205,14 @@ func TestNoFault(t *testing.T) {
 			})
 			f.VLANs[indexServer] = []rtnl.VLANs{{First: 30, Last: 30}}
 		},
-		"uplink, dhcp":     func(f *Facts) { f.onBr1(); f.Frame.Kind = DHCP },
-		"network":          (*Facts).lab,
-		"network, dhcp":    func(f *Facts) { f.lab(); f.Frame.Kind = DHCP },
+		"uplink, dhcp":  func(f *Facts) { f.onBr1(); f.Frame.Kind = DHCP },
+		"network":       (*Facts).lab,
+		"network, dhcp": func(f *Facts) { f.lab(); f.Frame.Kind = DHCP },
+		"a switch": func(f *Facts) {
+			f.onSwitch()
+			f.rules(`{"chain":{"family":"netdev","table":"vmnet-switch-P2-net0","name":"ingress",` +
+				`"dev":"P2-net0","hook":"ingress","policy":"drop"}}`) // by which the switch takes its frames
+		},
 		"dhcp of the host": func(f *Facts) { f.Frame.Kind, f.ServesDHCP = DHCP, true },
 		"an address that port security knows": func(f *Facts) {
 			f.NIC.PortSecurity, f.NIC.IP = "all", []netip.Addr{address1}

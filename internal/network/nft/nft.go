@@ -3,8 +3,10 @@ package nft
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 
 	"vmnet/internal/kernel/netns"
@@ -36,10 +38,39 @@ func List(ctx context.Context, ns *netns.NS) (*Ruleset, error) {
 		return nil, err
 	}
 	r, err := Parse(out)
+	if cut := new(json.SyntaxError); errors.As(err, &cut) {
+		r, err = listTables(ctx, ns)
+	}
 	if err != nil {
 		return nil, err
 	}
 	return r, r.readDevices(func(id TableID) (string, error) { return ListTable(ctx, ns, id.Family, id.Name) })
+}
+
+// listTables reads the tables one by one, but for those of which nft prints no JSON: as the flags
+// of a table that a process owns, such as those of userspace switches, version 1.0.6 prints
+// whatever its memory has, and sometimes ends there.
+func listTables(ctx context.Context, ns *netns.NS) (*Ruleset, error) {
+	text, err := run(ctx, ns, "", "list", "tables")
+	if err != nil {
+		return nil, err
+	}
+	all := &Ruleset{tables: map[TableID][]any{}}
+	for line := range strings.Lines(string(text)) {
+		words := strings.Fields(line)
+		if len(words) != 3 || words[0] != "table" {
+			continue
+		}
+		out, err := run(ctx, ns, "", "-j", "list", "table", words[1], words[2])
+		if err != nil {
+			continue // it has gone
+		}
+		if one, err := Parse(out); err == nil {
+			all.Chains = append(all.Chains, one.Chains...)
+			maps.Copy(all.tables, one.tables)
+		}
+	}
+	return all, nil
 }
 
 // run runs nft in ns with that standard input.
