@@ -117,7 +117,7 @@ func (f *fastPaths) settle() {
 
 // revoke removes all addresses of a port and behind it from the fast paths.
 func (f *fastPaths) revoke(p *Port) {
-	if p.fast == nil || f.entries.Load() == 0 {
+	if p.fast == nil { // else an addition may be under way that has seen the port as it was
 		return
 	}
 	f.mu.Lock()
@@ -224,7 +224,7 @@ func (f *fastPaths) add(p, to *Port, src, dst Key) {
 		return
 	}
 	err := p.fast.table.PutTarget(dst.bytes(), fastpath.Target{
-		Number: number, MTU: to.limits.Load().MTU, Untagged: p.sw.table.Load().filters,
+		Number: number, MTU: to.fastMTU(), Untagged: p.sw.table.Load().filters,
 	})
 	if err != nil {
 		return
@@ -242,6 +242,15 @@ func (f *fastPaths) add(p, to *Port, src, dst Key) {
 	if p.fast.sources[src] != nil && f.fdb.Lookup(src) != p.index {
 		f.removeSource(p, src, true)
 	}
+}
+
+// fastMTU returns the MTU of frames that the kernel may send by the port without looking further.
+func (p *Port) fastMTU() int {
+	mtu := p.limits.Load().MTU
+	if link := p.link.Load(); link != nil {
+		mtu = min(mtu, link.MTU)
+	}
+	return mtu
 }
 
 // allows reports whether the kernel may forward frames from one port to another one as they are.

@@ -12,6 +12,7 @@ import (
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/offload"
 	"vmnet/bridge/vswitch/vport"
+	"vmnet/internal/nstest"
 )
 
 // packetPairLine is a line whose switch has packet ports on both devices in the middle.
@@ -34,6 +35,7 @@ func packetPairLine(t *testing.T, m mtus, off bool) (*line, *vswitch.Switch) {
 // packet ports, with the fast path and without. The frames go through again until the switch knows
 // their addresses, and the kernel forwards what it can.
 func TestLiveFastPathCarriesWhatTheBridgeCarries(t *testing.T) {
+	nstest.RequireTCX(t)
 	for _, m := range []mtus{{9000, 1500}, {1500, 9000}} {
 		list := samples(rand.New(rand.NewPCG(2, uint64(m.toInside))), 600)
 		bridges := carriedByBridge(t, m, list)

@@ -15,6 +15,8 @@ import (
 	"vmnet/bridge/vswitch/capture"
 	"vmnet/bridge/vswitch/offload"
 	"vmnet/bridge/vswitch/vport"
+	"vmnet/internal/endpoint"
+	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
 )
@@ -28,11 +30,13 @@ type fastLAN struct {
 	sw     *vswitch.Switch
 	guests []*os.File
 	ports  []*vswitch.Port
+	files  [][]*os.File // of the ports
 	number byte
 }
 
 func newFastLAN(t *testing.T, guests int, cfg vswitch.Config) *fastLAN {
 	t.Helper()
+	nstest.RequireTCX(t)
 	l := &fastLAN{t: t, host: newHost(t, 0, "t0"), sw: vswitch.New(cfg)}
 	t.Cleanup(func() {
 		if err := l.sw.Close(); err != nil {
@@ -52,9 +56,25 @@ func newFastLAN(t *testing.T, guests int, cfg vswitch.Config) *fastLAN {
 		guest := pollable(t, tap.Queues()[0])
 		t.Cleanup(func() { _ = guest.Close() })
 		l.guests = append(l.guests, guest)
-		l.ports = append(l.ports, addPort(t, l.sw, name, openPacket(t, l.host, name), vport.Config{}))
+		files, slow, err := endpoint.FastPacketFiles(l.host.ns, name, true)
+		if err != nil || slow != nil {
+			t.Fatal(err, slow)
+		}
+		t.Cleanup(func() { fdpass.CloseAll(files) })
+		l.files = append(l.files, files)
+		l.ports = append(l.ports, l.add(l.sw, i))
 	}
 	return l
+}
+
+// add adds a port to a switch.
+func (l *fastLAN) add(sw *vswitch.Switch, port int) *vswitch.Port {
+	l.t.Helper()
+	w, err := vswitch.OpenPacketFiles(l.files[port])
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return addPort(l.t, sw, fmt.Sprintf("t%d", port), w, vport.Config{})
 }
 
 // frame returns a frame between stations, each different.
@@ -306,7 +326,7 @@ func TestLiveFastPathGone(t *testing.T) {
 	if after := l.ports[0].Stats().Total().RxFrames; after != before {
 		t.Errorf("the removal of another port changes a counter from %d to %d", before, after)
 	}
-	l.ports[1] = addPort(t, l.sw, "t1", openPacket(t, l.host, "t1"), vport.Config{})
+	l.ports[1] = l.add(l.sw, 1)
 	l.hasten(0, 1, 1, 2)
 	if n := hooked(t, l.host, "t0"); n != 1 {
 		t.Errorf("%d programs at the TCX hook", n)
@@ -314,7 +334,69 @@ func TestLiveFastPathGone(t *testing.T) {
 	if err := l.sw.Close(); err != nil {
 		t.Fatal(err)
 	}
+	for _, files := range l.files {
+		fdpass.CloseAll(files)
+	}
 	if n := hooked(t, l.host, "t0"); n != 0 {
 		t.Errorf("the closed switch leaves %d programs at the TCX hook", n)
 	}
+}
+
+// TestLiveFastPathHandOver hands ports over. The kernel forwards frames between two switches, and
+// only what the new one has seen afterwards.
+func TestLiveFastPathHandOver(t *testing.T) {
+	l := newFastLAN(t, 3, vswitch.Config{})
+	l.hasten(0, 1, 1, 2)
+	handOver := func(ports ...int) {
+		t.Helper()
+		for _, i := range ports {
+			rest, err := l.sw.HandOver(fmt.Sprintf("t%d", i))
+			if err == nil {
+				err = rest.Close()
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	handOver(0, 1)
+	for range 20 {
+		l.pass(0, 1, 1, 2)
+	}
+	other := newSwitch(t)
+	for i := range 2 {
+		l.ports[i] = l.add(other, i)
+	}
+	for range 2 { // the second time, the switch has seen only one of the stations
+		if l.fast(0, 1, 1, 2) {
+			t.Error("the kernel forwards a frame between addresses that the switch has not seen")
+		}
+	}
+	l.hasten(0, 1, 1, 2)
+	if total := l.ports[0].Stats().Total(); total.RxFrames > 100 {
+		t.Errorf("the new switch counts frames of the old one: %+v", total)
+	}
+}
+
+// TestLiveFastPathHandOverFails hands one of two ports over, and back. The kernel then has nothing of
+// before.
+func TestLiveFastPathHandOverFails(t *testing.T) {
+	l := newFastLAN(t, 3, vswitch.Config{})
+	l.hasten(0, 1, 1, 2)
+	rest, err := l.sw.HandOver("t1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := rest.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l.ports[1] = l.add(l.sw, 1)
+	if l.fast(0, 1, 1, 2) {
+		t.Error("the kernel forwards a frame as before the hand-over")
+	}
+	l.pass(2, 0, 2, 1) // the address moves
+	for l.read(2, 2, 10*time.Millisecond) != nil {
+		continue // was flooded
+	}
+	l.pass(0, 2, 1, 2)
 }

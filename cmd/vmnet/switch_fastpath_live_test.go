@@ -24,6 +24,7 @@ type fastRun struct {
 
 func runFast(t *testing.T, as []string, args ...string) *fastRun {
 	t.Helper()
+	nstest.RequireTCX(t)
 	r := &fastRun{middle: nstest.New(t)}
 	for _, n := range []string{"1", "2"} {
 		ipIn(t, r.middle.Path(), "link", "add", "v"+n, "type", "veth", "peer", "name", "e"+n)

@@ -65,6 +65,19 @@ func RequireRoot(tb testing.TB) {
 	Require(tb, "root", os.Geteuid() == 0 && !in, "run it as root")
 }
 
+// RequireTCX is for a test of what the kernel forwards between packet ports, by BPF programs at the
+// TCX hook of their devices (Linux 6.6).
+func RequireTCX(tb testing.TB) {
+	tb.Helper()
+	RequireRoot(tb)
+	var major, minor int
+	release, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err == nil {
+		_, err = fmt.Sscanf(string(release), "%d.%d", &major, &minor)
+	}
+	Require(tb, "tcx", err == nil && (major > 6 || major == 6 && minor >= 6), "use Linux 6.6 or newer")
+}
+
 // userNSCure is how to let ordinary users make user namespaces: on Debian's kernels, on Ubuntu's,
 // and on all.
 const userNSCure = "as root: sysctl kernel.unprivileged_userns_clone=1, or kernel.apparmor_restrict_unprivileged_userns=0; " +

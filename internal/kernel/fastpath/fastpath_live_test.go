@@ -28,6 +28,7 @@ type port struct {
 
 func newPort(t *testing.T, ns *netns.NS, name string) *port {
 	t.Helper()
+	nstest.RequireTCX(t)
 	tap, err := tun.Create(ns, name, false)
 	if err != nil {
 		t.Fatal(err)
