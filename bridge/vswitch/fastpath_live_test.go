@@ -378,8 +378,8 @@ func TestLiveFastPathHandOver(t *testing.T) {
 	}
 }
 
-// TestLiveFastPathHandOverFails hands one of two ports over, and back. The kernel then has nothing of
-// before.
+// TestLiveFastPathHandOverFails hands one of two ports over, and back. The kernel then has nothing
+// of before.
 func TestLiveFastPathHandOverFails(t *testing.T) {
 	l := newFastLAN(t, 3, vswitch.Config{})
 	l.hasten(0, 1, 1, 2)
