@@ -233,9 +233,10 @@ browser-test: ## the map's drawing and page in Chromium (a minute at first; root
 	sh testvm/setup.sh --packages chromium
 	VMNET_REQUIRE=browser $(GO) test -v -tags browser -run InABrowser -timeout 10m ./internal/netmap
 
-# What test leaves out since the programs are large: Ansible, virt-install and their Pythons.
-recipes-test: ## the recipes of docs/recipes and the Ansible modules, with the programs that they are for (2 minutes; root, network)
-	sh testvm/setup.sh --packages ansible-core,virtinst
+# What test leaves out since the programs are large: Ansible, virt-install and Vagrant, with Python
+# and Ruby.
+recipes-test: ## the recipes of docs/recipes and the Ansible modules, with the programs that they are for (3 minutes; root, network)
+	sh testvm/setup.sh --packages ansible-core,virtinst,vagrant,vagrant-libvirt
 	VMNET_REQUIRE=all $(GO) test -v -tags recipes -timeout 20m ./internal/recipes
 
 uninstall: ## remove the installed files
