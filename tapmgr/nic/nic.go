@@ -63,7 +63,7 @@ type State string
 // States besides those of a bridge port (BR_STATE_* in include/uapi/linux/if_bridge.h).
 const (
 	Attaching   State = "attaching"    // a vmnet is working on it
-	Starting    State = "starting"     // made for a guest that libvirt is about to start
+	Starting    State = "starting"     // made for a guest that libvirt is about to start, or for a VMM to open by name
 	Detaching   State = "detaching"    // the guest was asked to release it
 	Changing    State = "changing"     // a set works on it, or was cut short: vmnet reconcile
 	Incomplete  State = "incomplete"   // an attach was cut short: vmnet reconcile
