@@ -59,30 +59,8 @@ status is 1 if something stops the frame, 0 if nothing is found that does.`,
 		Args:              oneArg("the name of a guest, with /NIC for one of several"),
 		ValidArgsFunction: a.attachedGuests,
 	}
-	f := cmd.Flags()
-	f.StringVar(&o.nic, "nic", "", "`ID` of the NIC, where the guest has several")
-	f.StringVar(&o.to, "to", o.to, "`TARGET` of the frame: a GUEST or GUEST/NIC, an address, or outside")
-	f.Var(nicflags.Value("KIND", o.frame.String(), func(s string) error {
-		parsed, err := why.ParseFrame(s)
-		parsed.VLAN, o.frame = o.frame.VLAN, parsed
-		return err
-	}), "frame", "`KIND` of the frame: arp, dhcp, icmp, tcp:PORT or udp:PORT")
-	f.Var(nicflags.Value("ID", "", func(s string) (err error) {
-		if o.frame.VLAN, err = strconv.Atoi(s); err != nil || o.frame.VLAN < 1 || o.frame.VLAN > 4094 {
-			return errors.New("want 1 to 4094")
-		}
-		return nil
-	}), "vlan", "the guest sends the frame with the tag of this VLAN `ID`")
-	f.BoolVar(&o.live, "live", false, "also send probes, and watch what is counted and dropped")
-	f.StringVar(&o.config, "config-dir", config.DefaultDir, "`DIRECTORY` of the networks' files")
+	a.whyFlags(cmd, &o)
 	format := outputFlag(cmd)
-	complete(cmd, "frame", cobra.FixedCompletions(why.Words, noFiles))
-	complete(cmd, "to", func(cmd *cobra.Command, _ []string, word string) ([]cobra.Completion,
-		cobra.ShellCompDirective,
-	) {
-		names, directive := a.attachedGuests(cmd, nil, word)
-		return append(names, string(why.Outside)), directive
-	})
 	cmd.PreRunE = func(_ *cobra.Command, args []string) error { return o.parse(args[0]) }
 	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error {
 		walk, err := a.follow(cmd.Context(), &o)
@@ -100,6 +78,33 @@ status is 1 if something stops the frame, 0 if nothing is found that does.`,
 		return err
 	})
 	return cmd
+}
+
+// whyFlags adds the flags of why, and their completion.
+func (a *app) whyFlags(cmd *cobra.Command, o *whyVerb) {
+	f := cmd.Flags()
+	f.StringVar(&o.nic, "nic", "", "`ID` of the NIC, where the guest has several")
+	f.StringVar(&o.to, "to", o.to, "`TARGET` of the frame: a GUEST or GUEST/NIC, an address, or outside")
+	f.Var(nicflags.Value("KIND", o.frame.String(), func(s string) error {
+		parsed, err := why.ParseFrame(s)
+		parsed.VLAN, o.frame = o.frame.VLAN, parsed
+		return err
+	}), "frame", "`KIND` of the frame: arp, dhcp, icmp, tcp:PORT or udp:PORT")
+	f.Var(nicflags.Value("ID", "", func(s string) (err error) {
+		if o.frame.VLAN, err = strconv.Atoi(s); err != nil || o.frame.VLAN < 1 || o.frame.VLAN > 4094 {
+			return errors.New("want 1 to 4094")
+		}
+		return nil
+	}), "vlan", "the guest sends the frame with the tag of this VLAN `ID`")
+	f.BoolVar(&o.live, "live", false, "also send probes, and watch what is counted and dropped")
+	f.StringVar(&o.config, "config-dir", config.DefaultDir, "`DIRECTORY` of the networks' files")
+	complete(cmd, "frame", cobra.FixedCompletions(why.Words, noFiles))
+	complete(cmd, "to", func(cmd *cobra.Command, _ []string, word string) ([]cobra.Completion,
+		cobra.ShellCompDirective,
+	) {
+		names, directive := a.attachedGuests(cmd, nil, word)
+		return append(names, string(why.Outside)), directive
+	})
 }
 
 // parse takes GUEST or GUEST/NIC.

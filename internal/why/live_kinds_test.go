@@ -181,6 +181,13 @@ func TestLiveFaultsOfOpenVSwitch(t *testing.T) {
 			mend: ofctl("del-flows", "dl_src=MAC0"), to: to, where: "flows of br-int", why: "ovs-vswitchd drops it",
 		},
 		{
+			name: "OVN: no controller", to: to, where: "port TAP0", why: "OVN has installed no flows for lp1",
+			make: vsctl + "set Open_vSwitch . external_ids:system-id=hv1 external_ids:ovn-remote=unix:/none " +
+				"external_ids:ovn-encap-type=geneve external_ids:ovn-encap-ip=192.0.2.7 -- " +
+				"set interface TAP0 external_ids:iface-id=lp1",
+			mend: vsctl + "clear Open_vSwitch . external_ids -- remove interface TAP0 external_ids iface-id",
+		},
+		{
 			name: "OVS: another NIC's row", make: vsctl + "set interface TAP0 external_ids:attached-mac=02:00:00:00:00:09",
 			mend: vsctl + "set interface TAP0 external_ids:attached-mac=MAC0", to: to, where: "port TAP0",
 			why: "left behind by another NIC",
