@@ -61,6 +61,10 @@ func Live(ctx context.Context, q Request, f *Facts) (_ []Step, err error) {
 	} else {
 		defer func() { err = errors.Join(err, l.watch.Close()) }()
 	}
+	sent, socket := l.listen()
+	if socket != nil {
+		defer func() { err = errors.Join(err, socket.Close()) }()
+	}
 	start, before := time.Now(), l.counters()
 	l.probe(ctx)
 	select {
@@ -68,6 +72,9 @@ func Live(ctx context.Context, q Request, f *Facts) (_ []Step, err error) {
 	case <-time.After(watchFor - time.Since(start)):
 	}
 	l.counted(before, time.Since(start))
+	if sent != nil {
+		l.astray(sent)
+	}
 	l.refused(ctx, q)
 	l.dropped()
 	return l.steps, nil

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"vmnet/bridge/inbound"
 	"vmnet/bridge/portsec"
@@ -277,6 +278,42 @@ func (s *site) functionFaults() []broken {
 			do:   func(s *site) { stop = s.floods("br0") },
 			undo: func(*site) { stop() },
 		},
+	}
+}
+
+// movedBridge: a port of which br3 has the address leaves it, and the guest sends to that address.
+func (s *site) movedBridge() {
+	s.Helper()
+	was := mac("02:00:00:00:00:03")
+	s.sh("ip link add br3 up type bridge forward_delay 0; ip address add 10.3.0.1/24 dev br3; " +
+		"ip link add low3 address " + was.String() + " type veth peer name low4; ip link set low3 master br3")
+	s.plug(nic.Spec{NIC: "net6", Bridge: "br3"})
+	defer s.unplug("net6")
+	own := mac(s.macs["net6"])
+	frame := append(append(append([]byte{}, was...), own...), make([]byte, 48)...)
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				s.sends("net6", frame)
+			}
+		}
+	}()
+	defer func() { close(stop); <-done }()
+	if found := step(s.lookAt("net6").Live, neighbours); found != nil {
+		s.Errorf("the bridge has the address: %+v", found)
+	}
+	s.sh("ip link del low3; ip link set br3 address 02:00:00:00:00:04") // vmnet has had it keep its address
+	b := broken{name: "bridge MAC moved", where: neighbours, why: "which nothing on br3 has"}
+	w := s.lookAt("net6")
+	if found := step(w.Live, b.where); found == nil || !strings.Contains(found.Why, b.why) {
+		s.Errorf("want %s; found\n%s", b.why, w.Text(80, nil))
+	} else {
+		s.documented(b.name, found)
 	}
 }
 

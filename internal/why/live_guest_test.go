@@ -99,7 +99,13 @@ func TestLiveFaultsOfGuests(t *testing.T) {
 // look sends probes to net0.
 func (s *site) look() *Walk {
 	s.Helper()
-	q := Request{Manager: s.m, NS: s.ns, Dir: s.dir, VM: s.name, To: "outside", Frame: Frame{Kind: ICMP}}
+	return s.lookAt("net0")
+}
+
+// lookAt sends probes to a NIC.
+func (s *site) lookAt(id string) *Walk {
+	s.Helper()
+	q := Request{Manager: s.m, NS: s.ns, Dir: s.dir, VM: s.name, NIC: id, To: "outside", Frame: Frame{Kind: ICMP}}
 	f, err := Read(s.ctx(), q)
 	if err != nil {
 		s.Fatal(err)

@@ -255,6 +255,7 @@ func TestLiveFaults(t *testing.T) {
 	}
 	s.breaks(liveFaults)
 	s.breaks(s.functionFaults())
+	s.movedBridge()
 	for _, to := range wells {
 		s.well(to[0], to[1], to[2])
 	}
