@@ -268,6 +268,12 @@ func TestLiveFastPathIsOff(t *testing.T) {
 	}
 	set(0, vport.Config{Settings: brport.Settings{VLAN: 5}})
 	l.hasten(0, 1, 1, 2)
+	was, f := l.frames(0), l.frame(1, 2, 46)
+	const macs = offload.HeaderLen + 12
+	l.write(0, slices.Concat(f[:macs], []byte{0x81, 0, 0, 5}, f[macs:])) // the switch removes the tag
+	if got := l.read(1, 2, nstest.Patience(10*time.Second)); !bytes.Equal(got, f) || l.frames(0) != was {
+		t.Errorf("the kernel forwards a frame with a tag, or it arrives with the tag: % x", got)
+	}
 }
 
 // TestLiveFastPathCapture captures all frames that pass while the capture runs.
