@@ -20,6 +20,59 @@ import (
 	"vmnet/testvm/traffic"
 )
 
+// TestLiveVhostUserMachines has guests of other machines than TestLiveVhostUserGuest exchange frames
+// with a station on a tap: q35, and microvm, whose NIC is on no PCI bus.
+func TestLiveVhostUserMachines(t *testing.T) {
+	testvm.Require(t)
+	for machine, device := range map[string]string{
+		"q35": "virtio-net-pci,vectors=0,", "microvm": "virtio-net-device,",
+	} {
+		t.Run(machine, func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "frontend.sock")
+			ns := nstest.New(t)
+			station(t, ns.Do, nstest.Handle(t, ns), "10.7.0.1/24")
+			const mac = "52:54:00:76:6d:01"
+			sw := runSwitch(t, ns, nil, "--tap", "tap0", "--vhost-user", path+",client,name=guest")
+			var args []string
+			if machine == "microvm" {
+				machine += ",pcie=on"                                       // for the agent's device
+				args = append(args, "tsc_early_khz=2000000", "lpj=4000000") // without KVM it has no other clock
+			}
+			vm := testvm.StartT(t, testvm.Config{
+				Name: uniqueVM(), MemoryMiB: 128, NoWait: true, Modules: []string{"virtio_mmio"}, KernelArgs: args,
+				ExtraArgs: []string{
+					"-object", "memory-backend-memfd,id=mem,size=128M", "-machine", machine + ",memory-backend=mem",
+					"-chardev", "socket,id=c,server=on,wait=off,path=" + path, "-netdev", "vhost-user,id=n,chardev=c",
+					"-device", device + "netdev=n,mac=" + mac,
+				},
+			})
+			ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+			defer cancel()
+			_, err := vm.Guest.WaitReady(ctx)
+			if err == nil {
+				err = vm.Guest.UseNIC(ctx, mac, "10.7.0.2/24")
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			var s *traffic.Server
+			if err := ns.Do(func() (err error) { s, err = traffic.ServeTCP("10.7.0.1:0"); return err }); err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			if _, err := vm.Guest.TCPSend(ctx, s.Addr, 1<<20); err != nil {
+				t.Error(err)
+			}
+			if p := sw.ports()["guest"]; p.Stats.State != vport.StateUp || p.Stats.Total().RxBytes < 1<<20 {
+				t.Errorf("%+v, %+v", p, p.Stats)
+			}
+			vm.Stop()
+			sw.stop()
+		})
+	}
+}
+
 // TestLiveVhostUserGuest has a guest whose QEMU shares its memory with a switch, and a station on a
 // tap. Pings that the guest sends while no switch runs wait for the next one.
 func TestLiveVhostUserGuest(t *testing.T) {
