@@ -1,8 +1,8 @@
 // Package vswitch is a learning Ethernet switch in userspace, for hosts on which a kernel bridge
 // cannot be used. A goroutine receives a frame from a queue, learns its source, and writes it to
 // the queues of the destination ports. It neither allocates frames, nor passes them to another
-// goroutine, nor takes a lock that another port's goroutine holds, except that of a ring in a
-// guest's memory or of a stream's end.
+// goroutine, nor waits for a lock that another port's goroutine holds, except that of a ring in a
+// guest's memory, of a stream's end, or of the fast paths while an address leaves these.
 //
 // A frame keeps its vnet header, so that a super-frame of 64 KiB crosses the switch in one piece if
 // the destination port takes it. If it does not, package offload segments the frame and fills in

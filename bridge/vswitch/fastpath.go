@@ -20,26 +20,32 @@ import (
 // That is done before the change is answered. Since the kernel may forward a frame while an entry
 // is removed, the change comes first and the removal after it, and who adds an entry looks at the
 // FDB again afterwards.
+//
+// Receivers of all ports share the lock. One never waits for it to add an entry, and takes it for
+// an address that leaves the FDB only if a fast path may have that.
 type fastPaths struct {
 	off bool // Config.NoFastPath
 	fdb *FDB
 
 	mu      sync.Mutex
 	ports   []*Port
-	stale   bool            // a port was handed over: the kernel has addresses that are not in holders
-	holders map[Key][]*Port // the ports whose fast paths have an address
-	entries atomic.Int64    // in holders
+	stale   bool                        // a port was handed over: the kernel has addresses that are not in holders
+	holders map[Key][]*Port             // the ports whose fast paths have an address
+	entries atomic.Int64                // in holders
+	held    [1 << heldBits]atomic.Int32 // how many of holders there are, by hash
 }
 
 // A fastPort is the fast path of one packet port. What follows the table is guarded by
 // fastPaths.mu.
 type fastPort struct {
-	table *fastpath.Table
-	netns uint64 // where the device is
+	table  *fastpath.Table
+	netns  uint64 // where the device is
+	joined bool   // it is in fastPaths.ports
 
 	sources, targets map[Key]*fastEntry
 	ports            [fastpath.MaxTargets]fastTarget
 	frames           atomic.Uint64 // that the kernel has forwarded
+	size             atomic.Int32  // of sources and targets
 }
 
 type fastEntry struct {
@@ -49,14 +55,18 @@ type fastEntry struct {
 
 // A fastTarget is a port to which frames may be forwarded.
 type fastTarget struct {
-	to            *Port  // nil if the number is free
+	to            *Port  // nil if there is none
 	ready         bool   // the kernel knows it
+	busy          bool   // introduce is under way, so the number is not free
 	frames, bytes uint64 // when they were last read
 }
 
 // fastIdle is after how many seconds without a frame an address leaves the fast path. It stays in
 // the FDB as long as the ageing says.
 const fastIdle = 30
+
+// heldBits is the number of bits of the hash by which addresses are counted.
+const heldBits = 10
 
 func (f *fastPaths) begin(fdb *FDB, off bool) {
 	f.fdb, f.off, f.holders = fdb, off, map[Key][]*Port{}
@@ -78,7 +88,7 @@ func (f *fastPaths) join(p *Port) {
 	p.fast = q
 	q.sources, q.targets = map[Key]*fastEntry{}, map[Key]*fastEntry{}
 	f.settle()
-	f.ports = append(f.ports, p)
+	f.ports, q.joined = append(f.ports, p), true
 }
 
 // leave ends the fast path of a port that is removed. If it is handed over, the kernel forwards its
@@ -86,21 +96,24 @@ func (f *fastPaths) join(p *Port) {
 func (f *fastPaths) leave(p *Port, handedOver bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	i := slices.Index(f.ports, p)
-	if i < 0 {
-		return
+	if p.fast != nil && p.fast.joined {
+		f.unjoin(p, handedOver)
 	}
-	f.collect(p)
+}
+
+func (f *fastPaths) unjoin(p *Port, handedOver bool) {
 	f.removeAll(p, !handedOver)
+	f.collect(p) // the last frames as well
 	f.stale = f.stale || handedOver
 	for _, other := range f.ports {
 		for i := range other.fast.ports {
 			if c := &other.fast.ports[i]; c.to == p {
-				*c = fastTarget{}
+				*c = fastTarget{busy: c.busy}
 			}
 		}
 	}
-	f.ports = slices.Delete(f.ports, i, i+1)
+	i := slices.Index(f.ports, p)
+	f.ports, p.fast.joined = slices.Delete(f.ports, i, i+1), false
 }
 
 // settle removes what is left of ports that were handed over, if others were not.
@@ -150,7 +163,7 @@ func (f *fastPaths) removeAll(p *Port, tables bool) {
 
 // forget removes an address that is not behind a port any more. The FDB calls it, with locks held.
 func (f *fastPaths) forget(k Key, port int) {
-	if f.entries.Load() == 0 {
+	if f.held[k.hash(heldBits)].Load() == 0 {
 		return
 	}
 	f.mu.Lock()
@@ -190,30 +203,40 @@ func (q *fastPort) check(p *Port, err error) {
 
 // release notes that a port's fast path does not have an address any more.
 func (f *fastPaths) release(p *Port, k Key) {
+	p.fast.count()
 	if p.fast.sources[k] != nil || p.fast.targets[k] != nil {
 		return
 	}
 	left := slices.DeleteFunc(f.holders[k], func(o *Port) bool { return o == p })
 	if f.holders[k] = left; len(left) == 0 {
 		delete(f.holders, k)
+		f.held[k.hash(heldBits)].Add(-1)
 	}
 	f.entries.Store(int64(len(f.holders)))
 }
 
 func (f *fastPaths) hold(p *Port, k Key) {
+	p.fast.count()
+	if len(f.holders[k]) == 0 {
+		f.held[k.hash(heldBits)].Add(1)
+	}
 	if !slices.Contains(f.holders[k], p) {
 		f.holders[k] = append(f.holders[k], p)
 	}
 	f.entries.Store(int64(len(f.holders)))
 }
 
+func (q *fastPort) count() { q.size.Store(int32(len(q.sources) + len(q.targets))) }
+
 // add has the kernel forward the frames of a port that have these addresses, of which dst is behind
-// the port to. It does nothing if that may not be, or there is no room.
+// the port to. It does nothing if that may not be, there is no room, or others have the lock.
 func (f *fastPaths) add(p, to *Port, src, dst Key) {
-	f.mu.Lock()
+	if p.fast.size.Load()+2 > fastpath.MaxAddresses || !allows(p, to) || !f.mu.TryLock() {
+		return
+	}
 	defer f.mu.Unlock()
-	if !f.allows(p, to) || p.fast.sources[src] != nil && p.fast.targets[dst] != nil ||
-		len(p.fast.sources)+len(p.fast.targets)+2 > fastpath.MaxAddresses {
+	// The ports may have changed meanwhile.
+	if !p.fast.joined || !to.fast.joined || !allows(p, to) || p.fast.sources[src] != nil && p.fast.targets[dst] != nil {
 		return
 	}
 	if f.fdb.Lookup(src) != p.index || f.fdb.Lookup(dst) != to.index {
@@ -254,8 +277,8 @@ func (p *Port) fastMTU() int {
 }
 
 // allows reports whether the kernel may forward frames from one port to another one as they are.
-func (f *fastPaths) allows(p, to *Port) bool {
-	if p == to || !slices.Contains(f.ports, p) || !slices.Contains(f.ports, to) || p.fast.netns != to.fast.netns {
+func allows(p, to *Port) bool {
+	if p == to || p.fast.netns != to.fast.netns {
 		return false
 	}
 	from, at := p.set.Load(), to.set.Load()
@@ -291,6 +314,9 @@ func (k Key) bytes() (mac [6]byte) {
 	putMAC(mac[:], k.mac())
 	return mac
 }
+
+// hash returns a number of that many bits.
+func (k Key) hash(bits uint) uint64 { return uint64(k) * 0x9e3779b97f4a7c15 >> (64 - bits) }
 
 // close ends the kernel's part.
 func (q *fastPort) close() error {

@@ -1,6 +1,7 @@
 package vswitch
 
 import (
+	"maps"
 	"os"
 	"slices"
 
@@ -17,7 +18,7 @@ func (f *fastPaths) numberOf(p, to *Port) int {
 			return i
 		case c.to == to:
 			return -1
-		case c.to == nil && free < 0:
+		case c.to == nil && !c.busy && free < 0:
 			free = i
 		}
 	}
@@ -32,7 +33,7 @@ func (f *fastPaths) numberOf(p, to *Port) int {
 	if err != nil {
 		return -1
 	}
-	p.fast.ports[free] = fastTarget{to: to, frames: frames, bytes: bytes}
+	p.fast.ports[free] = fastTarget{to: to, busy: true, frames: frames, bytes: bytes}
 	p.receivers.Go(func() {
 		f.introduce(p, to, free, place)
 		_ = place.Close()
@@ -41,14 +42,14 @@ func (f *fastPaths) numberOf(p, to *Port) int {
 }
 
 // introduce makes a port known to another one's fast path by that number. It takes the time of
-// which a receiver has none. If it fails, the number stays taken.
+// which a receiver has none, and no other port gets the number meanwhile, even if this one leaves.
+// If it fails, the number stays taken.
 func (f *fastPaths) introduce(p, to *Port, number int, place *os.File) {
 	err := p.fast.table.SetTarget(number, place)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if c := &p.fast.ports[number]; c.to == to {
-		c.ready = err == nil
-	}
+	c := &p.fast.ports[number]
+	c.busy, c.ready = false, c.to == to && err == nil
 }
 
 // collect adds what the kernel has forwarded from and to a port to the ports' counters.
@@ -75,27 +76,55 @@ func (c *fastTarget) read(from *Port, i int) {
 }
 
 // tick keeps addresses in the FDB whose frames the kernel has forwarded, and removes from the fast
-// paths those without frames. now is in seconds. Call it once a second, before FDB.Sweep.
+// paths those without frames. now is in seconds. Call it once a second, before FDB.Sweep. It makes
+// up to two system calls for each address, so it gives up the lock after some.
 func (f *fastPaths) tick(now uint32) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.settle()
-	for _, p := range f.ports {
-		t := p.fast.table
-		for k, e := range p.fast.sources {
-			seen, err := t.SourceSeen(k.bytes())
-			if seen {
-				f.fdb.Refresh(k, p.index, now)
-			}
-			if e.age(seen, err) {
-				f.removeSource(p, k, true)
-			}
+	for _, p := range slices.Clone(f.ports) {
+		sources, targets := slices.Collect(maps.Keys(p.fast.sources)), slices.Collect(maps.Keys(p.fast.targets))
+		for i, k := range sources {
+			f.lookAtSource(p, k, now)
+			f.letIn(i)
 		}
-		for k, e := range p.fast.targets {
-			if seen, err := t.TargetSeen(k.bytes()); e.age(seen, err) {
-				f.removeTarget(p, k, true)
-			}
+		for i, k := range targets {
+			f.lookAtTarget(p, k)
+			f.letIn(i)
 		}
+	}
+}
+
+// letIn gives up the lock for a moment after each 32 addresses.
+func (f *fastPaths) letIn(i int) {
+	if i%32 == 31 {
+		f.mu.Unlock()
+		f.mu.Lock()
+	}
+}
+
+// lookAtSource and lookAtTarget do nothing if the address has left meanwhile.
+func (f *fastPaths) lookAtSource(p *Port, k Key, now uint32) {
+	e := p.fast.sources[k]
+	if e == nil {
+		return
+	}
+	seen, err := p.fast.table.SourceSeen(k.bytes())
+	if seen {
+		f.fdb.Refresh(k, p.index, now)
+	}
+	if e.age(seen, err) {
+		f.removeSource(p, k, true)
+	}
+}
+
+func (f *fastPaths) lookAtTarget(p *Port, k Key) {
+	e := p.fast.targets[k]
+	if e == nil {
+		return
+	}
+	if seen, err := p.fast.table.TargetSeen(k.bytes()); e.age(seen, err) {
+		f.removeTarget(p, k, true)
 	}
 }
 
@@ -120,7 +149,7 @@ func (f *fastPaths) stats(p *Port) *vport.FastPath {
 		return &vport.FastPath{Why: p.wire.noFast}
 	}
 	f.mu.Lock()
-	if slices.Contains(f.ports, p) {
+	if p.fast.joined {
 		f.collect(p)
 	}
 	f.mu.Unlock()
