@@ -145,7 +145,7 @@ INLINE u32 headers(struct __sk_buff *skb, u16 type)
 	return ip + (first >> 4) * 4;
 }
 
-// fits reports whether a frame, or each segment of a super-frame, surely fits the MTU of the target.
+// fits reports whether a frame, or each segment of a super-frame but a tunnel's, fits the target's MTU.
 INLINE int fits(struct __sk_buff *skb, u16 type, u32 mtu)
 {
 	u32 size = skb->gso_size, length;

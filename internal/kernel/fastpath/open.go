@@ -146,7 +146,8 @@ func fileOf(name string, fd int) (*os.File, error) {
 // explain says what the kernel or the process lacks.
 func explain(err error) error {
 	switch {
-	case errors.Is(err, ebpf.ErrNotSupported), errors.Is(err, unix.ENOSYS):
+	case errors.Is(err, ebpf.ErrNotSupported), errors.Is(err, unix.ENOSYS),
+		errors.Is(err, unix.ENOPROTOOPT): // of SO_NETNS_COOKIE, before Linux 5.14
 		return fmt.Errorf("%w (needs Linux 6.6 with CONFIG_BPF_SYSCALL and CONFIG_NET_XGRESS)", ebpf.ErrNotSupported)
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		return fmt.Errorf("%w (needs CAP_BPF and CAP_NET_ADMIN where the port is opened)", unix.EPERM)

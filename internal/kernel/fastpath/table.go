@@ -121,8 +121,11 @@ func (t *Table) Clear() error {
 
 // A Target is where the frames for an address are forwarded.
 type Target struct {
-	Number   int  // of SetTarget
-	MTU      int  // bytes; longer frames come to the switch
+	Number int // of SetTarget
+	// MTU is in bytes; longer frames come to the switch, and so do super-frames whose segments are
+	// longer. Those of a tunnel in UDP may be longer by the inner headers, which nobody reads. The
+	// kernel's bridge forwards super-frames of any length (is_skb_forwardable in net/core/dev.c).
+	MTU      int
 	Untagged bool // frames with a tag come to the switch
 }
 
