@@ -1,7 +1,9 @@
 package vswitch_test
 
 import (
+	"errors"
 	"testing"
+	"time"
 
 	"vmnet/internal/endpoint"
 )
@@ -22,7 +24,11 @@ func TestLiveClaimed(t *testing.T) {
 	if claimed, err := endpoint.Claimed(other.ns, "lan0"); err != nil || claimed {
 		t.Errorf("in another netns: %v, %v", claimed, err)
 	}
-	if err := w.Close(); err != nil {
+	// The next port waits for a copy of the claim that is about to be closed.
+	closed := make(chan error, 1)
+	time.AfterFunc(100*time.Millisecond, func() { closed <- w.Close() })
+	next := openPacket(t, h, "lan0")
+	if err := errors.Join(<-closed, next.Close()); err != nil {
 		t.Fatal(err)
 	}
 	is(false)

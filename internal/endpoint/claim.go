@@ -25,6 +25,10 @@ const (
 // claimWait limits the wait for a reply of nf_tables.
 const claimWait = 5 * time.Second
 
+// releaseWait is how long a claim of somebody else may last. systemd, which may have a copy of the
+// claim of a port that was just removed, closes it in its own time.
+const releaseWait = time.Second
+
 // claimPriority places the claim before other chains at the same hook.
 const claimPriority = -500
 
@@ -39,6 +43,16 @@ const claimPriority = -500
 // device's name in it, so that two switches cannot claim one device. device must be the device's
 // own name, not an altname.
 func claimDevice(ns *netns.NS, device string) (*os.File, error) {
+	for end := time.Now().Add(releaseWait); ; time.Sleep(10 * time.Millisecond) {
+		f, err := tryClaim(ns, device)
+		if !errors.Is(err, unix.EEXIST) || time.Now().After(end) {
+			return f, err
+		}
+	}
+}
+
+// tryClaim is claimDevice without waiting.
+func tryClaim(ns *netns.NS, device string) (*os.File, error) {
 	fd := -1
 	err := ns.Do(func() (err error) {
 		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
