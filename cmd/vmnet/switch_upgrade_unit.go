@@ -61,6 +61,15 @@ func unitToReload(ctx context.Context, name string) (u unit, err error) {
 	return u, err
 }
 
+// pidOf returns the process of a switch.
+func pidOf(ctx context.Context, name string) (pid int, err error) {
+	err = withSwitch(ctx, name, func(_ context.Context, c *control.Client) error {
+		pid, _ = c.Peer()
+		return nil
+	})
+	return pid, err
+}
+
 // upgradeUnit has systemd start the new process, in the unit and as the unit says: a process of
 // another unit could not be its main process.
 func (a *app) upgradeUnit(ctx context.Context, o *runVerb, u unit) error {
@@ -71,6 +80,10 @@ func (a *app) upgradeUnit(ctx context.Context, o *runVerb, u unit) error {
 	case u.user >= 0:
 		return fmt.Errorf("switch %s: %s of user %d runs it (run this as that user)", o.name, u.name, u.user)
 	}
+	before, err := pidOf(ctx, o.name)
+	if err != nil {
+		return err
+	}
 	out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).CombinedOutput()
 	if errors.Is(err, exec.ErrNotFound) {
 		return fmt.Errorf("switch %s: %s runs it: %w", o.name, u.name, err)
@@ -79,13 +92,13 @@ func (a *app) upgradeUnit(ctx context.Context, o *runVerb, u unit) error {
 		return fmt.Errorf("%s: %w: %s (vmnet-switch(8) says what the unit needs; journalctl -u %s, why it failed)",
 			strings.Join(argv, " "), err, strings.TrimSpace(string(out)), u.name)
 	}
-	pid := 0
-	err = withSwitch(ctx, o.name, func(_ context.Context, c *control.Client) error {
-		pid, _ = c.Peer()
-		return nil
-	})
+	pid, err := pidOf(ctx, o.name)
 	if err != nil {
 		return err
+	}
+	if pid == before {
+		return fmt.Errorf("switch %s: %s was reloaded, and process %d still runs it (its unit needs ExecReload=%s)",
+			o.name, u.name, pid, "vmnet switch upgrade "+o.name)
 	}
 	return a.result(switchUpgraded{Switch: o.name, PID: pid, Changed: true},
 		"switch %s: process %d of %s has taken it over", o.name, pid, u.name)
