@@ -249,12 +249,18 @@ type FDBEntry struct {
 }
 
 // Dump lists the table's entries, sorted by key.
-func (f *FDB) Dump() []FDBEntry {
+func (f *FDB) Dump() []FDBEntry { return f.list(0) }
+
+// Statics is Dump of the static entries alone.
+func (f *FDB) Statics() []FDBEntry { return f.list(staticBit) }
+
+// list lists the entries whose words have a bit, or all for 0.
+func (f *FDB) list(bit uint64) []FDBEntry {
 	var entries []FDBEntry
 	now := f.now.Load()
 	for i := range f.slots {
 		w := f.slots[i].Load()
-		if w == 0 {
+		if w == 0 || w&bit != bit {
 			continue
 		}
 		entries = append(entries, FDBEntry{

@@ -219,6 +219,40 @@ func TestLiveSwitchKilled(t *testing.T) {
 	}
 }
 
+// TestLiveSwitchUnitFails has a unit whose next process cannot listen, and whose ExecReload= is no
+// upgrade. systemd keeps the ports until a process goes on with them.
+func TestLiveSwitchUnitFails(t *testing.T) {
+	ns := nstest.New(t)
+	u := startUnit(t, ns, "--tap a --tap b")
+	u.m.run("vmnet", "switch", "remove-port", "sw0", "b")
+	dropIn := func(text string) {
+		u.m.run("sh", "-c", "printf %b \"$0\" >/etc/systemd/system/vmnet-switch@.service.d/test2.conf &&"+
+			" systemctl daemon-reload", "[Service]\\n"+text)
+	}
+	dropIn("SystemCallFilter=~listen")
+	before := u.main()
+	u.m.run("kill", "-KILL", before)
+	nstest.Eventually(t, patience, "it has failed to start twice", func() bool {
+		n, err := strconv.Atoi(u.m.property(switchUnit, "NRestarts"))
+		return err == nil && n > 2
+	})
+	dropIn("ExecReload=\\nExecReload=true")
+	u.await(before)
+	if ports := u.ports(); len(ports) != 1 || ports["a"].Name != "a" {
+		t.Errorf("%+v", ports)
+	}
+	out, err := u.m.output("vmnet", "switch", "upgrade", "sw0")
+	if err == nil || !strings.Contains(out, "still runs it") {
+		t.Errorf("%v, %s", err, out)
+	}
+	for property, want := range map[string]string{"FileDescriptorStoreMax": "4096", "Environment": "FDSTORE=4096"} {
+		if got := u.m.property(switchUnit, property); !strings.Contains(got, want) {
+			t.Errorf("%s=%s", property, got)
+		}
+	}
+	u.m.run("systemctl", "stop", switchUnit)
+}
+
 // sends checks that what one guest sends reaches another.
 func sends(t *testing.T, from *os.File, sent []byte, to *os.File, want []byte) {
 	t.Helper()

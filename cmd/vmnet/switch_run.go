@@ -122,6 +122,9 @@ func (a *app) runSwitch(ctx context.Context, o *runVerb) error {
 	}
 	if l == nil {
 		place.Forget()
+		if o.takenOver { // the next start goes on with the ports
+			s.LeaveStored()
+		}
 	}
 	return errors.Join(err, closeSwitch(sw, s, l))
 }
@@ -144,10 +147,10 @@ func (a *app) newSwitch(o *runVerb, name string) (*vswitch.Switch, *server.Serve
 // noteOf prints a note about a switch.
 func (a *app) noteOf(o *runVerb, text string) { a.note("switch " + o.name + ": " + text) }
 
-// keep has the store keep the ports, if there is one; has is that of KeepIn.
-func (a *app) keep(o *runVerb, s *server.Server, has bool) {
+// keep has the store keep the ports, if there is one.
+func (a *app) keep(o *runVerb, s *server.Server) {
 	if o.store != nil {
-		s.KeepIn(o.store, has, func(text string) { a.noteOf(o, text) })
+		s.KeepIn(o.store, sdnotify.StoreRoom(), func(text string) { a.noteOf(o, text) })
 	}
 }
 

@@ -150,7 +150,7 @@ func (a *app) takeOver(ctx context.Context, o *runVerb) error {
 	}
 	// From here on there is no other switch. What fails is a note, and the switch goes on.
 	o.takenOver = true
-	a.keep(o, s, true)
+	a.keep(o, s)
 	err = errors.Join(t.Begin(), t.TakeOutput(), sayReady())
 	if err != nil {
 		a.note(err.Error())

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -102,12 +103,13 @@ func (m *Manager) write(state string, files []*os.File) error {
 // as FileDescriptorStoreMax= permits, and no second copy of an open file that it has; it tells
 // nobody.
 func (m *Manager) Store(name string, f *os.File) error {
-	// Unlike by default, an error that is pending on the file does not end its life in the store.
+	// FDPOLL=0: systemd would drop a file that has an error or a hang-up.
 	return m.send("FDSTORE=1\nFDPOLL=0\nFDNAME="+name, f)
 }
 
-// Forget has the manager close what it keeps under these names, and waits until it has, for a
-// second at most.
+// Forget asks the manager to close what it keeps under these names, and waits until it has handled
+// that, for a second at most. Later versions of systemd than 252 close the files in processes of
+// their own, which may take longer.
 func (m *Manager) Forget(names ...string) error {
 	for _, name := range names {
 		if err := m.send("FDSTOREREMOVE=1\nFDNAME=" + name); err != nil {
@@ -115,6 +117,18 @@ func (m *Manager) Forget(names ...string) error {
 		}
 	}
 	return m.barrier()
+}
+
+// roomEnv has the limit of the store: systemd 254 sets it, and so does vmnet-switch@.service.
+const roomEnv = "FDSTORE"
+
+// StoreRoom returns how many files the manager keeps at most, or 0 if that is not known.
+func StoreRoom() int {
+	n, err := strconv.Atoi(os.Getenv(roomEnv))
+	if err != nil || n < 0 {
+		return 0
+	}
+	return n
 }
 
 // barrier waits until the manager has handled what was sent: it then closes the pipe that comes

@@ -14,7 +14,8 @@ const firstStored = 3
 
 // Stored returns the files that the manager has kept, by their names, and takes the variables that
 // tell of them out of the environment (sd_listen_fds(3)). Call it once, before other files are
-// opened. The caller owns the files. Of several with one name, it returns the last one.
+// opened. The caller owns the files. Of several with one name, it returns the first one, which is
+// the newest: systemd prepends to its list (service_add_fd_store in src/core/service.c).
 func Stored() map[string]*os.File {
 	pid, err := strconv.Atoi(os.Getenv("LISTEN_PID"))
 	count, countErr := strconv.Atoi(os.Getenv("LISTEN_FDS"))
@@ -35,10 +36,11 @@ func Stored() map[string]*os.File {
 			continue
 		}
 		unix.CloseOnExec(fd)
-		if old := files[name]; old != nil {
-			_ = old.Close()
+		if f := os.NewFile(uintptr(fd), name); files[name] == nil {
+			files[name] = f
+		} else {
+			_ = f.Close()
 		}
-		files[name] = os.NewFile(uintptr(fd), name)
 	}
 	return files
 }

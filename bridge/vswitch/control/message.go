@@ -69,15 +69,24 @@ type Handed struct {
 	Port   *Port       `json:"port,omitempty"`
 	Stored Stored      `json:"stored,omitzero"` // of the port
 	Rest   *HandedRest `json:"rest,omitempty"`
+
+	Store *HandedStore `json:"store,omitempty"` // comes without a file
 }
 
 // Stored says under which names a port's files are in the store of a service manager, which has
 // them for the next process (package server). The zero value is for a port that is not there.
 type Stored struct {
-	ID      int `json:"id"`      // of the port in the store, from 1
-	Version int `json:"version"` // of its description
-	Files   int `json:"files"`
+	ID      int `json:"id"`                // of the port in the store, from 1
+	Version int `json:"version"`           // of its description; 0 if that is not there yet
+	Files   int `json:"files"`             // how many of them are there
 	Session int `json:"session,omitempty"` // files of a session with a frontend, and its description
+}
+
+// HandedStore says what a store has besides the ports that are handed over. It may come in several
+// parts.
+type HandedStore struct {
+	Whole  bool     `json:"whole,omitempty"`  // the store has all ports
+	Forget []string `json:"forget,omitempty"` // names that are to be forgotten
 }
 
 // HandedRest says what is in the file of a port's vswitch.Rest.

@@ -2,7 +2,6 @@ package server
 
 import (
 	"net/netip"
-	"slices"
 
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
@@ -12,16 +11,16 @@ import (
 
 // fdb lists the FDB. It does not hold the lock while it reads the table, so that an entry may be
 // reported with the name of a port that has just taken another one's index.
-func (s *ports) fdb() []control.FDBEntry { return s.entries(s.byIndex()) }
+func (s *ports) fdb() []control.FDBEntry { return s.entries(s.byIndex(), s.sw.FDB().Dump()) }
 
-func (s *ports) entries(ports map[int]*vswitch.Port) []control.FDBEntry {
+func (s *ports) entries(ports map[int]*vswitch.Port, known []vswitch.FDBEntry) []control.FDBEntry {
 	filters := s.sw.FiltersVLANs()
 	remotes := map[int]func(vswitch.Key) (netip.Addr, bool){}
 	for i, p := range ports {
 		remotes[i] = p.RemoteHosts()
 	}
 	var all []control.FDBEntry
-	for _, e := range s.sw.FDB().Dump() {
+	for _, e := range known {
 		if p, ok := ports[e.Port]; ok {
 			f := control.FDBEntry{
 				MAC: e.Key.MAC().String(), Port: p.Name(), Static: e.Static, Age: int(e.Age.Seconds()),
@@ -82,18 +81,18 @@ func (s *ports) addStatic(f control.FDBEntry) error {
 	if err := s.sw.AddStatic(f.Port, mac, f.VLAN); err != nil {
 		return err
 	}
-	s.noteStatic(f)
-	if e := s.byName[f.Port]; e != nil {
-		s.keep(e)
-	}
+	s.keep()
 	return nil
 }
 
-// noteStatic notes a static entry with its port, which is stored with it.
-func (s *ports) noteStatic(f control.FDBEntry) {
-	if e := s.byName[f.Port]; e != nil {
-		e.static = append(e.static, control.FDBEntry{MAC: f.MAC, VLAN: f.VLAN, Port: f.Port, Static: true})
+// statics returns the static entries of each port, by its name. The caller holds the lock.
+func (s *ports) statics() map[string][]control.FDBEntry {
+	all := map[string][]control.FDBEntry{}
+	for _, f := range s.entries(s.indexed(), s.sw.FDB().Statics()) {
+		f.Age, f.Remote = 0, ""
+		all[f.Port] = append(all[f.Port], f)
 	}
+	return all
 }
 
 func (s *ports) removeStatic(f control.FDBEntry) error {
@@ -108,16 +107,7 @@ func (s *ports) removeStatic(f control.FDBEntry) error {
 	if err := s.sw.Forget(mac, f.VLAN); err != nil {
 		return err
 	}
-	for _, e := range s.byName {
-		before := len(e.static)
-		e.static = slices.DeleteFunc(e.static, func(had control.FDBEntry) bool {
-			m, err := had.Address()
-			return err == nil && slices.Equal(m, mac) && (f.VLAN == 0 || f.VLAN == had.VLAN)
-		})
-		if len(e.static) < before {
-			s.keep(e)
-		}
-	}
+	s.keep()
 	return nil
 }
 

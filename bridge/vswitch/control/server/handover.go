@@ -20,12 +20,14 @@ import (
 // meanwhile, or are lost.
 const takeTime = 10 * time.Second
 
-// HandsOver permits clients to take over the ports, and l. It calls to, which may be nil, before a
-// process hears that the ports are its own. From now on a store has all that the
-// next process needs (KeepIn). Call it before Serve, in a process that does nothing but switch.
-func (s *Server) HandsOver(l *Listener, to func(pid int)) {
-	s.handsOver, s.handsTo = l, to
-	s.ports.keepWhole()
+// HandsOver permits clients to take over the ports, and l. taken, which may be nil, is called with
+// the pid of a process before it hears that the ports are its own. From now on a store has all that
+// the next process needs (KeepIn), unless it is slow. Call HandsOver before Serve, in a process
+// that does nothing but switch.
+func (s *Server) HandsOver(l *Listener, taken func(pid int)) {
+	s.handsOver, s.handsTo = l, taken
+	s.ports.keeper.keepWhole()
+	s.ports.keeper.await(wholePatience)
 }
 
 // HandedTo reports whether a process has taken over the ports, and which one. Call it after Serve:
@@ -46,8 +48,10 @@ func (s *Server) handOver(c *call) error {
 	if !s.pause() {
 		return errors.New("the switch is handed over already, or ends")
 	}
+	s.ports.keeper.await(wholePatience) // while frames pass; the next process does what is left
 	s.ports.mu.Lock()
 	defer s.ports.mu.Unlock()
+	defer s.ports.keeper.halt()()
 	rests, entries, err := s.ports.freeze()
 	if err == nil {
 		err = s.sendParts(c, rests, entries)
@@ -60,6 +64,7 @@ func (s *Server) handOver(c *call) error {
 		s.resume()
 		return err
 	}
+	s.ports.keeper.detach()
 	for name, e := range s.ports.byName {
 		delete(s.ports.byName, name)
 		_ = e.close() // the other process has copies
@@ -128,6 +133,9 @@ func (s *Server) sendParts(c *call, rests map[string]vswitch.Rest, entries []con
 	if err := c.send(control.Reply{Handed: &control.Handed{}}, l, os.Stdout, os.Stderr); err != nil {
 		return err
 	}
+	if err := s.sendStore(c); err != nil {
+		return err
+	}
 	for _, name := range slices.Sorted(maps.Keys(rests)) {
 		e, r := s.ports.byName[name], rests[name]
 		if !r.Empty() {
@@ -135,7 +143,7 @@ func (s *Server) sendParts(c *call, rests map[string]vswitch.Rest, entries []con
 				return err
 			}
 		}
-		h := control.Handed{Port: &e.Port, Stored: e.kept}
+		h := control.Handed{Port: &e.Port, Stored: s.ports.keeper.storedOf(e.shelf)}
 		if err := c.send(control.Reply{Handed: &h}, e.files...); err != nil {
 			return err
 		}
@@ -145,6 +153,18 @@ func (s *Server) sendParts(c *call, rests map[string]vswitch.Rest, entries []con
 		return err
 	}
 	return c.session.send(control.Reply{})
+}
+
+// sendStore sends what the store has besides the ports.
+func (s *Server) sendStore(c *call) error {
+	stale, whole := s.ports.keeper.rest()
+	err := c.send(control.Reply{Handed: &control.Handed{Store: &control.HandedStore{Whole: whole}}})
+	if err != nil {
+		return err
+	}
+	return inChunks(stale, func(some []string) error {
+		return c.send(control.Reply{Handed: &control.Handed{Store: &control.HandedStore{Forget: some}}})
+	})
 }
 
 // sendRest sends a port's rest, whose bytes are in a file: a message has not enough room.
@@ -188,12 +208,13 @@ func (c *session) awaitTaken() error {
 }
 
 // freeze takes all ports that have not ended from the switch, and returns what they and the FDB
-// hold. On error, thaw returns those that it has taken.
+// hold. The others are forgotten. On error, thaw returns those that it has taken.
 func (s *ports) freeze() (rests map[string]vswitch.Rest, entries []control.FDBEntry, err error) {
-	entries = s.entries(s.indexed())
+	entries = s.entries(s.indexed(), s.sw.FDB().Dump())
 	rests = map[string]vswitch.Rest{}
 	for _, name := range slices.Sorted(maps.Keys(s.byName)) {
-		if s.byName[name].in.Err() != nil {
+		if e := s.byName[name]; e.in.Err() != nil {
+			s.forget(e)
 			continue
 		}
 		r, err := s.sw.HandOver(name)
@@ -211,18 +232,18 @@ func (s *ports) thaw(rests map[string]vswitch.Rest, entries []control.FDBEntry) 
 	var errs []error
 	for name, r := range rests {
 		e := s.byName[name]
-		e.static = nil // relearn notes them again
 		w, err := openResumed(&e.Port, e.files, r)
 		if err == nil {
 			err = s.plugIn(e, w)
 		}
 		if err != nil {
 			delete(s.byName, name)
-			errs = append(errs, fmt.Errorf("port %s is gone: %w", name, errors.Join(err, e.close())))
 			s.forget(e)
+			errs = append(errs, fmt.Errorf("port %s is gone: %w", name, errors.Join(err, e.close())))
 		}
 	}
 	s.relearn(entries)
+	s.keep()
 	return errors.Join(errs...)
 }
 
@@ -244,9 +265,7 @@ func (s *ports) relearn(entries []control.FDBEntry) {
 		switch {
 		case err != nil || p == nil || f.Remote != "": // a VXLAN port hears of it again
 		case f.Static:
-			if s.sw.AddStatic(f.Port, mac, f.VLAN) == nil { // fails for one that AddPort has added
-				s.noteStatic(f)
-			}
+			_ = s.sw.AddStatic(f.Port, mac, f.VLAN) // another port may have it by its settings
 		default:
 			s.sw.FDB().Learn(vswitch.KeyOf(mac, uint16(max(f.VLAN, 1))), p.PortIndex())
 		}

@@ -1,11 +1,14 @@
 package server
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -18,25 +21,50 @@ import (
 // A Store keeps copies of files for the process that comes after this one, should this one be
 // killed. sdnotify.Manager is one.
 type Store interface {
+	// Store keeps a copy of f under a name that it does not have yet. It may have no room, and
+	// says nothing then.
 	Store(name string, f *os.File) error
-	Forget(names ...string) error // returns once the copies are closed
+	// Forget returns once it has forgotten the names, or with an error after a while. It may
+	// close the copies later.
+	Forget(names ...string) error
 }
 
 // wholeName is the name of a file in a Store that is stored after all ports that a switch begins
 // with. Its content is keptFormat.
 const (
-	wholeName  = "vmnet-whole"
-	keptFormat = "1"
+	wholeName  = "whole"
+	keptFormat = "2"
 )
 
-// fileName is the name of file n of a port, and describedBy that of the file with its keptPort. It
-// changes with each version, so that there is always a whole one.
-func fileName(id, n int) string          { return fmt.Sprintf("vmnet-%d-%d", id, n) }
-func describedBy(id, version int) string { return fmt.Sprintf("vmnet-%d-port-%d", id, version) }
-func parseDescribedBy(name string) (k control.Stored, ok bool) {
-	n, err := fmt.Sscanf(name, "vmnet-%d-port-%d", &k.ID, &k.Version)
-	return k, err == nil && n == 2 && name == describedBy(k.ID, k.Version)
+// fileName is the name of file n of a port, and describedBy that of the file with its keptPort. No
+// two descriptions in a store have one version, so that the newest one of an id is known. The names
+// are short: the next process gets all of them in one string of its environment, which may have 128
+// KiB (MAX_ARG_STRLEN in execve(2)).
+func fileName(id, n int) string          { return fmt.Sprintf("%x.%x", id, n) }
+func describedBy(id, version int) string { return fmt.Sprintf("%x-%x", id, version) }
+
+// sessionName is the name of a session's file n; that of its description is -1.
+func sessionName(id, n int) string { return fmt.Sprintf("%x_%x", id, n+1) }
+
+// parseName parses such a name. version is 0 unless it is a describedBy.
+func parseName(name string) (id, version int, ok bool) {
+	at := strings.IndexAny(name, ".-_")
+	if at < 0 {
+		return 0, 0, false
+	}
+	i, err := strconv.ParseUint(name[:at], 16, 31)
+	n, nErr := strconv.ParseUint(name[at+1:], 16, 31)
+	if err != nil || nErr != nil || !isStoredID(int(i)) {
+		return 0, 0, false
+	}
+	if name[at] == '-' {
+		version = int(n)
+	}
+	return int(i), version, true
 }
+
+// isStoredID reports whether a keeper may have given a port that id.
+func isStoredID(id int) bool { return 1 <= id && id < 1<<20 }
 
 // keptPort describes a port in a Store.
 type keptPort struct {
@@ -49,43 +77,73 @@ type keptPort struct {
 // maxKept limits a keptPort in bytes. It is enough for ten thousand static addresses.
 const maxKept = 1 << 20
 
-// KeepIn has the ports kept in a store from now on. has says that the store has what the switch
-// begins with: another process has kept it. note is called with what could not be kept.
-func (s *Server) KeepIn(store Store, has bool, note func(string)) {
+// How long to wait for the store, at most.
+const (
+	forgetPatience = time.Second
+	wholePatience  = 2 * time.Second
+)
+
+// KeepIn has the ports kept in a store from now on, until Close. The store has room for most files;
+// 0 means that this is not known. note is called with what could not be kept, by any goroutine.
+func (s *Server) KeepIn(store Store, most int, note func(string)) {
 	s.ports.mu.Lock()
 	defer s.ports.mu.Unlock()
-	s.ports.store, s.ports.whole, s.ports.note, s.info.FDStore = store, has, note, true
+	s.ports.keeper, s.info.FDStore = newKeeper(store, most, note), true
 }
 
-// keepWhole says in the store that it has all ports.
-func (s *ports) keepWhole() {
+// LeaveStored leaves what is stored as it is, for the next process. Call it before Close, in a
+// process that could not go on with what another one has stored.
+func (s *Server) LeaveStored() { s.ports.keeper.detach() }
+
+// keep has ports stored, or what has changed of them, and those whose static addresses have changed
+// with them. The caller holds the lock.
+func (s *ports) keep(changed ...*entry) {
+	if s.keeper == nil || s.resuming {
+		return
+	}
+	static := s.statics()
+	for _, e := range changed {
+		e.static = static[e.Name]
+		s.describe(e)
+	}
+	for _, e := range s.byName {
+		if own := static[e.Name]; !slices.Equal(own, e.static) {
+			e.static = own
+			s.describe(e)
+		}
+	}
+}
+
+// await waits for the store after a request.
+func (s *ports) await(most time.Duration) {
+	if most == 0 {
+		return
+	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.store == nil || s.whole {
-		return
-	}
-	f, err := sealed([]byte(keptFormat))
-	if err == nil {
-		err = s.store.Store(wholeName, f)
-		_ = f.Close()
-	}
-	if s.whole = err == nil; err != nil {
-		s.note(fmt.Sprintf("the ports would end with this process: %v", err))
-	}
+	k := s.keeper
+	s.mu.Unlock()
+	k.await(most)
 }
 
-// keep stores a port, or what has changed of it. The caller holds the lock.
-func (s *ports) keep(e *entry) {
-	if s.store == nil || !e.lasts() {
+func (s *ports) describe(e *entry) {
+	if !e.lasts() {
 		return
 	}
-	err := s.storePort(e)
-	if err == nil && e.Kind == control.VhostUser {
-		err = s.storeSession(e)
+	link, err := e.in.Followed()
+	var text []byte
+	if err == nil {
+		text, err = json.Marshal(keptPort{e.Port, len(e.files), link, e.static})
+	}
+	if err == nil && len(text) > maxKept {
+		err = fmt.Errorf("its description takes %d bytes: want at most %d", len(text), maxKept)
 	}
 	if err != nil {
-		s.note(fmt.Sprintf("port %s would end with this process: %v", e.Name, err))
-		s.forget(e)
+		s.keeper.note(fmt.Sprintf("port %s is not stored as it is now: %v", e.Name, err))
+		return
+	}
+	s.keeper.put(e, text)
+	if e.Kind == control.VhostUser {
+		s.keepSession(e)
 	}
 }
 
@@ -96,108 +154,31 @@ type keptSession struct {
 	Conn    bool            `json:"conn,omitempty"` // the first one is the connection
 }
 
-// storeSession stores what the port's frontend has set up, if anything. A store has no second copy
-// of an open file, so the former session is forgotten first. Its description comes last.
-func (s *ports) storeSession(e *entry) error {
+// keepSession has stored what the port's frontend has set up, if anything.
+func (s *ports) keepSession(e *entry) {
 	r, err := e.in.Session()
+	if err == nil && r.Session == nil {
+		s.keeper.putSession(e.shelf, &frontSession{files: sessionFiles(r)})
+		return
+	}
+	var text []byte
+	files := sessionFiles(r)
+	if err == nil {
+		text, err = json.Marshal(keptSession{r.Session, len(files), r.Conn != nil})
+	}
 	if err != nil {
-		return err
+		fdpass.CloseAll(files)
+		s.keeper.note(fmt.Sprintf("the frontend of port %s would connect again after this process: %v", e.Name, err))
+		return
 	}
-	defer r.Close()
-	if err := s.forgetSession(e); err != nil || r.Session == nil {
-		return err
-	}
-	files := r.Files
-	if r.Conn != nil {
-		files = append([]*os.File{r.Conn}, files...)
-	}
-	text, err := json.Marshal(keptSession{r.Session, len(files), r.Conn != nil})
-	if err != nil {
-		return err
-	}
-	description, err := sealed(text)
-	if err != nil {
-		return err
-	}
-	defer description.Close()
-	e.kept.Session = 1 + len(files)
-	for n, f := range append(files, description) {
-		if n == len(files) {
-			n = -1
-		}
-		if err := s.store.Store(sessionName(e.kept.ID, n), f); err != nil {
-			return err
-		}
-	}
-	return nil
+	s.keeper.putSession(e.shelf, &frontSession{text: text, files: files})
 }
 
-// sessionName is the name of a session's file n; that of its description is -1.
-func sessionName(id, n int) string { return fmt.Sprintf("vmnet-%d-session-%d", id, n+1) }
-
-func sessionNames(k control.Stored) (names []string) {
-	for n := range k.Session {
-		names = append(names, sessionName(k.ID, n-1)) // the description first
+func sessionFiles(r vswitch.Rest) []*os.File {
+	if r.Conn == nil {
+		return r.Files
 	}
-	return names
-}
-
-func (s *ports) forgetSession(e *entry) error {
-	names := sessionNames(e.kept)
-	if e.kept.Session = 0; len(names) == 0 {
-		return nil
-	}
-	return s.store.Forget(names...)
-}
-
-func (s *ports) storePort(e *entry) error {
-	link, err := e.in.Followed()
-	if err != nil {
-		return err
-	}
-	text, err := json.Marshal(keptPort{e.Port, len(e.files), link, e.static})
-	if err != nil || bytes.Equal(text, e.keptText) {
-		return err
-	}
-	if len(text) > maxKept {
-		return fmt.Errorf("its description takes %d bytes: want at most %d", len(text), maxKept)
-	}
-	if e.kept.ID == 0 {
-		s.keptID++
-		e.kept = control.Stored{ID: s.keptID, Files: len(e.files)}
-		if err := s.storeFiles(e); err != nil {
-			return err
-		}
-	}
-	f, err := sealed(text)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	e.kept.Version++
-	if err := s.store.Store(describedBy(e.kept.ID, e.kept.Version), f); err != nil {
-		return err
-	}
-	e.keptText = text
-	if e.kept.Version == 1 {
-		return nil
-	}
-	return s.store.Forget(describedBy(e.kept.ID, e.kept.Version-1))
-}
-
-func (s *ports) storeFiles(e *entry) error {
-	for i, f := range e.files {
-		if i == 0 && e.holder != nil {
-			if own := e.holder.again(e.Holder); own != nil {
-				defer own.Close()
-				f = own
-			}
-		}
-		if err := s.store.Store(fileName(e.kept.ID, i), f); err != nil {
-			return err
-		}
-	}
-	return nil
+	return append([]*os.File{r.Conn}, r.Files...)
 }
 
 // again returns another pidfd of the same process, or nil. A store has no second copy of an open
@@ -241,7 +222,7 @@ func (e *entry) isConnected() bool {
 func (s *ports) addJournal(e *entry) error {
 	needs := e.Kind == control.VhostUser || e.Kind == control.Stream && e.isConnected()
 	s.mu.Lock()
-	stores := s.store != nil
+	stores := s.keeper != nil
 	s.mu.Unlock()
 	if !stores || !needs || len(e.files) > holderFiles(&e.Port)+1 {
 		return nil
@@ -271,28 +252,8 @@ func sealed(content []byte) (*os.File, error) {
 	return f, nil
 }
 
-// forget removes a port from the store.
+// forget removes a port from the store. Call it before the port's files are closed.
 func (s *ports) forget(e *entry) {
-	s.forgetNames(namesOf(e.kept))
-	e.kept, e.keptText = control.Stored{}, nil
-}
-
-// namesOf returns the names of what is stored of a port.
-func namesOf(k control.Stored) (names []string) {
-	if k.ID == 0 {
-		return nil
-	}
-	for n := range k.Files {
-		names = append(names, fileName(k.ID, n))
-	}
-	return append(append(names, describedBy(k.ID, k.Version)), sessionNames(k)...)
-}
-
-func (s *ports) forgetNames(names []string) {
-	if s.store == nil || len(names) == 0 {
-		return
-	}
-	if err := s.store.Forget(names...); err != nil {
-		s.note(fmt.Sprintf("files of ports that are gone are still stored: %v", err))
-	}
+	s.keeper.drop(e.shelf)
+	e.shelf = nil
 }

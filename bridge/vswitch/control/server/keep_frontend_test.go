@@ -72,8 +72,8 @@ func TestKeptFrontend(t *testing.T) {
 		t.Fatal(err)
 	}
 	other, notes := goOn(t, again)
-	if len(*notes) != 1 || !strings.Contains((*notes)[0], "connect again") {
-		t.Errorf("a session with a message that was not handled: %q", *notes)
+	if len(notes.all) != 1 || !strings.Contains(notes.all[0], "connect again") {
+		t.Errorf("a session with a message that was not handled: %q", notes.all)
 	}
 	if err := other.ports.remove("b"); err != nil {
 		t.Error(err)
@@ -90,8 +90,8 @@ func TestKeptFrontend(t *testing.T) {
 		got, ok := f.Pair[0].Receive()
 		return ok && bytes.Equal(got[frontend.Header:], frame(station(1), station(9)))
 	})
-	if len(*notes) > 0 || len(s.Ports()) != 2 {
-		t.Errorf("%q, %+v", *notes, s.Ports())
+	if len(notes.all) > 0 || len(s.Ports()) != 2 {
+		t.Errorf("%q, %+v", notes.all, s.Ports())
 	}
 	_ = f.Hangup()
 	nstest.Eventually(t, patience, "nothing keeps the memory of a guest that has gone", func() bool {

@@ -94,29 +94,36 @@ func keeping(t *testing.T) (path string, s *Server, m *memory) {
 	t.Helper()
 	s, path, _ = handing(t)
 	m = newMemory(t)
-	s.KeepIn(m, false, func(text string) { t.Error(text) })
-	s.ports.keepWhole()
+	s.KeepIn(m, 0, func(text string) { t.Error(text) })
+	kept(s)
 	return path, s, m
 }
 
+// kept has a store say that it has all ports, and waits until all is stored.
+func kept(s *Server) {
+	s.ports.keeper.keepWhole()
+	s.ports.keeper.await(patience)
+}
+
 // goOn makes a switch of what a store has.
-func goOn(t *testing.T, m *memory) (s *Server, notes *[]string) {
+func goOn(t *testing.T, m *memory) (s *Server, notes *noted) {
 	t.Helper()
 	sw := vswitch.New(vswitch.Config{})
-	s, notes = New(sw, control.Info{Name: "sw"}), new([]string)
+	s, notes = New(sw, control.Info{Name: "sw"}), &noted{}
 	t.Cleanup(func() {
 		_ = sw.Close()
 		s.Close()
 	})
-	s.KeepIn(m, true, func(text string) { *notes = append(*notes, text) })
+	s.KeepIn(m, 0, notes.note)
 	taking, err := s.Kept(m.copied(t).files)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer taking.Close()
 	if err := taking.Begin(); err != nil {
-		*notes = append(*notes, err.Error())
+		notes.note(err.Error())
 	}
+	s.ports.keeper.await(patience)
 	return s, notes
 }
 
@@ -178,10 +185,10 @@ func TestKept(t *testing.T) {
 
 	s, notes := goOn(t, left)
 	ports := s.Ports()
-	if len(*notes) != 1 || !strings.Contains((*notes)[0], "in the middle of a frame") || len(ports) != 3 ||
+	if len(notes.all) != 1 || !strings.Contains(notes.all[0], "in the middle of a frame") || len(ports) != 3 ||
 		ports[0].Label != "vmnet vm=P2 nic=net0" ||
 		ports[1].Config.MaxAddresses != 7 {
-		t.Errorf("%q, %+v", *notes, ports)
+		t.Errorf("%q, %+v", notes.all, ports)
 	}
 	passes(t, a, b, station(9), station(1))
 	if _, err := half.Write(whole[20:]); err != nil {
@@ -234,8 +241,8 @@ func TestKeptInPart(t *testing.T) {
 		if n := len(s.Ports()); n != 1 {
 			t.Errorf("without %s: %d ports", name, n)
 		}
-		if file := strings.Count(name, "-") == 2; file != (len(*notes) == 1) {
-			t.Errorf("without %s: %q", name, *notes)
+		if file := strings.Contains(name, "."); file != (len(notes.all) == 1) {
+			t.Errorf("without %s: %q", name, notes.all)
 		}
 		if all := left.names(); len(all) != 3 {
 			t.Errorf("without %s: %q are stored", name, all)
@@ -276,8 +283,8 @@ func TestKeptNonsense(t *testing.T) {
 			}
 		}
 		s, notes := goOn(t, left)
-		if len(s.Ports()) != 0 || len(*notes) != 1 || !slices.Equal(left.names(), []string{wholeName}) {
-			t.Errorf("%.40q: %+v, %q, %q", text, s.Ports(), *notes, left.names())
+		if len(s.Ports()) != 0 || len(notes.all) != 1 || !slices.Equal(left.names(), []string{wholeName}) {
+			t.Errorf("%.40q: %+v, %q, %q", text, s.Ports(), notes.all, left.names())
 		}
 	}
 }
@@ -287,11 +294,10 @@ func TestHandOverKept(t *testing.T) {
 	old, path, ended := handing(t)
 	m := newMemory(t)
 	c := client(t, path)
-	old.KeepIn(m, false, func(text string) { t.Error(text) })
+	old.KeepIn(m, 0, func(text string) { t.Error(text) })
 	guest(t, c, control.Port{Name: "a"})
 	guest(t, c, control.Port{Name: "b"})
-	old.ports.keepWhole()
-	before := m.names()
+	kept(old)
 	s, taking, err := take(t, c)
 	if err == nil {
 		err = c.Taken(soon(t))
@@ -299,13 +305,15 @@ func TestHandOverKept(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.KeepIn(m, true, func(text string) { t.Error(text) })
+	s.KeepIn(m, 0, func(text string) { t.Error(text) })
 	if err := taking.Begin(); err != nil {
 		t.Fatal(err)
 	}
 	<-ended
-	if after := m.names(); !slices.Equal(after, before) {
-		t.Errorf("%q after %q", after, before)
+	kept(s)
+	want := []string{describedBy(1, 3), fileName(1, 0), describedBy(2, 4), fileName(2, 0), wholeName}
+	if got := m.names(); !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
 	}
 	if err := s.ports.label("a", "new"); err != nil {
 		t.Error(err)
@@ -313,7 +321,9 @@ func TestHandOverKept(t *testing.T) {
 	if err := s.ports.remove("b"); err != nil {
 		t.Error(err)
 	}
-	if got, want := m.names(), []string{fileName(1, 0), describedBy(1, 2), wholeName}; !slices.Equal(got, want) {
+	kept(s)
+	want = []string{describedBy(1, 5), fileName(1, 0), wholeName}
+	if got := m.names(); !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
 }

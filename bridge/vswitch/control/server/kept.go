@@ -18,31 +18,38 @@ import (
 var ErrNotKept = errors.New("no switch was kept")
 
 // Kept takes what a process of this user has kept in the store before it was killed: files has the
-// store's files by their names. The caller closes them. Call KeepIn before it, and Begin of the
-// Taking after it, which has no Listener. Ports of which something is missing or invalid are
-// noted and forgotten. On error, nothing is taken.
+// store's files by their names, which belong to Kept. KeepIn comes before it. It returns a Taking
+// without a Listener, whose Begin comes next. Ports of which something is missing or invalid are
+// noted and forgotten; on error, all are.
 func (s *Server) Kept(files map[string]*os.File) (*Taking, error) {
+	names := slices.Sorted(maps.Keys(files))
+	defer func() { fdpass.CloseAll(slices.Collect(maps.Values(files))) }()
 	whole := files[wholeName]
-	if whole == nil {
-		return nil, ErrNotKept
+	err := ErrNotKept
+	if whole != nil {
+		text, readErr := readAll(whole, len(keptFormat))
+		if err = readErr; err == nil && string(text) != keptFormat {
+			err = errors.New("another version has stored the ports")
+		}
 	}
-	if text, err := readAll(whole, len(keptFormat)); err != nil || string(text) != keptFormat {
-		return nil, errors.Join(errors.New("another version has stored the ports"), err)
+	if err != nil {
+		s.ports.keeper.forget(names...)
+		s.ports.keeper.await(forgetPatience) // the files may hold devices
+		return nil, err
 	}
 	t := s.Taking("")
-	unused := maps.Clone(files)
-	delete(unused, wholeName)
-	for name, k := range descriptions(files) {
-		err := t.kept(k, files[name], files)
-		if err != nil {
-			s.ports.note(fmt.Sprintf("a stored port is gone: %v", err))
+	t.store.Whole = true
+	used := map[string]bool{wholeName: true}
+	for _, k := range descriptions(files) {
+		if err := t.kept(k, files); err != nil {
+			s.ports.keeper.note(fmt.Sprintf("a stored port is gone: %v", err))
 			continue
 		}
 		for _, name := range namesOf(t.parts[len(t.parts)-1].kept) {
-			delete(unused, name)
+			used[name] = true
 		}
 	}
-	s.ports.forgetNames(slices.Sorted(maps.Keys(unused)))
+	t.store.Forget = slices.DeleteFunc(names, func(name string) bool { return used[name] })
 	return t, nil
 }
 
@@ -55,24 +62,32 @@ func readAll(f *os.File, most int) ([]byte, error) {
 	return text, err
 }
 
-// descriptions returns the newest description of each port.
-func descriptions(files map[string]*os.File) map[string]control.Stored {
+// descriptions returns the newest description of each port, sorted by their ids.
+func descriptions(files map[string]*os.File) (all []control.Stored) {
 	newest := map[int]int{}
 	for name := range files {
-		if k, ok := parseDescribedBy(name); ok {
-			newest[k.ID] = max(newest[k.ID], k.Version)
+		if id, version, ok := parseName(name); ok && version > 0 && name == describedBy(id, version) {
+			newest[id] = max(newest[id], version)
 		}
 	}
-	all := map[string]control.Stored{}
-	for id, version := range newest {
-		all[describedBy(id, version)] = control.Stored{ID: id, Version: version}
+	for _, id := range slices.Sorted(maps.Keys(newest)) {
+		all = append(all, control.Stored{ID: id, Version: newest[id]})
 	}
 	return all
 }
 
-// kept keeps a port as Part does.
-func (t *Taking) kept(k control.Stored, description *os.File, all map[string]*os.File) error {
-	text, err := readAll(description, maxKept)
+// namesOf returns the names of what is stored of a port.
+func namesOf(k control.Stored) (names []string) {
+	names = append(names, describedBy(k.ID, k.Version))
+	for n := range k.Files {
+		names = append(names, fileName(k.ID, n))
+	}
+	return append(names, sessionNames(k.ID, k.Session)...)
+}
+
+// kept keeps a port as Part does. It takes its files out of all.
+func (t *Taking) kept(k control.Stored, all map[string]*os.File) error {
+	text, err := readAll(all[describedBy(k.ID, k.Version)], maxKept)
 	var p keptPort
 	if err == nil {
 		err = json.Unmarshal(text, &p)
@@ -93,19 +108,31 @@ func (t *Taking) kept(k control.Stored, description *os.File, all map[string]*os
 		files = append(files, f)
 	}
 	k.Files = p.Files
-	if err := t.Part(control.Handed{Port: &p.Port, Stored: k}, files); err != nil {
+	own, err := t.checkPart(&control.Handed{Port: &p.Port, Stored: k}, len(files))
+	if err != nil {
 		return err
 	}
+	own.text, own.files = text, files
+	for n := range files {
+		delete(all, fileName(k.ID, n))
+	}
 	r := vswitch.Rest{Link: p.Link, Killed: true}
-	if err := t.keptSession(k.ID, &r, all); err != nil {
-		return fmt.Errorf("%.40q: %w", p.Port.Name, err)
+	sessionErr := t.keptSession(&own, &r, all)
+	t.parts = append(t.parts, own)
+	if old, ok := t.rests[p.Port.Name]; ok {
+		_ = old.Close()
 	}
 	t.rests[p.Port.Name] = r
+	if sessionErr != nil {
+		t.server.ports.keeper.note(fmt.Sprintf("port %s: its frontend must connect again: %v", p.Port.Name, sessionErr))
+	}
 	return t.Entries(p.Static)
 }
 
-// keptSession adds the session of a port's frontend to its rest, if the store has all of it.
-func (t *Taking) keptSession(id int, r *vswitch.Rest, all map[string]*os.File) error {
+// keptSession adds the session of a port's frontend to its part and rest, if the store has all of
+// it, and takes its files out of all.
+func (t *Taking) keptSession(p *part, r *vswitch.Rest, all map[string]*os.File) error {
+	id := p.kept.ID
 	description := all[sessionName(id, -1)]
 	if description == nil {
 		return nil
@@ -118,22 +145,21 @@ func (t *Taking) keptSession(id int, r *vswitch.Rest, all map[string]*os.File) e
 	if err != nil || s.Files < 0 || s.Files > fdpass.MaxFiles {
 		return errors.Join(fmt.Errorf("a session with %d files", s.Files), err)
 	}
-	var files []*os.File
+	var own []*os.File
 	for n := range s.Files {
 		f := all[sessionName(id, n)]
 		if f == nil {
 			return nil
 		}
-		files = append(files, f)
+		own = append(own, f)
 	}
-	own, err := copies(files)
-	if err != nil {
-		return err
+	for n := range s.Files {
+		delete(all, sessionName(id, n))
 	}
+	p.session, p.kept.Session = text, 1+s.Files
 	if s.Conn && len(own) > 0 {
 		r.Conn, own = own[0], own[1:]
 	}
 	r.Session, r.Files = s.Session, own
-	t.parts[len(t.parts)-1].kept.Session = 1 + s.Files
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch"
@@ -26,10 +27,8 @@ type ports struct {
 	gone    bool // another process has taken them over
 	waiting sync.WaitGroup
 
-	store  Store        // see keep.go; may be nil
-	whole  bool         // the store has all ports
-	keptID int          // the greatest one in the store
-	note   func(string) // what could not be stored
+	keeper   *keeper // may be nil
+	resuming bool    // ports of another process are being added, without their addresses yet
 }
 
 // errHandedOver is for clients whose request has waited for the hand-over.
@@ -52,9 +51,8 @@ type entry struct {
 	holder *holder    // may be nil
 	files  []*os.File // copies of those with which it was added, to hand it over
 
-	static   []control.FDBEntry // those that clients have added
-	kept     control.Stored     // what the store has of it
-	keptText []byte             // and its description there; nil if another process has stored it
+	static []control.FDBEntry // those that are stored with it
+	shelf  *shelf             // what the store has of it; nil if nothing
 }
 
 // filesOf returns the least and the most files that a port takes.
@@ -102,22 +100,25 @@ func (s *ports) add(p control.Port, files []*os.File) error {
 	if err := checkPort(p); err != nil {
 		return err
 	}
-	return s.addResumed(p, files, vswitch.Rest{}, control.Stored{})
+	own, err := copies(files)
+	if err != nil {
+		return err
+	}
+	return s.addResumed(p, own, vswitch.Rest{}, nil)
 }
 
 // addResumed is add for a port that another switch has handed over with that rest, or has stored.
-func (s *ports) addResumed(p control.Port, files []*os.File, rest vswitch.Rest, kept control.Stored) error {
-	e := &entry{Port: p, kept: kept}
+// It takes ownership of the files. After an error, the shelf is the caller's.
+func (s *ports) addResumed(p control.Port, files []*os.File, rest vswitch.Rest, kept *shelf) error {
+	e := &entry{Port: p, files: files, shelf: kept}
 	var err error
 	if p.Holder != 0 {
-		if e.holder, err = openHolder(&p, files); err != nil {
-			return err
-		}
+		e.holder, err = openHolder(&p, files)
 	}
-	var w *vswitch.Wire
-	if e.files, err = copies(files); err == nil {
+	if err == nil {
 		err = s.addJournal(e)
 	}
+	var w *vswitch.Wire
 	if err == nil {
 		w, err = openResumed(&p, e.files, rest)
 	}
@@ -186,9 +187,7 @@ func (s *ports) plug(e *entry, w *vswitch.Wire) error {
 	if err := s.plugIn(e, w); err != nil {
 		return errors.Join(err, e.close())
 	}
-	if s.keptID = max(s.keptID, e.kept.ID); e.kept.ID == 0 {
-		s.keep(e)
-	}
+	s.keep(e)
 	if h := e.holder; h != nil {
 		s.waiting.Go(func() {
 			if h.wait() {
@@ -216,9 +215,22 @@ func (s *ports) plugIn(e *entry, w *vswitch.Wire) error {
 				s.release(e, in)
 				return
 			}
+			select { // who has the device may change it all the time
+			case <-time.After(linkPause(e.Kind)):
+			case <-in.Ended():
+			}
 		}
 	})
 	return nil
+}
+
+// linkPause is how long what has changed again at a port's device, or by its frontend, is not
+// stored. A frontend's messages come in bursts, and without the last one it connects again.
+func linkPause(kind string) time.Duration {
+	if kind == control.VhostUser {
+		return 50 * time.Millisecond
+	}
+	return time.Second
 }
 
 // update stores what has changed at the port's device.
@@ -250,8 +262,8 @@ func (s *ports) release(e *entry, in *vswitch.Port) {
 		return
 	}
 	if e.holder == nil {
-		_ = e.close()
 		s.forget(e)
+		_ = e.close()
 		return
 	}
 	if in == nil {
@@ -275,9 +287,8 @@ func (s *ports) remove(name string) error {
 
 func (s *ports) unplug(e *entry) error {
 	delete(s.byName, e.Name)
-	err := errors.Join(s.sw.RemovePort(e.Name), e.close())
 	s.forget(e)
-	return err
+	return errors.Join(s.sw.RemovePort(e.Name), e.close())
 }
 
 // set changes the settings of a port for a client, unless that would make a loop.
@@ -348,13 +359,9 @@ func (s *ports) list() []control.Port {
 func (s *ports) drop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var stored []string
+	s.keeper.stop(wholePatience)
 	for name, e := range s.byName {
 		delete(s.byName, name)
 		_ = e.close()
-		stored = append(stored, namesOf(e.kept)...)
-	}
-	if !s.gone {
-		s.forgetNames(append(stored, wholeName))
 	}
 }

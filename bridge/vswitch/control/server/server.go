@@ -4,7 +4,9 @@
 //	server.go   the connections, and the requests of one
 //	verbs.go    what each request does
 //	ports.go    the switch's ports, with holders (holder.go) and known loops (loop.go)
+//	addresses.go the FDB
 //	listen.go   the socket and its directory
+//	keep.go     what a service manager keeps (keeper.go) for the next process (kept.go)
 //
 // A switch hands its ports over to another process (handover.go), which takes them over
 // (takeover.go).
@@ -48,7 +50,7 @@ type Server struct {
 }
 
 // New makes a server for a switch without ports. All ports must be added through the server.
-// It uses only Name, Version, Ageing, Poll and PollCPUs of info.
+// It uses only Name, Version, Ageing, Addresses, Poll, PollCPUs and FastPath of info.
 func New(sw *vswitch.Switch, info control.Info) *Server {
 	info.PID, info.Started = os.Getpid(), time.Now()
 	return &Server{

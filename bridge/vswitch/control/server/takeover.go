@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -26,6 +29,7 @@ type Taking struct {
 	parts  []part
 	rests  map[string]vswitch.Rest
 	fdb    []control.FDBEntry
+	store  control.HandedStore
 	output []*os.File // standard output and standard error of the other switch
 
 	Listener *Listener // after the first part
@@ -36,6 +40,8 @@ type part struct {
 	control.Port
 	kept  control.Stored
 	files []*os.File
+
+	text, session []byte // the stored descriptions of the port and its session; nil if not known
 }
 
 // Taking begins to take over the ports of the switch at that path. The caller must call Close.
@@ -76,26 +82,45 @@ func (t *Taking) Part(h control.Handed, files []*os.File) (err error) {
 			t.output, err = copies(files[1:])
 		}
 		return err
-	case h.Port == nil:
-		return errors.New("an empty part")
-	case len(t.parts) == vport.MaxPorts:
-		return fmt.Errorf("more than %d ports", vport.MaxPorts)
+	case h.Store != nil && len(files) == 0:
+		t.store.Whole = t.store.Whole || h.Store.Whole
+		for _, name := range h.Store.Forget {
+			if _, _, ok := parseName(name); ok {
+				t.store.Forget = append(t.store.Forget, name)
+			}
+		}
+		return nil
 	}
-	p := part{Port: *h.Port, kept: h.Stored}
-	if err := checkPort(p.Port); err != nil {
+	p, err := t.checkPart(&h, len(files))
+	if err != nil {
 		return err
-	}
-	if least, most := filesHanded(&p.Port); len(files) < least || len(files) > most {
-		return fmt.Errorf("%w port %s: %d files: want %d to %d", brport.ErrInvalid, p.Name, len(files), least, most)
-	}
-	k := h.Stored
-	if k.ID < 1 || k.Version < 1 || k.Files != len(files) || k.Session < 0 || k.Session > fdpass.MaxFiles {
-		p.kept = control.Stored{}
 	}
 	if p.files, err = copies(files); err == nil {
 		t.parts = append(t.parts, p)
 	}
 	return err
+}
+
+// checkPart checks a port that comes with so many files, and returns its part without them.
+func (t *Taking) checkPart(h *control.Handed, files int) (part, error) {
+	switch {
+	case h.Port == nil:
+		return part{}, errors.New("an empty part")
+	case len(t.parts) == vport.MaxPorts:
+		return part{}, fmt.Errorf("more than %d ports", vport.MaxPorts)
+	}
+	p := part{Port: *h.Port, kept: h.Stored}
+	if err := checkPort(p.Port); err != nil {
+		return p, err
+	}
+	if least, most := filesHanded(&p.Port); files < least || files > most {
+		return p, fmt.Errorf("%w port %s: %d files: want %d to %d", brport.ErrInvalid, p.Name, files, least, most)
+	}
+	if k := h.Stored; !isStoredID(k.ID) || k.Version < 0 || k.Files < 0 || k.Files > files ||
+		k.Session < 0 || k.Session > fdpass.MaxFiles+1 {
+		p.kept = control.Stored{}
+	}
+	return p, nil
 }
 
 // Entries keeps addresses of the other switch.
@@ -105,26 +130,54 @@ func (t *Taking) Entries(entries []control.FDBEntry) error {
 }
 
 // Begin adds the ports, once the other switch has closed them. An error is about ports that could
-// not be added, and are gone; the others are there.
+// not be added, and are gone; the others are there. A port for which there are too few files stays
+// in the store, for a process that may open more.
 func (t *Taking) Begin() error {
 	var errs []error
 	defer t.server.ports.sw.Hold()()
 	if t.Listener != nil {
 		errs = append(errs, t.Listener.own())
 	}
-	for _, p := range t.parts {
-		err := t.server.ports.addResumed(p.Port, p.files, t.rests[p.Name], p.kept)
+	s := &t.server.ports
+	shelves := s.takeShelves(t)
+	for i := range t.parts {
+		p := &t.parts[i]
+		files := p.files
+		p.files = nil
+		rest := t.rests[p.Name]
+		err := s.addResumed(p.Port, files, rest, shelves[i])
+		_ = rest.Close() // the port has copies
+		delete(t.rests, p.Name)
 		if err != nil && !errors.Is(err, errEnded) { // if so, its guest has ended meanwhile
 			errs = append(errs, fmt.Errorf("port %s is gone: %w", p.Name, err))
 		}
-		if err != nil {
-			t.server.ports.forgetNames(namesOf(p.kept))
+		if err != nil && !errors.Is(err, unix.EMFILE) && !errors.Is(err, unix.ENFILE) {
+			s.keeper.drop(shelves[i])
 		}
 	}
-	t.server.ports.mu.Lock()
-	defer t.server.ports.mu.Unlock()
-	t.server.ports.relearn(t.fdb)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.relearn(t.fdb)
+	s.resuming = false
+	all := slices.Collect(maps.Values(s.byName))
+	slices.SortFunc(all, func(a, b *entry) int { return strings.Compare(a.Name, b.Name) })
+	s.keep(all...)
 	return errors.Join(errs...)
+}
+
+// takeShelves takes over what is stored, before a port is added that gets an id. Until Begin has
+// all addresses, the ports stay stored as they are.
+func (s *ports) takeShelves(t *Taking) []*shelf {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.resuming = true
+	s.keeper.hasWhole(t.store.Whole)
+	s.keeper.forget(t.store.Forget...)
+	all := make([]*shelf, len(t.parts))
+	for i, p := range t.parts {
+		all[i] = s.keeper.adopt(p.kept, p.text, p.session)
+	}
+	return all
 }
 
 // maxRest is more than a rest has: four frames, and a backlog.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch/control"
@@ -107,7 +108,21 @@ func (s *Server) performFor(c *call, b []byte) error {
 		return fmt.Errorf("%w request: %d files: want %d to %d", brport.ErrInvalid, n, least, most)
 	}
 	c.Request = *r
-	return v.do(s, c)
+	err = v.do(s, c)
+	s.ports.await(storePatience(r.Do))
+	return err
+}
+
+// storePatience returns how long a client waits for the store after a request, at most. Normally it
+// takes a millisecond, and what the reply says is then kept.
+func storePatience(do string) time.Duration {
+	switch do {
+	case control.DoAddPort, control.DoSetLabel, control.DoSetPort, control.DoAddStatic, control.DoRemoveStatic:
+		return 100 * time.Millisecond
+	case control.DoRemovePort: // its files may hold a device
+		return forgetPatience
+	}
+	return 0
 }
 
 func (s *Server) capture(c *call) error { return s.ports.sw.Capture(c.files[0], *c.Capture) }
