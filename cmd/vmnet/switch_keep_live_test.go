@@ -212,7 +212,13 @@ func TestLiveSwitchKilled(t *testing.T) {
 	if ports := u.ports(); len(ports) != 6 {
 		t.Errorf("%+v", ports)
 	}
+	before = u.main()
+	u.m.run("systemctl", "reload", switchUnit) // to whose process systemd gives time, too
+	u.await(before)
 	u.m.run("systemctl", "stop", switchUnit)
+	if result := u.m.property(switchUnit, "Result"); result != "success" {
+		t.Errorf("the stop of an upgraded switch: %s", result)
+	}
 	awaitGone(t, ns, "a")
 	if n := u.m.property(switchUnit, "NFileDescriptorStore"); n != "0" {
 		t.Errorf("%s files are still stored", n)

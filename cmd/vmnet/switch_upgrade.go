@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/vswitch/control"
 	"vmnet/bridge/vswitch/control/server"
@@ -50,14 +51,14 @@ vmnet switch upgrade.`,
 		if foreground {
 			return a.takeOver(cmd.Context(), &o)
 		}
-		u, err := unitToReload(cmd.Context(), o.name)
+		u, inside, err := unitOfSwitch(cmd.Context(), o.name)
 		switch {
 		case err != nil:
 			return err
-		case u.name != "":
+		case u.name != "" && !inside:
 			return a.upgradeUnit(cmd.Context(), &o, u)
 		}
-		return a.upgradeBehind(cmd.Context(), &o)
+		return a.upgradeBehind(cmd.Context(), &o, inside)
 	})
 	return cmd
 }
@@ -73,7 +74,9 @@ type switchUpgraded struct {
 const readyEnv = "VMNET_SWITCH_READY"
 
 // upgradeBehind starts a process that takes over the switch, and waits until it has, or has failed.
-func (a *app) upgradeBehind(ctx context.Context, o *runVerb) error {
+// In the switch's unit it is a child of this process's parent, systemd: at a stop, systemd waits for
+// a main process only if that is its child (unit_kill_context in systemd's src/core/unit.c).
+func (a *app) upgradeBehind(ctx context.Context, o *runVerb, inUnit bool) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -86,6 +89,9 @@ func (a *app) upgradeBehind(ctx context.Context, o *runVerb) error {
 	cmd := exec.Command(self, "switch", "upgrade", o.name, "--foreground", "--sandbox", string(o.sandbox))
 	cmd.Stderr, cmd.ExtraFiles, cmd.Env = os.Stderr, []*os.File{w}, append(os.Environ(), readyEnv+"=3")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if inUnit {
+		cmd.SysProcAttr.Cloneflags = unix.CLONE_PARENT
+	}
 	err = cmd.Start()
 	_ = w.Close()
 	if err != nil {
@@ -100,6 +106,9 @@ func (a *app) upgradeBehind(ctx context.Context, o *runVerb) error {
 			"switch %s: process %d has taken it over", o.name, cmd.Process.Pid)
 	case errors.Is(err, os.ErrDeadlineExceeded): // it may have taken the switch over, so it must not be killed
 		return fmt.Errorf("%w: process %d goes on with the upgrade", context.Cause(ctx), cmd.Process.Pid)
+	}
+	if inUnit {
+		return errors.New("the new process has failed, for the reason above (the old one goes on)")
 	}
 	return fmt.Errorf("the new process has failed: %w (the old one goes on)", cmd.Wait())
 }

@@ -49,16 +49,15 @@ func serviceIn(groups string) unit {
 	return unit{user: -1}
 }
 
-// unitToReload returns the unit that runs the switch, unless this process is in it too.
-func unitToReload(ctx context.Context, name string) (u unit, err error) {
+// unitOfSwitch returns the unit that runs the switch, and reports whether this process is in it too.
+func unitOfSwitch(ctx context.Context, name string) (u unit, inside bool, err error) {
 	err = withSwitch(ctx, name, func(_ context.Context, c *control.Client) error {
 		pid, _ := c.Peer()
-		if u = unitOf(pid); u == unitOf(os.Getpid()) {
-			u = unit{}
-		}
+		u = unitOf(pid)
+		inside = u.name != "" && u == unitOf(os.Getpid())
 		return nil
 	})
-	return u, err
+	return u, inside, err
 }
 
 // pidOf returns the process of a switch.
