@@ -66,6 +66,12 @@ func testSystemd(t *testing.T, path string) {
 		}
 	}
 	m.guestHasItsNIC("after an upgrade")
+	const sw = "vmnet-switch@sw0.service"
+	m.run("systemctl reload " + sw)
+	m.allRun("reloaded")
+	if pid := m.property(sw, "MainPID"); pid == before[sw] {
+		t.Errorf("reloaded, %s still runs as process %s", sw, pid)
+	}
 
 	m.run("dpkg --no-triggers -r vmnet")
 	if out := m.run("systemctl list-units --no-legend --state=active,failed 'vmnet*'"); out != "" {
