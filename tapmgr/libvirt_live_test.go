@@ -227,6 +227,14 @@ func TestLiveLibvirtForeign(t *testing.T) {
 	if res := h.take(g, "net0"); res.Changed {
 		t.Error("detach has touched what is libvirt's")
 	}
+	for id, reversed := range map[string]bool{"net0": false, "net1": true} {
+		place, err := h.OpenCapture(h.context(20*time.Second), g.Name, id)
+		if err != nil || place.Reversed != reversed {
+			t.Errorf("captured at %+v, %v", place, err)
+		} else if err := place.Socket.Close(); err != nil {
+			t.Error(err)
+		}
+	}
 	h.reconciled("foreign")
 	if out := h.virt.Virsh("domiflist", g.Name); !strings.Contains(out, "theirs") ||
 		!strings.Contains(out, direct.Interface) {

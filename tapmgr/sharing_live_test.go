@@ -94,6 +94,9 @@ func TestLiveSharedMemory(t *testing.T) {
 	if list, err := h.List(g.name); err != nil || len(list) != 1 || list[0].State != "forwarding" {
 		t.Errorf("list %+v, %v", list, err)
 	}
+	if place, err := h.OpenCapture(ctx, g.name, "net0"); err != nil || place.Switch == "" || place.Port == "" {
+		t.Errorf("captured at %+v, %v", place, err)
+	}
 	if diff := h.check(); len(diff) > 0 {
 		t.Errorf("check %+v", diff)
 	}
