@@ -142,9 +142,6 @@ func (s *ports) describe(e *entry) {
 		return
 	}
 	s.keeper.put(e, text)
-	if e.Kind == control.VhostUser {
-		s.keepSession(e)
-	}
 }
 
 // keptSession describes the session of a port's frontend in a store.
@@ -154,8 +151,12 @@ type keptSession struct {
 	Conn    bool            `json:"conn,omitempty"` // the first one is the connection
 }
 
-// keepSession has stored what the port's frontend has set up, if anything.
+// keepSession has stored what the port's frontend has set up, if anything. It is called only when
+// that has changed: a session that another process has stored is not there yet when its port is.
 func (s *ports) keepSession(e *entry) {
+	if e.shelf == nil || e.Kind != control.VhostUser {
+		return
+	}
 	r, err := e.in.Session()
 	if err == nil && r.Session == nil {
 		s.keeper.putSession(e.shelf, &frontSession{files: sessionFiles(r)})

@@ -53,6 +53,8 @@ type entry struct {
 
 	static []control.FDBEntry // those that are stored with it
 	shelf  *shelf             // what the store has of it; nil if nothing
+
+	changed bool // its device or session, while the ports are resumed
 }
 
 // filesOf returns the least and the most files that a port takes.
@@ -237,8 +239,13 @@ func linkPause(kind string) time.Duration {
 func (s *ports) update(e *entry, in *vswitch.Port) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.byName[e.Name] == e && e.in == in {
+	switch {
+	case s.byName[e.Name] != e || e.in != in:
+	case s.resuming: // Begin does it
+		e.changed = true
+	default:
 		s.keep(e)
+		s.keepSession(e)
 	}
 }
 

@@ -162,6 +162,11 @@ func (t *Taking) Begin() error {
 	all := slices.Collect(maps.Values(s.byName))
 	slices.SortFunc(all, func(a, b *entry) int { return strings.Compare(a.Name, b.Name) })
 	s.keep(all...)
+	for _, e := range all {
+		if e.changed {
+			s.keepSession(e)
+		}
+	}
 	return errors.Join(errs...)
 }
 
