@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/vswitch/control"
 	"vmnet/bridge/vswitch/control/server"
@@ -74,8 +73,8 @@ type switchUpgraded struct {
 const readyEnv = "VMNET_SWITCH_READY"
 
 // upgradeBehind starts a process that takes over the switch, and waits until it has, or has failed.
-// In the switch's unit it is a child of this process's parent, systemd: at a stop, systemd waits for
-// a main process only if that is its child (unit_kill_context in systemd's src/core/unit.c).
+// In the switch's unit it is a child of this process's parent, systemd: at a stop, systemd waits
+// for a main process only if that is its child (unit_kill_context in systemd's src/core/unit.c).
 func (a *app) upgradeBehind(ctx context.Context, o *runVerb, inUnit bool) error {
 	self, err := os.Executable()
 	if err != nil {
@@ -90,7 +89,7 @@ func (a *app) upgradeBehind(ctx context.Context, o *runVerb, inUnit bool) error 
 	cmd.Stderr, cmd.ExtraFiles, cmd.Env = os.Stderr, []*os.File{w}, append(os.Environ(), readyEnv+"=3")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if inUnit {
-		cmd.SysProcAttr.Cloneflags = unix.CLONE_PARENT
+		cmd.SysProcAttr.Cloneflags = syscall.CLONE_PARENT
 	}
 	err = cmd.Start()
 	_ = w.Close()

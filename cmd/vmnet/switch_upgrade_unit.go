@@ -49,7 +49,8 @@ func serviceIn(groups string) unit {
 	return unit{user: -1}
 }
 
-// unitOfSwitch returns the unit that runs the switch, and reports whether this process is in it too.
+// unitOfSwitch returns the unit that runs the switch, and reports whether this process is in it
+// too.
 func unitOfSwitch(ctx context.Context, name string) (u unit, inside bool, err error) {
 	err = withSwitch(ctx, name, func(_ context.Context, c *control.Client) error {
 		pid, _ := c.Peer()
