@@ -96,8 +96,8 @@ func (m *Manager) detachByName(ctx context.Context, spec DetachSpec, dev *invent
 	pid := dev.VMMPID()
 	switch {
 	case spec.PID != 0 && spec.PID != pid, spec.QMP != "":
-		return DetachResult{}, fmt.Errorf("%w: interface %s belongs to process %d, which vmnet knows no monitor of",
-			nic.ErrInUse, dev.Name, pid)
+		return DetachResult{}, fmt.Errorf("%w: interface %s %s (leave --pid and --qmp out)",
+			nic.ErrInUse, dev.Name, ownerOf(dev))
 	case !dev.Tun.Attached && pid == 0:
 		err := m.Run.Do(ctx, m.andTidy(dev, m.removeNamedStep(dev)))
 		return DetachResult{Changed: true}, err
@@ -109,6 +109,15 @@ func (m *Manager) detachByName(ctx context.Context, spec DetachSpec, dev *invent
 		fmt.Sprintf("%s is down and on no bridge; it goes when %s closes it or ends", dev.Name, programOf(pid)),
 	}}
 	return res, m.Run.Do(ctx, m.cutSteps(dev))
+}
+
+// ownerOf says whose a tap is that a VMM opens by its name.
+func ownerOf(dev *inventory.Device) string {
+	pid := dev.VMMPID()
+	if pid == 0 && !dev.Tun.Attached {
+		return "waits for a VMM, and belongs to no process"
+	}
+	return "belongs to " + programOf(pid) + ", which vmnet knows no monitor of"
 }
 
 func (m *Manager) removeNamedStep(dev *inventory.Device) step.Step {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -160,6 +161,12 @@ func TestTapByNameEnds(t *testing.T) {
 	n.create(n.spec())
 	if n.link().Index == first {
 		t.Error("the same again has not replaced the tap")
+	}
+	_, err := n.Detach(n.context(20*time.Second), tapmgr.DetachSpec{
+		Target: nic.Target{VM: n.vm, PID: os.Getpid()}, NIC: "net0",
+	})
+	if !errors.Is(err, nic.ErrInUse) || !strings.Contains(err.Error(), "waits for a VMM") {
+		t.Errorf("waiting, of a process: %v", err)
 	}
 	if err := n.detach(false); err != nil {
 		t.Errorf("waiting: %v", err)

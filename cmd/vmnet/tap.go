@@ -3,7 +3,10 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
+	"math/rand/v2"
 	"os"
 	"os/signal"
 	"os/user"
@@ -166,8 +169,8 @@ func (n tapNIC) withGuest(t nic.Target) (nic.Spec, error) {
 
 // uidOf returns the id of a user, who need not have a name.
 func uidOf(s string) (int, error) {
-	if id, err := strconv.Atoi(s); err == nil && id >= 0 {
-		return id, nil
+	if id, err := strconv.ParseUint(s, 10, 31); err == nil {
+		return int(id), nil
 	}
 	u, err := user.Lookup(s)
 	if err != nil {
@@ -239,7 +242,7 @@ func (a *app) startKeeper(ctx context.Context, self, vm, nicID string) error {
 	}
 	b := network.Background{
 		Command: argv, Systemd: network.SystemdRuns(ns),
-		Unit:        fmt.Sprintf("vmnet-tap-%d", os.Getpid()),
+		Unit:        fmt.Sprintf("vmnet-tap-%016x", rand.Uint64()), // process ids recur while keepers wait
 		Description: "Waits for the VMM of " + vm + "/" + nicID,
 	}
 	return b.Start(ctx)
@@ -262,8 +265,15 @@ func (a *app) tapKeepCommand() *cobra.Command {
 		// It ends with the tap's wait, not with the terminal of tap create.
 		signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT)
 		return a.withManager(func(m *tapmgr.Manager) error {
-			err := m.KeepTap(cmd.Context(), vm, nicID, func() error { return sdnotify.Notify("READY=1") })
-			if err != nil {
+			waits := false
+			err := m.KeepTap(cmd.Context(), vm, nicID, func() error {
+				waits = true
+				return sdnotify.Notify("READY=1")
+			})
+			switch {
+			case waits && errors.Is(err, fs.ErrNotExist): // removed, or replaced by the same again
+				return a.result(detached{vm, nicID, false}, "%s/%s: its tap is gone", vm, nicID)
+			case err != nil:
 				return fmt.Errorf("keep %s/%s: %w", vm, nicID, err)
 			}
 			return a.result(detached{vm, nicID, true}, "%s/%s: its VMM has it", vm, nicID)

@@ -83,7 +83,7 @@ func (m *Maker) waitSteps(h *NIC, wait time.Duration, keep func(context.Context)
 const keepPause = 10 * time.Second
 
 // KeepTap waits until a VMM has opened a tap by its name, and makes it end with that VMM. It calls
-// ready, if not nil, once it waits. If the tap has gone, the error matches fs.ErrNotExist. A tap
+// ready once it waits. If the tap has gone, the error matches fs.ErrNotExist. A tap
 // that no VMM opens in time is removed, and the error matches ErrNotOpened.
 func (m *Maker) KeepTap(ctx context.Context, dev *inventory.Device, ready func() error) error {
 	events, err := rtnl.OpenEvents(m.NS)
@@ -156,8 +156,11 @@ func (m *Maker) handOver(ctx context.Context, dev *inventory.Device) (opened boo
 		return false, fmt.Errorf("link %s: %w: it is no tap any more that waits for a VMM", l.Name, fs.ErrNotExist)
 	case l.Tun.Attached:
 		now, err := m.Reread(ctx, dev)
-		if err != nil || now == nil {
+		switch {
+		case err != nil:
 			return true, err
+		case now == nil: // it was opened to be removed
+			return true, fmt.Errorf("link %s: %w", l.Name, fs.ErrNotExist)
 		}
 		if len(now.Holders) > 0 {
 			return true, m.GiveTo(ctx, now)

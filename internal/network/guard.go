@@ -50,7 +50,10 @@ func (b Background) Start(ctx context.Context) error {
 	run := []string{
 		"--quiet", "--collect", "--service-type=notify", "--unit=" + b.Unit, "--description=" + b.Description, "--",
 	}
-	cmd := exec.CommandContext(ctx, "systemd-run", append(run, b.Command...)...)
+	for _, arg := range b.Command {
+		run = append(run, strings.ReplaceAll(arg, "$", "$$")) // systemd replaces variables: systemd.service(5)
+	}
+	cmd := exec.CommandContext(ctx, "systemd-run", run...)
 	cmd.WaitDelay = time.Second
 	if said, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("systemd-run: %w: %s", err, strings.TrimSpace(string(said)))
