@@ -23,6 +23,7 @@ type moody struct {
 	mu      sync.Mutex
 	forgets error // of Forget, which has forgotten then or does so later
 	stores  error
+	part    int           // Forget forgets so many names and fails, unless it is 0
 	blocks  chan struct{} // unless it is nil, each call waits until it is closed
 }
 
@@ -45,6 +46,12 @@ func (m *moody) set(forgets, stores error, blocks chan struct{}) {
 func (m *moody) Forget(names ...string) error {
 	if err, _ := m.now(); err != nil {
 		return err
+	}
+	m.mu.Lock()
+	part := m.part
+	m.mu.Unlock()
+	if part > 0 {
+		return errors.Join(m.memory.Forget(names[:min(part, len(names))]...), errors.New("killed"))
 	}
 	return m.memory.Forget(names...)
 }
@@ -118,6 +125,23 @@ func TestLateForget(t *testing.T) {
 		describedBy(3, 4))
 	s, notes := goOn(t, m.copied(t))
 	if ports := s.Ports(); len(ports) != 3 || ports[0].Label != "new" || len(notes.all) > 0 {
+		t.Errorf("%+v, %q", ports, notes.all)
+	}
+}
+
+// TestForgetsInOrder kills a switch while it forgets a port. The next one misses none of its files.
+func TestForgetsInOrder(t *testing.T) {
+	c, _, m, _ := moodily(t, 0)
+	guest(t, c, control.Port{Name: "a"})
+	guest(t, c, control.Port{Name: "b"})
+	m.mu.Lock()
+	m.part = 1
+	m.mu.Unlock()
+	if err := c.RemovePort(soon(t), "b"); err != nil {
+		t.Fatal(err)
+	}
+	s, notes := goOn(t, m.copied(t))
+	if ports := s.Ports(); len(ports) != 1 || len(notes.all) > 0 {
 		t.Errorf("%+v, %q", ports, notes.all)
 	}
 }
