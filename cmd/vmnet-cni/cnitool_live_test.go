@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/internal/kernel/netns"
+	"vmnet/internal/nstest"
 	"vmnet/internal/testprogram"
 )
 
@@ -73,6 +74,7 @@ func (c *tool) run(command, network, pod string) (string, error) {
 
 // TestLiveCnitool: all commands of each version of the specification, by the project's own tool.
 func TestLiveCnitool(t *testing.T) {
+	nstest.RequireRoot(t)
 	c := newTool(t)
 	before := c.links(c.nl)
 	for _, version := range []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
@@ -133,6 +135,7 @@ func (c *tool) collected(name, pod string) {
 
 // TestLiveCnitoolFailures: what a person sees of a network that is not there.
 func TestLiveCnitoolFailures(t *testing.T) {
+	nstest.RequireRoot(t)
 	c := newTool(t)
 	name := c.net("1.1.0", `"bridge":"br9"`)
 	rt, pod := c.pod("one")

@@ -13,9 +13,11 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// TestCounting: counters are those of now at each reading, and what has changed is seen at the next
-// one: a NIC that comes or goes, and one whose link goes down. A macvtap counts in its own netns.
-func TestCounting(t *testing.T) {
+// TestLiveCounting: counters are those of now at each reading, and what has changed is seen at the
+// next one: a NIC that comes or goes, and one whose link goes down. A macvtap counts in its own
+// netns.
+func TestLiveCounting(t *testing.T) {
+	nstest.RequireRoot(t) // for the macvtap
 	h, g := fakeTest(t)
 	h.attach(g.spec("net0"))
 	h.ip("link", "add", "up0", "up", "type", "veth", "peer", "name", "far0")
