@@ -34,13 +34,16 @@ func TestLiveFlapping(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.ports.mu.Lock()
+	in := s.ports.byName["a"].in
+	s.ports.mu.Unlock()
 	const changes = 200
 	for n := range changes {
 		if err := nl.LinkSetMTU(dev, 1000+n); err != nil {
 			t.Fatal(err)
 		}
 		nstest.Eventually(t, patience, "the switch has noticed it", func() bool {
-			at, ok := s.ports.byName["a"].in.Link()
+			at, ok := in.Link()
 			return ok && at.MTU == 1000+n
 		})
 	}
