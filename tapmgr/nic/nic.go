@@ -17,6 +17,19 @@ import (
 	"vmnet/internal/routed/gateway"
 )
 
+// Via says how the VMM gets a NIC, if it is not given the files of it by its own monitor.
+type Via string
+
+// ViaLibvirt gives libvirt the name of the finished device: libvirt plugs it, and knows it.
+// ViaMonitor passes fds to QEMU through libvirt's monitor commands: libvirt does not know the NIC,
+// marks the domain as tainted, and cannot migrate it. ViaName leaves a tap for a VMM that opens it
+// by its name, and that has no monitor which vmnet knows.
+const (
+	ViaLibvirt Via = "libvirt"
+	ViaMonitor Via = "monitor"
+	ViaName    Via = "name"
+)
+
 // NIC is one NIC of a guest as it is. Its JSON keys are stable.
 type NIC struct {
 	VM        string `json:"vm"` // empty for a host access, which belongs to no guest

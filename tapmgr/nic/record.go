@@ -309,6 +309,9 @@ func (r *Record) set(key, value string) bool {
 	return err == nil
 }
 
+// ByName reports whether another process opens the device by its name.
+func (v Via) ByName() bool { return v == ViaLibvirt || v == ViaName }
+
 // EthernetMTU is the MTU that a guest assumes by default, in bytes.
 const EthernetMTU = 1500
 

@@ -5,8 +5,10 @@ import (
 	"crypto/sha256"
 	"encoding/base32"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -327,6 +329,23 @@ func DefaultMAC(vm, nic string) net.HardwareAddr {
 	return stablemac.New([]byte{0x52, 0x54, 0x00}, vm, nic)
 }
 
+// DeviceID returns the id of a NIC's QEMU device. The netdev's id and the getfd names derive from
+// it (package qmp), since QMP lists neither.
+func DeviceID(nic string) string { return "vmnet-" + nic }
+
+// LibvirtAlias returns libvirt's alias, and so QEMU's id, of a NIC that was handed over by name.
+// Libvirt accepts only aliases that begin with "ua-" (virDomainDeviceAliasIsUserAlias in
+// src/conf/domain_conf.c).
+func LibvirtAlias(nic string) string { return "ua-" + DeviceID(nic) }
+
+// DeviceOf returns the id of the QEMU device of a NIC that was handed over in that way.
+func DeviceOf(nic string, via Via) string {
+	if via == ViaLibvirt {
+		return LibvirtAlias(nic)
+	}
+	return DeviceID(nic)
+}
+
 const (
 	hostMACByte = stablemac.HostMACByte
 
@@ -355,4 +374,22 @@ func ValidNIC(id string) error {
 		return fmt.Errorf("NIC id %q: want 1 to 12 of a-z, 0-9 and _", id)
 	}
 	return nil
+}
+
+// ValidHash reports whether a text can be an optionsHash.
+func ValidHash(text string) bool { return text == "" || formed(text, hashLen, letters+digits, "") }
+
+// OptionsHash returns what a record keeps of the rest of a Spec: enough to see that two differ.
+func (s Spec) OptionsHash() string {
+	var texts []string
+	for _, k := range slices.Sorted(maps.Keys(s.DeviceOptions)) {
+		texts = append(texts, k, s.DeviceOptions[k])
+	}
+	if l := s.Lower; l != nil && (l.NoPromisc || l.Flag != "" || len(l.Sources)+len(l.Addrs) > 0) {
+		texts = append(texts, fmt.Sprint(l.NoPromisc, l.Flag, l.Sources, l.Addrs))
+	}
+	if len(texts) == 0 {
+		return ""
+	}
+	return shortHash(texts...)
 }

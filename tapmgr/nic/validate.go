@@ -330,3 +330,21 @@ func ModelOf(libvirtModel string) string {
 	}
 	return libvirtModel
 }
+
+// validateNamed checks a NIC whose VMM opens it by its name: that must be a tap, and whatever the
+// VMM decides of its device is not known.
+func (s Spec) validateNamed() error {
+	switch {
+	case s.Via != ViaName:
+		return nil
+	case s.Lower != nil:
+		return errors.New("a VMM opens a tap by its name: --bridge, --network or --routed says where that is")
+	case s.Switch != nil:
+		return errors.New("a switch has its ports' taps itself (vmnet switch run --tap makes one)")
+	case s.Queues == QueuesAuto:
+		return errors.New("how many processors the VMM's guest has is not known: want a number of queues")
+	case s.LinkDown, s.Prepared, s.Persistent, s.MTU != 0, len(s.DeviceOptions) > 0, s.Vhost == VhostOn:
+		return errors.New("link, MTU, vhost and device are the VMM's own settings")
+	}
+	return nil
+}
