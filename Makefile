@@ -75,7 +75,7 @@ quick: ## vet, format, and the tests that need neither root nor guests (a minute
 
 # What .ci/run does. STEPS selects some of the steps of internal/fresh/steps.sh.
 STEPS ?=
-fresh: ## everything a newcomer does, with the sessions of the documents, in a fresh Debian 12 (28 minutes; root, network)
+fresh: ## everything a newcomer does, with the sessions of the documents, in a fresh Debian 12 (31 minutes; root, network)
 	sh internal/fresh/fresh.sh $(STEPS)
 
 # A machine that is busy with others fails a test now and then. Up to ten tests that fail are run
