@@ -23,15 +23,13 @@ type inPlace struct {
 }
 
 func newInPlace(tb testing.TB) *inPlace {
-	guest := everything
-	guest.VnetHdr = vnetLen
 	security := portsectest.Config()
 	security.MAC = mac(1)
 	sw, queues := memoryLAN(tb, map[string]vport.Config{
 		"in": trunkAll(1), "secure": {Security: security}, "tap": {}, "vlan": access(10), "guest": {}, "trunk": trunkAll(0),
 		"socket": trunkAll(1), "small": {MTU: 1000}, "tunnels": trunkAll(1), "copied": {},
 	}, map[string]offload.Limits{
-		"in": everything, "secure": everything, "tap": everything, "vlan": everything, "guest": guest, "trunk": everything,
+		"in": everything, "secure": everything, "tap": everything, "vlan": everything, "guest": everything, "trunk": everything,
 		"small": everything, "tunnels": everyTunnel, "copied": everything,
 	})
 	for _, p := range sw.Ports() {

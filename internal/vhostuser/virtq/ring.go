@@ -135,6 +135,11 @@ func (r *Ring) Has(n int) (bool, error) {
 	return have >= n, err
 }
 
+// offered reads the entry of the available ring that is n entries after the next one.
+func (r *Ring) offered(n int) uint16 {
+	return load16(unsafe.Add(r.avail, 4+2*uintptr((r.next+uint16(n))&(r.size-1))))
+}
+
 // A Chain is a chain of descriptors that the driver offers.
 type Chain struct {
 	Head uint16 // the first descriptor, which identifies it
@@ -145,7 +150,7 @@ type Chain struct {
 // It appends the pieces of memory to pieces, which must all be for the device to write, or all for
 // it to read. An error means that the ring is malformed.
 func (r *Ring) Chain(n int, writable bool, pieces [][]byte) (Chain, [][]byte, error) {
-	c := Chain{Head: load16(unsafe.Add(r.avail, 4+2*uintptr((r.next+uint16(n))&(r.size-1))))}
+	c := Chain{Head: r.offered(n)}
 	table, count, at := r.desc, uint32(r.size), uint32(c.Head)
 	for left := maxChain; ; left-- {
 		if at >= count || left == 0 {
@@ -188,7 +193,7 @@ func (r *Ring) Chain(n int, writable bool, pieces [][]byte) (Chain, [][]byte, er
 // case, for which it costs less than Chain. Otherwise it returns nil, and nothing is known of the
 // chain.
 func (r *Ring) Single(n int, writable bool) (head uint16, buffer []byte) {
-	head = load16(unsafe.Add(r.avail, 4+2*uintptr((r.next+uint16(n))&(r.size-1))))
+	head = r.offered(n)
 	if head >= r.size {
 		return 0, nil
 	}
